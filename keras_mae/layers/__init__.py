@@ -1,0 +1,15 @@
+"""The layers: whatever owns weights or randomness."""
+
+from keras_mae.layers.masking import RandomMasking, gather_tokens
+from keras_mae.layers.patch_embedding import PatchEmbedding, PositionEmbedding
+from keras_mae.layers.transformer import MLP, SelfAttention, TransformerBlock
+
+__all__ = [
+    "MLP",
+    "PatchEmbedding",
+    "PositionEmbedding",
+    "RandomMasking",
+    "SelfAttention",
+    "TransformerBlock",
+    "gather_tokens",
+]

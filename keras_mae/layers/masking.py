@@ -1,0 +1,174 @@
+"""Random masking: which patches are removed, and how to put tokens back in order."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def check_mask_ratio(mask_ratio):
+    """Returns `mask_ratio` as a float, or raises.
+
+    Args:
+        mask_ratio: The share of patches to remove, in [0, 1).
+
+    Returns:
+        A float.
+
+    Raises:
+        ValueError: If it is no number in [0, 1).
+
+    Example:
+
+    ```python
+    assert check_mask_ratio(0.75) == 0.75
+    ```
+    """
+    try:
+        valid = 0.0 <= float(mask_ratio) < 1.0
+    except (TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ValueError(f"mask_ratio must be in [0, 1). Received: {mask_ratio!r}")
+    return float(mask_ratio)
+
+
+def gather_tokens(tokens, ids):
+    """Picks tokens row by row: `out[b, k] = tokens[b, ids[b, k]]`.
+
+    Args:
+        tokens: `(B, L, D)` tensor.
+        ids: `(B, K)` int tensor, each in [0, L).
+
+    Returns:
+        `(B, K, D)` tensor.
+
+    Example:
+
+    ```python
+    tokens = np.arange(6.0).reshape(1, 3, 2)
+    picked = gather_tokens(tokens, np.array([[2, 0]]))
+    np.testing.assert_array_equal(picked, [[[4.0, 5.0], [0.0, 1.0]]])
+    ```
+    """
+    batch, length = ops.shape(tokens)[:2]
+    # one gather of whole rows: take_along_axis would index every element
+    first = ops.arange(batch, dtype="int32")[:, None] * length
+    flat = ops.reshape(tokens, (-1, tokens.shape[-1]))  # (B * L, D)
+    return ops.take(flat, ops.cast(ids, "int32") + first, axis=0)  # (B, K, D)
+
+
+def _values_if_known(tensor):
+    """Returns the tensor as a NumPy array, or None while a graph is being traced."""
+    try:
+        return ops.convert_to_numpy(tensor)
+    except Exception:  # each backend has its own error for a tensor without a value
+        return None
+
+
+def _check_mask(mask, length):
+    """Raises unless every row of a `(B, L)` mask is 0/1 and keeps equally many."""
+    if len(mask.shape) != 2 or mask.shape[1] != length:
+        raise ValueError(
+            f"mask must be (batch, {length}). Received: mask.shape={tuple(mask.shape)}"
+        )
+    values = _values_if_known(mask)
+    if values is None:
+        return
+    if not np.isin(values, (0, 1)).all():
+        raise ValueError(
+            "mask must hold only 0 (visible) and 1 (removed). "
+            f"Received: {np.unique(values)[:5].tolist()}"
+        )
+    kept = np.unique((values == 0).sum(axis=1))
+    if len(kept) > 1:
+        raise ValueError(
+            "Every row of mask must keep equally many patches. "
+            f"Received rows that keep {kept.tolist()}"
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class RandomMasking(keras.layers.Layer):
+    """Chooses the patches to remove, for each image on its own (paper, section 3).
+
+    Noise is sorted in ascending order and the first `int(L * (1 - mask_ratio))`
+    patches stay visible. Noise and mask are float32 under every dtype policy.
+
+    Args:
+        seed: Int or `None`, the seed of the layer's own generator, used when a call
+            brings no `noise`, `mask` or `seed`.
+        **kwargs: Those of `keras.layers.Layer`.
+
+    Call arguments:
+        patches: `(B, L, P)` tensor; only its shape is read.
+        mask_ratio: Float in [0, 1), the share of patches to remove.
+        noise: `(B, L)` tensor to sort instead of drawing one.
+        mask: `(B, L)` tensor, 1 = removed, 0 = visible, instead of a drawn one. Rows
+            must keep equally many; the visible patches keep their raster order.
+        seed: Int; the same seed gives the same mask at every call.
+
+    Returns:
+        A dict: `ids_keep` `(B, K)` int32, the visible patches; `ids_restore` `(B, L)`
+        int32, where each patch lies after shuffling; `mask` `(B, L)` float32.
+
+    Raises:
+        ValueError: If `mask_ratio` is outside [0, 1), if noise or mask has another
+            shape, or if both or neither of `mask` and `mask_ratio` are given.
+
+    Example:
+
+    ```python
+    masking = RandomMasking(seed=0)
+    chosen = masking(np.zeros((2, 16, 48)), mask_ratio=0.75)
+    assert chosen["ids_keep"].shape == (2, 4)
+    ```
+    """
+
+    def __init__(self, seed=None, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, patches, mask_ratio=None, noise=None, mask=None, seed=None):
+        batch, length = ops.shape(patches)[:2]
+        if mask is not None:
+            if not (mask_ratio is None and noise is None and seed is None):
+                raise ValueError(
+                    "mask decides alone: give no mask_ratio, noise or seed beside it"
+                )
+            _check_mask(mask, length)
+            mask = ops.cast(mask, "float32")
+            num_keep = length - ops.cast(ops.sum(mask[0]), "int32")
+            values = _values_if_known(num_keep)
+            # a known count keeps the shapes static, which XLA needs
+            return self._sort(mask, num_keep if values is None else int(values))
+        num_keep = int(length * (1 - check_mask_ratio(mask_ratio)))
+        if num_keep < 1:
+            raise ValueError(
+                f"mask_ratio={mask_ratio} leaves no visible patch of {length}"
+            )
+        if noise is None:
+            seed = self.seed_generator if seed is None else seed
+            # float32: bfloat16 noise ties in every row, and ties bias the mask
+            noise = keras.random.uniform((batch, length), dtype="float32", seed=seed)
+        elif len(noise.shape) != 2 or noise.shape[1] != length:
+            raise ValueError(
+                f"noise must be (batch, {length}). "
+                f"Received: noise.shape={tuple(noise.shape)}"
+            )
+        return self._sort(ops.cast(noise, "float32"), num_keep)
+
+    def _sort(self, noise, num_keep):
+        """Keeps the patches of the `num_keep` smallest values of noise."""
+        ids_shuffle = ops.cast(ops.argsort(noise, axis=1), "int32")  # (B, L)
+        ids_restore = ops.cast(ops.argsort(ids_shuffle, axis=1), "int32")  # (B, L)
+        return {
+            "ids_keep": ids_shuffle[:, :num_keep],  # (B, K)
+            "ids_restore": ids_restore,
+            # (B, L) float32, 1 = removed, 0 = visible
+            "mask": ops.cast(ids_restore >= num_keep, "float32"),
+        }
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}

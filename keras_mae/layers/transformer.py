@@ -1,0 +1,312 @@
+"""The pre-norm Vision Transformer block: self-attention, MLP, and their residuals."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+def gelu_tanh(x):
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2).
+
+    Args:
+        x: Float tensor.
+
+    Returns:
+        Tensor of the same shape and dtype.
+
+    Example:
+
+    ```python
+    layer = keras.layers.Dense(4, activation=keras_mae.layers.transformer.gelu_tanh)
+    ```
+    """
+    return keras.activations.gelu(x, approximate=True)
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class SelfAttention(keras.layers.Layer):
+    """Multi-head self-attention with one fused projection for query, key and value.
+
+    `softmax(q k^T / sqrt(head_dim)) v` (Vaswani et al. 2017, eq. 1); the softmax runs
+    in float32 under every dtype policy.
+
+    Args:
+        hidden_dim: Int, the tokens' width.
+        num_heads: Int, which divides `hidden_dim`.
+        dropout_rate: Float, dropout of the attention probabilities.
+        use_bias: Whether query, key and value have a bias.
+        kernel_initializer: Initializer of both projections.
+        **kwargs: Those of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(B, N, hidden_dim)` tensor.
+        training: Whether dropout is active.
+
+    Returns:
+        A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
+        attention probabilities.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `hidden_dim`.
+
+    Example:
+
+    ```python
+    output, attention = SelfAttention(hidden_dim=8, num_heads=2)(np.ones((1, 5, 8)))
+    assert attention.shape == (1, 2, 5, 5)
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_dim,
+        num_heads,
+        dropout_rate=0.0,
+        use_bias=True,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if num_heads < 1 or hidden_dim % num_heads:
+            raise ValueError(
+                "hidden_dim must be divisible by num_heads. "
+                f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
+            )
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.dropout_rate = dropout_rate
+        self.use_bias = use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        dense = {"kernel_initializer": kernel_initializer, "dtype": self.dtype_policy}
+        self.qkv = keras.layers.Dense(
+            3 * hidden_dim, use_bias=use_bias, name="qkv", **dense
+        )
+        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
+        self.proj = keras.layers.Dense(hidden_dim, name="proj", **dense)
+
+    def build(self, input_shape):
+        self.qkv.build(input_shape)
+        self.proj.build(input_shape)
+
+    def call(self, x, training=None):
+        length, head_dim = ops.shape(x)[1], self.hidden_dim // self.num_heads
+        qkv = self.qkv(x)  # (B, N, 3 * D)
+        qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, head_dim))
+        query, key, value = ops.unstack(
+            ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
+        )  # (B, heads, N, head_dim) each
+        key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
+        scores = ops.matmul(query * head_dim**-0.5, key)  # (B, heads, N, N)
+        attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
+        attention = ops.cast(attention, scores.dtype)
+        attention = self.dropout(attention, training=training)
+        x = ops.matmul(attention, value)  # (B, heads, N, head_dim)
+        x = ops.transpose(x, (0, 2, 1, 3))  # (B, N, heads, head_dim)
+        x = ops.reshape(x, (-1, length, self.hidden_dim))  # (B, N, D)
+        return self.proj(x), attention
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "num_heads": self.num_heads,
+            "dropout_rate": self.dropout_rate,
+            "use_bias": self.use_bias,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class MLP(keras.layers.Layer):
+    """Two dense layers with an activation between them.
+
+    Args:
+        hidden_dim: Int, the tokens' width.
+        mlp_dim: Int, the width between the layers.
+        activation: Name or function; `"gelu"` is the exact one, by erf.
+        kernel_initializer: Initializer of both layers.
+        **kwargs: Those of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(B, N, hidden_dim)` tensor.
+
+    Returns:
+        `(B, N, hidden_dim)` tensor.
+
+    Example:
+
+    ```python
+    assert MLP(hidden_dim=8, mlp_dim=32)(np.ones((1, 5, 8))).shape == (1, 5, 8)
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_dim,
+        mlp_dim,
+        activation="gelu",
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.mlp_dim = mlp_dim
+        self.activation = keras.activations.get(activation)
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        dense = {"kernel_initializer": kernel_initializer, "dtype": self.dtype_policy}
+        self.fc1 = keras.layers.Dense(
+            mlp_dim, activation=self.activation, name="fc1", **dense
+        )
+        self.fc2 = keras.layers.Dense(hidden_dim, name="fc2", **dense)
+
+    def build(self, input_shape):
+        self.fc1.build(input_shape)
+        self.fc2.build((*input_shape[:-1], self.mlp_dim))
+
+    def call(self, x):
+        return self.fc2(self.fc1(x))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "mlp_dim": self.mlp_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class TransformerBlock(keras.layers.Layer):
+    """Norm, attention, residual; norm, MLP, residual (Dosovitskiy et al., eq. 2-3).
+
+    Args:
+        hidden_dim: Int, the tokens' width.
+        num_heads: Int, which divides `hidden_dim`.
+        mlp_dim: Int, the MLP's width.
+        activation: Name or function of the MLP's activation.
+        dropout_rate: Float, dropout after attention and after the MLP.
+        attention_dropout_rate: Float, dropout of the attention probabilities.
+        qkv_bias: Whether query, key and value have a bias.
+        layer_norm_epsilon: Float; 1e-6 in the paper's code.
+        kernel_initializer: Initializer of every dense layer.
+        **kwargs: Those of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(B, N, hidden_dim)` tensor.
+        training: Whether dropout is active.
+
+    Returns:
+        A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
+        attention probabilities.
+
+    Raises:
+        ValueError: If `num_heads` does not divide `hidden_dim`.
+
+    Example:
+
+    ```python
+    block = TransformerBlock(hidden_dim=8, num_heads=2, mlp_dim=32)
+    x, attention = block(np.ones((1, 5, 8)))
+    ```
+    """
+
+    def __init__(
+        self,
+        hidden_dim,
+        num_heads,
+        mlp_dim,
+        activation="gelu",
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        qkv_bias=True,
+        layer_norm_epsilon=1e-6,
+        kernel_initializer="glorot_uniform",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.num_heads = num_heads
+        self.mlp_dim = mlp_dim
+        self.activation = keras.activations.get(activation)
+        self.dropout_rate = dropout_rate
+        self.attention_dropout_rate = attention_dropout_rate
+        self.qkv_bias = qkv_bias
+        self.layer_norm_epsilon = layer_norm_epsilon
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        policy = {"dtype": self.dtype_policy}
+        norm = {"epsilon": layer_norm_epsilon, **policy}
+        self.norm1 = keras.layers.LayerNormalization(name="norm1", **norm)
+        self.attention = SelfAttention(
+            hidden_dim,
+            num_heads,
+            dropout_rate=attention_dropout_rate,
+            use_bias=qkv_bias,
+            kernel_initializer=kernel_initializer,
+            name="attention",
+            **policy,
+        )
+        self.norm2 = keras.layers.LayerNormalization(name="norm2", **norm)
+        self.mlp = MLP(
+            hidden_dim,
+            mlp_dim,
+            activation=activation,
+            kernel_initializer=kernel_initializer,
+            name="mlp",
+            **policy,
+        )
+        self.dropout1 = keras.layers.Dropout(dropout_rate, **policy)
+        self.dropout2 = keras.layers.Dropout(dropout_rate, **policy)
+
+    def build(self, input_shape):
+        for layer in (self.norm1, self.attention, self.norm2, self.mlp):
+            layer.build(input_shape)
+
+    def call(self, x, training=None):
+        y, attention = self.attention(self.norm1(x), training=training)
+        x = x + self.dropout1(y, training=training)
+        y = self.mlp(self.norm2(x))
+        return x + self.dropout2(y, training=training), attention
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "num_heads": self.num_heads,
+            "mlp_dim": self.mlp_dim,
+            "activation": keras.activations.serialize(self.activation),
+            "dropout_rate": self.dropout_rate,
+            "attention_dropout_rate": self.attention_dropout_rate,
+            "qkv_bias": self.qkv_bias,
+            "layer_norm_epsilon": self.layer_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+def run_blocks(blocks, x, training=None):
+    """Runs blocks one after the other, remembering what passes between them.
+
+    Args:
+        blocks: List of `TransformerBlock`.
+        x: `(B, N, D)` tensor.
+        training: Whether dropout is active.
+
+    Returns:
+        A tuple: the last output; `hidden_states`, a list of `len(blocks) + 1` tensors
+        `(B, N, D)` whose first is `x`; `attentions`, a list of `len(blocks)` tensors
+        `(B, num_heads, N, N)`.
+
+    Example:
+
+    ```python
+    blocks = [TransformerBlock(8, 2, 32) for _ in range(3)]
+    x, hidden_states, attentions = run_blocks(blocks, np.ones((1, 5, 8)))
+    assert len(hidden_states) == 4 and len(attentions) == 3
+    ```
+    """
+    hidden_states, attentions = [x], []
+    for block in blocks:
+        x, attention = block(x, training=training)
+        hidden_states.append(x)
+        attentions.append(attention)
+    return x, hidden_states, attentions

@@ -1,0 +1,110 @@
+"""The MAE decoder: from the visible patches' latent to the pixels of every patch."""
+
+import keras
+from keras import ops
+
+from keras_mae.layers.masking import gather_tokens
+from keras_mae.layers.patch_embedding import PositionEmbedding
+from keras_mae.layers.transformer import run_blocks
+from keras_mae.models.stack import TransformerStack
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class MAEDecoder(TransformerStack):
+    """Lightweight transformer that fills in mask tokens and predicts pixels.
+
+    Paper, section 3 ("MAE decoder"): project the latent, put a shared learned mask
+    token wherever a patch was removed, add positions, run blocks, project to pixels.
+
+    Args:
+        grid: Pair `(rows, columns)` of the patches.
+        patch_dim: Int, the values of a flattened patch.
+        latent_dim: Int, the encoder's width.
+        hidden_dim: Int, the decoder's width; a multiple of 4 and of `num_heads`.
+        depth: Int, number of blocks.
+        num_heads: Int.
+        mlp_dim: Int, the blocks' MLP width.
+        **kwargs: Those of `TransformerStack` (activation, dropouts, epsilon,
+            initializers) and of `keras.Model`.
+
+    Call arguments:
+        latent: `(B, 1 + K, latent_dim)` tensor, CLS first.
+        ids_restore: `(B, L)` int tensor, where each patch lies after shuffling.
+        grid: Pair `(rows, columns)` if it is not the decoder's own; positions are
+            resized in two dimensions.
+        training: Whether dropout is active.
+
+    Returns:
+        `(B, L, patch_dim)` tensor, the predicted patches in raster order.
+
+    Example:
+
+    ```python
+    decoder = MAEDecoder((2, 2), patch_dim=48, latent_dim=8, hidden_dim=16, depth=1,
+                         num_heads=2, mlp_dim=32)
+    ids_restore = np.array([[2, 0, 1, 3]])
+    assert decoder(np.zeros((1, 2, 8)), ids_restore).shape == (1, 4, 48)
+    ```
+    """
+
+    def __init__(
+        self,
+        grid,
+        patch_dim,
+        latent_dim,
+        hidden_dim=512,
+        depth=8,
+        num_heads=16,
+        mlp_dim=2048,
+        **kwargs,
+    ):
+        super().__init__(hidden_dim, depth, num_heads, mlp_dim, **kwargs)
+        self.grid = tuple(grid)
+        self.patch_dim = patch_dim
+        self.latent_dim = latent_dim
+        dense = {
+            "kernel_initializer": self.kernel_initializer,
+            "dtype": self.dtype_policy,
+        }
+        self.embed = keras.layers.Dense(hidden_dim, name="embed", **dense)
+        self.positions = PositionEmbedding(
+            hidden_dim, grid, dtype=self.dtype_policy, name="positions"
+        )
+        self.pred = keras.layers.Dense(patch_dim, name="pred", **dense)
+        self.build((None, None, latent_dim))
+
+    def build(self, input_shape):
+        if self.built:
+            return
+        self.embed.build((None, None, self.latent_dim))
+        self.mask_token = self.add_weight(
+            shape=(1, 1, self.hidden_dim),
+            initializer=keras.initializers.RandomNormal(stddev=self.initializer_range),
+            name="mask_token",
+        )
+        self.positions.build()
+        self.build_stack()
+        self.pred.build((None, None, self.hidden_dim))
+        self.built = True
+
+    def call(self, latent, ids_restore, grid=None, training=None):
+        x = self.embed(latent)  # (B, 1 + K, D)
+        batch, visible = ops.shape(x)[0], ops.shape(x)[1] - 1
+        removed = ops.shape(ids_restore)[1] - visible
+        mask_tokens = ops.broadcast_to(
+            ops.cast(self.mask_token, x.dtype), (batch, removed, self.hidden_dim)
+        )
+        patches = ops.concatenate([x[:, 1:], mask_tokens], axis=1)  # (B, L, D)
+        patches = gather_tokens(patches, ids_restore)  # (B, L, D), raster order
+        x = ops.concatenate([x[:, :1], patches], axis=1)  # (B, 1 + L, D)
+        x = self.positions(x, grid=grid)
+        x, _, _ = run_blocks(self.blocks, x, training=training)
+        return self.pred(self.norm(x))[:, 1:]  # (B, L, P)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "grid": self.grid,
+            "patch_dim": self.patch_dim,
+            "latent_dim": self.latent_dim,
+        }

@@ -1,0 +1,85 @@
+"""What encoder and decoder share: a stack of transformer blocks and a final norm."""
+
+import keras
+
+from keras_mae.layers.transformer import TransformerBlock
+
+
+class TransformerStack(keras.Model):
+    """Owns `depth` equal blocks and the norm behind them; a base class.
+
+    Args:
+        hidden_dim: Int, the tokens' width; a multiple of 4 and of `num_heads`.
+        depth: Int, number of blocks.
+        num_heads: Int, attention heads of a block.
+        mlp_dim: Int, width of a block's MLP.
+        activation: Name or function of the MLP's activation; `"gelu"` is the exact
+            one.
+        dropout_rate: Float, dropout after attention and after the MLP.
+        attention_dropout_rate: Float, dropout of the attention probabilities.
+        qkv_bias: Whether query, key and value have a bias.
+        layer_norm_epsilon: Float; 1e-6 in the paper's code.
+        kernel_initializer: Initializer of every dense layer; Xavier uniform in the
+            paper (appendix A.1).
+        initializer_range: Float, the deviation of the normal that draws the CLS or
+            mask token.
+        **kwargs: Those of `keras.Model`.
+    """
+
+    def __init__(
+        self,
+        hidden_dim,
+        depth,
+        num_heads,
+        mlp_dim,
+        activation="gelu",
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        qkv_bias=True,
+        layer_norm_epsilon=1e-6,
+        kernel_initializer="glorot_uniform",
+        initializer_range=0.02,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.hidden_dim = hidden_dim
+        self.initializer_range = initializer_range
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self._block_config = {
+            "num_heads": num_heads,
+            "mlp_dim": mlp_dim,
+            "activation": keras.activations.serialize(
+                keras.activations.get(activation)
+            ),
+            "dropout_rate": dropout_rate,
+            "attention_dropout_rate": attention_dropout_rate,
+            "qkv_bias": qkv_bias,
+            "layer_norm_epsilon": layer_norm_epsilon,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+        self.blocks = [
+            TransformerBlock(
+                hidden_dim,
+                dtype=self.dtype_policy,
+                name=f"block_{index}",
+                **self._block_config,
+            )
+            for index in range(depth)
+        ]
+        self.norm = keras.layers.LayerNormalization(
+            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
+        )
+
+    def build_stack(self):
+        """Creates the weights of the blocks and of the norm."""
+        for layer in (*self.blocks, self.norm):
+            layer.build((None, None, self.hidden_dim))
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden_dim": self.hidden_dim,
+            "depth": len(self.blocks),
+            **self._block_config,
+            "initializer_range": self.initializer_range,
+        }

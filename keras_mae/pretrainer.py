@@ -1,0 +1,345 @@
+"""MAEPretrainer: encoder, decoder, the loss on removed patches, and its train step."""
+
+import keras
+from keras import ops
+
+from keras_mae.layers.masking import check_mask_ratio
+from keras_mae.models.decoder import MAEDecoder
+from keras_mae.models.encoder import MAEEncoder
+from keras_mae.patches import (
+    normalize_patches,
+    patch_statistics,
+    patchify,
+    unpatchify,
+)
+from keras_mae.presets import pretrainer_config
+
+# evaluation always removes the same patches, so that epochs compare
+EVALUATION_SEED = 0
+
+
+def _xla_pays():
+    """Says what `jit_compile="auto"` means: XLA, except where it costs.
+
+    On CPUs XLA's first step is long and its gain small (in bfloat16 a loss); several
+    replicas of a mirrored strategy don't fit in one XLA cluster.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    one = tf.distribute.get_strategy().num_replicas_in_sync == 1
+    return one and bool(tf.config.list_physical_devices("GPU"))
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class MAEPretrainer(keras.Model):
+    """Masked autoencoder for pretraining with `fit` (He et al. 2021).
+
+    Each step removes a random share of the patches, encodes the visible ones,
+    reconstructs the pixels of all, and is scored on the removed ones (paper, section
+    3): `sum(mean squared error of a patch * mask) / sum(mask)`.
+
+    Args:
+        encoder: A `MAEEncoder`.
+        decoder: A `MAEDecoder` for the same patches.
+        mask_ratio: Float in [0, 1), the share of patches to remove; 0.75 in the paper.
+            The loss needs at least one removed patch.
+        norm_pix_loss: Whether targets are normalized patch by patch.
+        **kwargs: Those of `keras.Model`.
+
+    Call arguments:
+        images: `(B, H, W, C)` float tensor, channels last, normalized as by
+            `MAEImageProcessor`.
+        noise: `(B, L)` tensor to sort instead of drawing one.
+        mask: `(B, L)` tensor, 1 = removed, 0 = visible, instead of `mask_ratio`.
+        seed: Int; the same seed gives the same mask at every call.
+        interpolate: Whether to accept images of another size.
+        output_hidden_states: Whether to return the encoder's `hidden_states`.
+        output_attentions: Whether to return the encoder's `attentions`.
+        training: Whether dropout is active.
+
+    Returns:
+        A dict: `loss`, float32 scalar; `logits` `(B, L, P)`, the predicted patches;
+        `mask` `(B, L)` float32; `ids_restore` `(B, L)` int32; `latent`
+        `(B, 1 + K, hidden_dim)`; `hidden_states` and `attentions` on request.
+
+    Raises:
+        ValueError: If the decoder does not fit the encoder, or for what the encoder
+            rejects, or if no patch is removed.
+
+    Example:
+
+    ```python
+    model = MAEPretrainer.from_preset("mae_tiny", norm_pix_loss=True)
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    images = np.random.rand(8, 32, 32, 3).astype("float32")
+    history = model.fit(images, batch_size=4, epochs=1, verbose=0)
+    outputs = model(images, seed=0)
+    assert outputs["logits"].shape == (8, 64, 48)
+    ```
+    """
+
+    def __init__(
+        self, encoder, decoder, mask_ratio=0.75, norm_pix_loss=False, **kwargs
+    ):
+        # no autocast: the encoder takes images as they are, targets stay float32
+        super().__init__(autocast=False, **kwargs)
+        wanted = (encoder.grid, encoder.patch_dim, encoder.hidden_dim)
+        received = (decoder.grid, decoder.patch_dim, decoder.latent_dim)
+        if wanted != received:
+            raise ValueError(
+                "decoder must have the encoder's (grid, patch_dim, latent_dim) = "
+                f"{wanted}. Received: {received}"
+            )
+        self.encoder = encoder
+        self.decoder = decoder
+        self.mask_ratio = check_mask_ratio(mask_ratio)
+        self.norm_pix_loss = norm_pix_loss
+        self.loss_tracker = keras.metrics.Mean(name="loss")
+        self.built = True
+
+    def build(self, input_shape=None):
+        """Does nothing: encoder and decoder are born with their weights."""
+
+    def call(
+        self,
+        images,
+        noise=None,
+        mask=None,
+        seed=None,
+        interpolate=False,
+        output_hidden_states=False,
+        output_attentions=False,
+        training=None,
+    ):
+        images = ops.cast(images, "float32")
+        outputs = self.encoder(
+            images,
+            mask_ratio=self.mask_ratio if mask is None else None,
+            noise=noise,
+            mask=mask,
+            seed=seed,
+            interpolate=interpolate,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            training=training,
+        )
+        if outputs["latent"].shape[1] == outputs["mask"].shape[1] + 1:
+            raise ValueError(
+                "The loss is over removed patches: at least one must be removed. "
+                f"Received: mask_ratio={self.mask_ratio}, mask={mask}"
+            )
+        grid = self.encoder.check_images(images, interpolate)
+        logits = self.decoder(
+            outputs["latent"], outputs["ids_restore"], grid=grid, training=training
+        )
+        per_image = self.loss_per_image(images, logits, outputs["mask"])
+        return {"loss": ops.mean(per_image), "logits": logits, **outputs}
+
+    def loss_per_image(self, images, logits, mask):
+        """Scores a reconstruction on removed patches, image by image.
+
+        Every row of a mask removes equally many patches, so the mean over images is
+        the paper's loss.
+
+        Args:
+            images: `(B, H, W, C)` tensor, the originals.
+            logits: `(B, L, P)` tensor, the predicted patches.
+            mask: `(B, L)` tensor, 1 = removed, 0 = visible.
+
+        Returns:
+            `(B,)` float32 tensor.
+
+        Example:
+
+        ```python
+        model = MAEPretrainer.from_preset("mae_tiny")
+        images = np.zeros((1, 32, 32, 3), "float32")
+        loss = model.loss_per_image(images, np.ones((1, 64, 48)), np.ones((1, 64)))
+        assert float(loss[0]) == 1.0
+        ```
+        """
+        targets = patchify(ops.cast(images, "float32"), self.encoder.patch_size)
+        if self.norm_pix_loss:
+            targets = normalize_patches(targets)  # (B, L, P)
+        mask = ops.cast(mask, "float32")
+        errors = ops.square(ops.cast(logits, "float32") - targets)
+        errors = ops.mean(errors, axis=-1) * mask  # (B, L)
+        return ops.sum(errors, axis=-1) / ops.sum(mask, axis=-1)
+
+    def reconstruct(
+        self, images, noise=None, mask=None, seed=None, interpolate=False
+    ):
+        """Removes patches and paints them back.
+
+        With `norm_pix_loss` the predicted patches are scaled by the mean and
+        deviation of the *original* patches, which the model never saw: such a picture
+        is partly given away, and should say so.
+
+        Args:
+            images: `(B, H, W, C)` float tensor, as for a call.
+            noise: `(B, L)` tensor to sort instead of drawing one.
+            mask: `(B, L)` tensor, 1 = removed, 0 = visible.
+            seed: Int; the same seed gives the same mask at every call.
+            interpolate: Whether to accept images of another size.
+
+        Returns:
+            A dict of float32 tensors in the scale of `images`: `masked` (removed
+            patches are 0), `reconstruction` and `pasted` (the visible patches over
+            the reconstruction), each `(B, H, W, C)`; `mask` `(B, L)`; `loss` `(B,)`.
+
+        Raises:
+            ValueError: As for a call.
+
+        Example:
+
+        ```python
+        model = MAEPretrainer.from_preset("mae_tiny")
+        images = np.random.rand(2, 32, 32, 3).astype("float32")
+        assert model.reconstruct(images, seed=0)["pasted"].shape == (2, 32, 32, 3)
+        ```
+        """
+        images = ops.cast(images, "float32")
+        outputs = self(
+            images, noise=noise, mask=mask, seed=seed, interpolate=interpolate
+        )
+        patches = patchify(images, self.encoder.patch_size)  # (B, L, P)
+        predicted = ops.cast(outputs["logits"], "float32")
+        if self.norm_pix_loss:
+            mean, deviation = patch_statistics(patches)
+            predicted = predicted * deviation + mean
+        removed = outputs["mask"][..., None]  # (B, L, 1)
+        pictures = {
+            "masked": patches * (1 - removed),
+            "reconstruction": predicted,
+            "pasted": patches * (1 - removed) + predicted * removed,
+        }
+        pictures = {
+            name: unpatchify(value, self.encoder.patch_size, images.shape[1:3])
+            for name, value in pictures.items()
+        }  # (B, H, W, C) each
+        loss = self.loss_per_image(images, outputs["logits"], outputs["mask"])
+        return {**pictures, "mask": outputs["mask"], "loss": loss}
+
+    def compile(self, *args, jit_compile="auto", **kwargs):
+        """Configures training, as `keras.Model.compile` does; no `loss` is needed.
+
+        Args:
+            *args: Those of `keras.Model.compile`.
+            jit_compile: `True`, `False`, or `"auto"`: XLA on one GPU, plain graphs on
+                CPUs and under several replicas.
+            **kwargs: Those of `keras.Model.compile`.
+
+        Example:
+
+        ```python
+        model = MAEPretrainer.from_preset("mae_tiny")
+        model.compile(optimizer=keras.optimizers.AdamW(1e-3), jit_compile=True)
+        ```
+        """
+        jit_compile = _xla_pays() if jit_compile == "auto" else jit_compile
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def compile_from_config(self, config):
+        # Keras skips this for a model with its own compile()
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, data):
+        import tensorflow as tf
+
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+        if self.jit_compile and replicas > 1:
+            raise ValueError(
+                "jit_compile=True needs one replica: an XLA cluster can't hold the "
+                f"variables of several. Received: {replicas} replicas"
+            )
+        with tf.GradientTape() as tape:
+            loss = self(images, noise=self._draw_noise(images), training=True)["loss"]
+            # gradients are summed over replicas: each brings its share of the mean
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        variables = self.trainable_variables
+        gradients = tape.gradient(scaled, variables)
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return self._track(loss, images)
+
+    def test_step(self, data):
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        noise = self._draw_noise(images, seed=EVALUATION_SEED)
+        loss = self(images, noise=noise, training=False)["loss"]
+        return self._track(loss, images)
+
+    def predict_step(self, data):
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        noise = self._draw_noise(images, seed=EVALUATION_SEED)
+        outputs = self(images, noise=noise, training=False)
+        # a scalar can't be concatenated over batches: one loss an image
+        loss = self.loss_per_image(images, outputs["logits"], outputs["mask"])
+        return {**outputs, "loss": loss}
+
+    def _draw_noise(self, images, seed=None):
+        """Draws `(B, L)` noise, the rows one replica alone would draw for the batch."""
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        batch = ops.shape(images)[0]
+        noise = keras.random.uniform(
+            (batch * context.num_replicas_in_sync, self.encoder.num_patches),
+            dtype="float32",
+            seed=self.encoder.masking.seed_generator if seed is None else seed,
+        )
+        first = batch * context.replica_id_in_sync_group
+        return noise[first : first + batch]  # (B, L)
+
+    def _track(self, loss, images):
+        self.loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
+        return self.get_metrics_result()
+
+    @classmethod
+    def from_preset(cls, preset, **overrides):
+        """Builds a preset with fresh weights.
+
+        Args:
+            preset: A name in `keras_mae.PRESETS`.
+            **overrides: What replaces the preset's values: `image_size`,
+                `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
+                `mlp_dim`, the decoder's with the prefix `decoder_`, `mask_ratio`,
+                `norm_pix_loss`, `dtype`, and what `TransformerStack` takes.
+
+        Returns:
+            A `MAEPretrainer`.
+
+        Raises:
+            ValueError: If the preset or an override is unknown, or a value is wrong.
+
+        Example:
+
+        ```python
+        model = MAEPretrainer.from_preset("mae_tiny", num_channels=1, decoder_depth=1)
+        assert model.decoder.patch_dim == 16
+        ```
+        """
+        encoder, decoder, pretrainer = pretrainer_config(preset, overrides)
+        encoder = MAEEncoder(**encoder)
+        decoder = MAEDecoder(
+            encoder.grid, encoder.patch_dim, encoder.hidden_dim, **decoder
+        )
+        return cls(encoder, decoder, dtype=encoder.dtype_policy, **pretrainer)
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "encoder": serialize(self.encoder),
+            "decoder": serialize(self.decoder),
+            "mask_ratio": self.mask_ratio,
+            "norm_pix_loss": self.norm_pix_loss,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.saving.deserialize_keras_object
+        parts = {name: deserialize(config[name]) for name in ("encoder", "decoder")}
+        return cls(**{**config, **parts})
