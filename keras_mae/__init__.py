@@ -1,6 +1,5 @@
 """Masked Autoencoders in Keras: pretrain, look, export, serve."""
 
-
 from keras_mae.models import MAEDecoder, MAEEncoder
 from keras_mae.patches import normalize_patches, patchify, unpatchify
 from keras_mae.positions import resize_positions, sincos_positions

@@ -168,9 +168,7 @@ class MAEPretrainer(keras.Model):
         errors = ops.mean(errors, axis=-1) * mask  # (B, L)
         return ops.sum(errors, axis=-1) / ops.sum(mask, axis=-1)
 
-    def reconstruct(
-        self, images, noise=None, mask=None, seed=None, interpolate=False
-    ):
+    def reconstruct(self, images, noise=None, mask=None, seed=None, interpolate=False):
         """Removes patches and paints them back.
 
         With `norm_pix_loss` the predicted patches are scaled by the mean and

@@ -1,0 +1,41 @@
+"""What every test shares: quiet logs, fixed seeds, small models."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mae
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(0).standard_normal((4, 32, 32, 3)).astype("float32")
+
+
+@pytest.fixture
+def make_model():
+    """Builds the smallest useful model; keyword arguments override."""
+
+    def make(**overrides):
+        sizes = {"hidden_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
+        decoder = {"hidden_dim": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+        config = {
+            **sizes,
+            **{f"decoder_{key}": value for key, value in decoder.items()},
+            "patch_size": 8,
+        }
+        return keras_mae.MAEPretrainer.from_preset(
+            "mae_tiny", **{**config, **overrides}
+        )
+
+    return make
