@@ -1,16 +1,24 @@
 """Masked Autoencoders in Keras: pretrain, look, export, serve."""
 
+# isort: off
+from keras_mae import _quiet_import  # noqa: F401
+
+# isort: on
+from keras_mae.image_processor import MAEImageProcessor
 from keras_mae.models import MAEDecoder, MAEEncoder
 from keras_mae.patches import normalize_patches, patchify, unpatchify
 from keras_mae.positions import resize_positions, sincos_positions
 from keras_mae.presets import PRESETS
 from keras_mae.pretrainer import MAEPretrainer
+from keras_mae.visualization import draw_reconstructions
 
 __all__ = [
     "PRESETS",
     "MAEDecoder",
     "MAEEncoder",
+    "MAEImageProcessor",
     "MAEPretrainer",
+    "draw_reconstructions",
     "normalize_patches",
     "patchify",
     "resize_positions",

@@ -1,0 +1,293 @@
+"""Images as the weights expect them: decode, resize, rescale, normalize; and back."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from keras_mae.patches import as_pair
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CONFIG_NAME = "preprocessor_config.json"
+_RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+class MAEImageProcessor:
+    """Turns pictures into the normalized batch that the models take.
+
+    A picture is brought to the wanted number of channels (alpha is dropped, colour
+    becomes luma by ITU-R 601, grey is repeated), squashed to `image_size` by Pillow's
+    antialiased resampling, multiplied by 1/255, and normalized by channel. The defaults
+    are those of the published weights.
+
+    Args:
+        image_size: Int or pair `(height, width)`, in pixels.
+        image_mean: Sequence of floats, a mean for each channel, in [0, 1].
+        image_std: Sequence of floats, a deviation for each channel.
+        resample: `"bilinear"` or `"bicubic"`.
+
+    Call arguments:
+        images: A PIL image, a path, encoded bytes, an array, or a list of these. Arrays
+            are `(H, W)`, `(H, W, C)` or `(B, H, W, C)`; integers in [0, 255] or floats
+            in [0, 1].
+
+    Returns:
+        `(B, H, W, C)` float32 array; one image makes a batch of one.
+
+    Raises:
+        ValueError: If an argument is wrong, or an image is empty, corrupt, or of a
+            shape, type or range that can't be read as an image.
+
+    Example:
+
+    ```python
+    processor = MAEImageProcessor(image_size=224)
+    pixels = processor(Image.new("RGB", (640, 480), "red"))
+    assert pixels.shape == (1, 224, 224, 3)
+    assert processor.to_uint8(pixels)[0, 0, 0].tolist() == [255, 0, 0]
+    ```
+    """
+
+    def __init__(
+        self,
+        image_size=224,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+        resample="bilinear",
+    ):
+        self.image_size = as_pair(image_size, "image_size")
+        self.image_mean = tuple(float(value) for value in image_mean)
+        self.image_std = tuple(float(value) for value in image_std)
+        if len(self.image_mean) != len(self.image_std) or not self.image_mean:
+            raise ValueError(
+                "image_mean and image_std must have one value for each channel. "
+                f"Received: {image_mean} and {image_std}"
+            )
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive. Received: {image_std}")
+        if resample not in _RESAMPLE:
+            raise ValueError(
+                f"resample must be one of {', '.join(_RESAMPLE)}. "
+                f"Received: {resample!r}"
+            )
+        self.resample = resample
+
+    @property
+    def num_channels(self):
+        """Int, the channels of a processed image."""
+        return len(self.image_mean)
+
+    def __call__(self, images):
+        if isinstance(images, (list, tuple)):
+            batch = list(images)
+        elif hasattr(images, "__array__") and not isinstance(images, Image.Image):
+            images = np.asarray(images)
+            batch = list(images) if images.ndim == 4 else [images]
+        else:
+            batch = [images]
+        if not batch:
+            return np.zeros((0, *self.image_size, self.num_channels), "float32")
+        return self.normalize(np.stack([self._resized(image) for image in batch]))
+
+    def normalize(self, images):
+        """Rescales and normalizes images that already have the right size.
+
+        Args:
+            images: `(..., C)` array or tensor of grey levels in [0, 255].
+
+        Returns:
+            `(..., C)` float32 array.
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor(image_mean=(0.5,), image_std=(0.5,))
+        assert processor.normalize(np.array([[0], [255]])).tolist() == [[-1.0], [1.0]]
+        ```
+        """
+        images = np.asarray(images, "float32") / np.float32(255)
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        return (images - mean) / std
+
+    def to_uint8(self, pixels):
+        """Undoes `normalize`: back to grey levels that can be looked at.
+
+        Args:
+            pixels: `(..., C)` array or tensor, normalized.
+
+        Returns:
+            `(..., C)` uint8 array, rounded and clipped to [0, 255].
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor()
+        picture = np.random.randint(0, 256, (1, 224, 224, 3), dtype="uint8")
+        restored = processor.to_uint8(processor(picture))
+        np.testing.assert_array_equal(restored, picture)
+        ```
+        """
+        pixels = np.asarray(pixels, "float32")
+        pixels = pixels * np.float32(self.image_std) + np.float32(self.image_mean)
+        return np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype("uint8")
+
+    def _resized(self, image):
+        """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
+        image = self._as_array(image)
+        height, width = self.image_size
+        channels = [
+            Image.fromarray(np.ascontiguousarray(channel)).resize(
+                (width, height), _RESAMPLE[self.resample]
+            )
+            for channel in np.moveaxis(image, -1, 0)
+        ]
+        return np.stack(channels, axis=-1)  # (H, W, C)
+
+    def _as_array(self, image):
+        """Decodes one image to `(H, W, C)` uint8 of its own size."""
+        if isinstance(image, (str, Path, bytes, bytearray)):
+            image = _open(image)
+        if not isinstance(image, Image.Image):
+            image = _grey_levels(image)  # (H, W, C)
+            if image.shape[-1] == self.num_channels:
+                return image
+            image = _array_to_pil(image, self.num_channels)
+        return _pil_to_array(image, self.num_channels)
+
+    def get_config(self):
+        """Returns the constructor's arguments as a dict."""
+        return {
+            "image_size": self.image_size,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "resample": self.resample,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Builds a processor from what `get_config` returned."""
+        return cls(**config)
+
+    def save_pretrained(self, folder):
+        """Writes `preprocessor_config.json`, in the format that the hub uses.
+
+        Args:
+            folder: Path of an existing folder.
+
+        Example:
+
+        ```python
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            MAEImageProcessor(image_size=96).save_pretrained(folder)
+            assert MAEImageProcessor.from_pretrained(folder).image_size == (96, 96)
+        ```
+        """
+        height, width = self.image_size
+        config = {
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "resample": int(_RESAMPLE[self.resample]),
+            "rescale_factor": 1 / 255,
+            "size": {"height": height, "width": width},
+        }
+        Path(folder, CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, folder):
+        """Reads `preprocessor_config.json` from a folder.
+
+        Args:
+            folder: Path of a folder that `save_pretrained` wrote to.
+
+        Returns:
+            A `MAEImageProcessor`.
+
+        Raises:
+            ValueError: If the file is missing, or says what can't be done here.
+        """
+        path = Path(folder, CONFIG_NAME)
+        try:
+            config = json.loads(path.read_text())
+            names = {int(code): name for name, code in _RESAMPLE.items()}
+            size = config["size"]
+            if isinstance(size, dict):
+                size = (size["height"], size["width"])
+            return cls(
+                image_size=size,
+                image_mean=config["image_mean"],
+                image_std=config["image_std"],
+                resample=names.get(config["resample"], config["resample"]),
+            )
+        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{path} is no readable image processor configuration: {error!r}"
+            ) from error
+
+
+def _open(source):
+    """Opens a path or encoded bytes as a fully decoded PIL image."""
+    encoded = isinstance(source, (bytes, bytearray))
+    name = f"{len(source)} bytes" if encoded else str(source)
+    try:
+        image = Image.open(io.BytesIO(source) if encoded else source)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(
+            f"An image must be a readable picture. Received: {name}: {error}"
+        ) from error
+    return image
+
+
+def _grey_levels(image):
+    """Checks an array and returns it as `(H, W, C)` uint8."""
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.size == 0 or image.dtype.kind not in "uif":
+        raise ValueError(
+            "An image array must be (height, width) or (height, width, channels) of "
+            f"numbers. Received: shape {image.shape}, dtype {image.dtype}"
+        )
+    limit = 1 if image.dtype.kind == "f" else 255
+    # written so that NaN fails as well
+    if not (image.min() >= 0 and image.max() <= limit):
+        raise ValueError(
+            "An image array must hold integers in [0, 255] or floats in [0, 1]. "
+            f"Received: {image.dtype} in [{image.min()}, {image.max()}]"
+        )
+    return np.rint(image * (255 // limit)).astype("uint8")
+
+
+def _array_to_pil(image, num_channels):
+    """Turns a `(H, W, C)` uint8 array with 1, 3 or 4 channels into a PIL image."""
+    if image.shape[-1] not in (1, 3, 4) or num_channels not in (1, 3):
+        raise ValueError(
+            f"An image must be (height, width, {num_channels}), channels last. "
+            f"Received: shape {image.shape}"
+        )
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def _pil_to_array(image, num_channels):
+    """Turns a PIL image of any mode into `(H, W, C)` uint8, grey or RGB."""
+    if num_channels not in (1, 3):
+        raise ValueError(
+            "A picture has one or three channels; for others give arrays. "
+            f"Wanted: {num_channels} channels"
+        )
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey to 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
+    image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
+    return image.reshape(*image.shape[:2], num_channels)  # (H, W, C)
