@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import check_mask_ratio
+from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.patches import (
@@ -33,7 +33,7 @@ def _xla_pays():
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(keras.Model):
+class MAEPretrainer(TakesPatchMask, keras.Model):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,

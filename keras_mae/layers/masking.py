@@ -87,8 +87,19 @@ def _check_mask(mask, length):
         )
 
 
+class TakesPatchMask:
+    """Mixin for layers whose `mask` argument means removed patches.
+
+    Keras takes an argument of that name for a mask of time steps, and would hand it on
+    to the layers behind.
+    """
+
+    def compute_mask(self, inputs, previous_mask=None):
+        return None
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
-class RandomMasking(keras.layers.Layer):
+class RandomMasking(TakesPatchMask, keras.layers.Layer):
     """Chooses the patches to remove, for each image on its own (paper, section 3).
 
     Noise is sorted in ascending order and the first `int(L * (1 - mask_ratio))`

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import RandomMasking
+from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.transformer import run_blocks
 from keras_mae.models.stack import TransformerStack
@@ -12,7 +12,7 @@ from keras_mae.presets import encoder_config
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEEncoder(TransformerStack):
+class MAEEncoder(TakesPatchMask, TransformerStack):
     """Vision Transformer whose plain call never masks (paper, section 3).
 
     Called with images alone it gives the tokens of every patch in raster order, the
