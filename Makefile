@@ -1,0 +1,36 @@
+# make demo: the main job on real data. make test: linter and tests.
+# Each makes .venv, with what it needs, from Python 3.11 or newer.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test test-slow clean
+
+demo: $(VENV)/demo-installed
+	$(VENV)/bin/python training/demo.py --output=demo
+
+test: $(VENV)/test-installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+test-slow: $(VENV)/test-installed
+	$(VENV)/bin/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" \
+		|| (echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 2)
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo-installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(PIP) -e ".[train,demo,serve]"
+	touch $@
+
+# The parity tests compare with PyTorch; its CPU build is enough.
+$(VENV)/test-installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(PIP) -e ".[train,demo,serve,port,test]"
+	touch $@
