@@ -77,7 +77,13 @@ def run_script(main, config_class, description, argv=None):
     Example:
 
     ```python
-    run_script(print, Config, "Prints its flags.", [])
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Config:
+        epochs: int = 1
+
+    run_script(print, Config, "Prints its flags.", ["--epochs=2"])
     ```
     """
     config = parse_flags(config_class, description, argv)

@@ -102,6 +102,11 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
     def build(self, input_shape=None):
         """Does nothing: encoder and decoder are born with their weights."""
 
+    @property
+    def metrics(self):
+        """Only the loss: Keras's own tracker would report it a second time."""
+        return [self.loss_tracker]
+
     def call(
         self,
         images,
@@ -278,18 +283,14 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         return {**outputs, "loss": loss}
 
     def _draw_noise(self, images, seed=None):
-        """Draws `(B, L)` noise, the rows one replica alone would draw for the batch."""
+        """Draws `(B, L)` noise: this replica's rows of the whole batch's."""
         import tensorflow as tf
 
-        context = tf.distribute.get_replica_context()
         batch = ops.shape(images)[0]
-        noise = keras.random.uniform(
-            (batch * context.num_replicas_in_sync, self.encoder.num_patches),
-            dtype="float32",
-            seed=self.encoder.masking.seed_generator if seed is None else seed,
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return self.encoder.masking.draw_noise(
+            batch, self.encoder.num_patches, seed, first_row=replica * batch
         )
-        first = batch * context.replica_id_in_sync_group
-        return noise[first : first + batch]  # (B, L)
 
     def _track(self, loss, images):
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])

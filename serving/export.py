@@ -35,6 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data, flags
+from keras_mae.layers import seeded_noise
 
 
 @dataclasses.dataclass
@@ -129,14 +130,11 @@ class ServedMAE:
         return {"features": tf.cast(self._model.encoder(pixels), tf.float32)}
 
     def reconstruct(self, pixels, seed):
-        """Removes the model's share of patches, drawn from each image's own seed."""
-        noise = tf.map_fn(
-            lambda one: tf.random.stateless_uniform(
-                (self.mask.shape[1],), tf.stack([one, 0])
-            ),
-            tf.ensure_shape(seed, (None,)),
-            fn_output_signature=tf.TensorSpec((self.mask.shape[1],), tf.float32),
-        )  # (B, L)
+        """Removes the model's share of patches, by each image's own seed."""
+        seed = tf.ensure_shape(seed, (None,))
+        # each image is row 0 of its own seed, as in a call with that image alone
+        pairs = tf.stack([seed, tf.zeros_like(seed)], axis=-1)  # (B, 2)
+        noise = seeded_noise(pairs, tf.zeros_like(seed), self.mask.shape[1])
         return self._paint(pixels, noise=noise)
 
     def reconstruct_with_mask(self, pixels, mask):

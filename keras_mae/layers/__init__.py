@@ -1,6 +1,6 @@
 """The layers: whatever owns weights or randomness."""
 
-from keras_mae.layers.masking import RandomMasking, gather_tokens
+from keras_mae.layers.masking import RandomMasking, gather_tokens, seeded_noise
 from keras_mae.layers.patch_embedding import PatchEmbedding, PositionEmbedding
 from keras_mae.layers.transformer import MLP, SelfAttention, TransformerBlock
 
@@ -12,4 +12,5 @@ __all__ = [
     "SelfAttention",
     "TransformerBlock",
     "gather_tokens",
+    "seeded_noise",
 ]

@@ -57,6 +57,51 @@ def gather_tokens(tokens, ids):
     return ops.take(flat, ops.cast(ids, "int32") + first, axis=0)  # (B, K, D)
 
 
+def _mix(x):
+    """Scrambles int32 values: xor-shift and multiply, twice (Wellons' lowbias32)."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
+        low = (1 << (32 - shift)) - 1
+        # the mask turns int32's arithmetic shift into a logical one
+        high = ops.bitwise_and(ops.bitwise_right_shift(x, shift), low)
+        x = ops.bitwise_xor(x, high) * ops.convert_to_tensor(factor, "int32")
+    high = ops.bitwise_and(ops.bitwise_right_shift(x, 16), 0xFFFF)
+    return ops.bitwise_xor(x, high)
+
+
+def seeded_noise(seed, rows, length):
+    """Draws uniform noise that depends on nothing but seed, row and column.
+
+    The generators of the backends draw other numbers with XLA than without; this one
+    gives one mask for a seed on every backend and device, compiled or not, whatever
+    the number of replicas.
+
+    Args:
+        seed: Int tensor `(2,)`, say from a `keras.random.SeedGenerator`, or `(B, 2)`
+            for a seed of each row's own.
+        rows: `(B,)` int tensor, the rows' numbers.
+        length: Int, the columns.
+
+    Returns:
+        `(B, length)` float32 tensor in [0, 1), in steps of 2 ** -24.
+
+    Example:
+
+    ```python
+    noise = seeded_noise([7, 0], rows=np.arange(4), length=16)
+    np.testing.assert_array_equal(seeded_noise([7, 0], [2], 16)[0], noise[2])
+    ```
+    """
+    seed = ops.cast(seed, "int32")
+    columns = ops.arange(length, dtype="int32")[None]  # (1, L)
+    rows = ops.cast(rows, "int32")[:, None]  # (B, 1)
+    x = ops.full_like(seed[..., :1], 0x3C6EF372)
+    for key in (seed[..., :1], seed[..., 1:], rows, columns):
+        x = _mix(ops.bitwise_xor(x, key))
+    bits = ops.bitwise_and(ops.bitwise_right_shift(x, 8), 0xFFFFFF)  # (B, L)
+    # float32: bfloat16 noise ties in every row, and ties bias the mask
+    return ops.cast(bits, "float32") * 2.0**-24
+
+
 def _values_if_known(tensor):
     """Returns the tensor as a NumPy array, or None while a graph is being traced."""
     try:
@@ -160,15 +205,29 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
                 f"mask_ratio={mask_ratio} leaves no visible patch of {length}"
             )
         if noise is None:
-            seed = self.seed_generator if seed is None else seed
-            # float32: bfloat16 noise ties in every row, and ties bias the mask
-            noise = keras.random.uniform((batch, length), dtype="float32", seed=seed)
+            noise = self.draw_noise(batch, length, seed)
         elif len(noise.shape) != 2 or noise.shape[1] != length:
             raise ValueError(
                 f"noise must be (batch, {length}). "
                 f"Received: noise.shape={tuple(noise.shape)}"
             )
         return self._sort(ops.cast(noise, "float32"), num_keep)
+
+    def draw_noise(self, batch, length, seed=None, first_row=0):
+        """Draws the noise that `call` sorts.
+
+        Args:
+            batch: Int or int scalar tensor, the rows.
+            length: Int, the patches.
+            seed: Int; by default the layer's generator moves on by one.
+            first_row: Int or int scalar tensor, where these rows lie in a larger batch.
+
+        Returns:
+            `(batch, length)` float32 tensor.
+        """
+        seed = self.seed_generator.next() if seed is None else (seed, 0)
+        rows = ops.arange(batch, dtype="int32") + first_row
+        return seeded_noise(seed, rows, length)
 
     def _sort(self, noise, num_keep):
         """Keeps the patches of the `num_keep` smallest values of noise."""

@@ -1,0 +1,24 @@
+"""Runs the project's scripts as a user does, in a process of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def environment():
+    # what a user has: the scripts quieten TensorFlow by themselves
+    return {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+
+
+def run(script, *arguments):
+    """Runs a script to its end; returns its `subprocess.CompletedProcess`."""
+    return subprocess.run(
+        command(script, *arguments), capture_output=True, text=True, env=environment()
+    )

@@ -1,0 +1,120 @@
+"""Data: built-in sources, pipelines, resizing, and what is refused."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from keras_mae import MAEImageProcessor, data
+
+pytest.importorskip("sklearn")
+skimage = pytest.importorskip("skimage")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load_source("digits")
+
+
+@pytest.fixture(scope="module")
+def photos():
+    return data.load_source("photos")
+
+
+def processor_for(source, size=32):
+    return MAEImageProcessor(size, source.mean, source.std)
+
+
+def test_digits_are_split_and_labelled(digits):
+    assert (len(digits.training), len(digits.held_out)) == (1437, 360)
+    assert (len(digits.training_labels), len(digits.held_out_labels)) == (1437, 360)
+    assert {i.shape for i in digits.training + digits.held_out} == {(32, 32, 1)}
+    assert set(digits.held_out_labels) == set(range(10))
+    training = {image.tobytes() for image in digits.training}
+    assert not training & {image.tobytes() for image in digits.held_out}
+
+
+def test_digits_statistics_normalize(digits):
+    pixels = processor_for(digits).normalize(np.stack(digits.training))
+    np.testing.assert_allclose([pixels.mean(), pixels.std()], [0, 1], atol=1e-4)
+
+
+def test_photos_are_rgb_and_held_out_by_photograph(photos):
+    assert len(photos.training) == 10 and len(photos.held_out) == 3
+    assert {i.shape[-1] for i in photos.training + photos.held_out} == {3}
+    np.testing.assert_array_equal(photos.held_out[0], skimage.data.chelsea())
+    assert data.epoch_size(photos) == 640
+
+
+@pytest.mark.parametrize("name", ["digits", "photos"])
+def test_pipelines_repeat_under_a_seed_and_differ_between_seeds(name, request):
+    source = request.getfixturevalue(name)
+    batches = [
+        next(iter(data.training_pipeline(source, processor_for(source), 8, seed)))
+        for seed in (0, 0, 1)
+    ]
+    assert batches[0].shape == (8, 32, 32, len(source.mean))
+    assert batches[0].dtype == tf.float32
+    np.testing.assert_array_equal(batches[0], batches[1])
+    assert np.abs(batches[0] - batches[2]).max() > 0
+
+
+def test_an_epoch_visits_every_digit_once(digits):
+    pipeline = data.training_pipeline(digits, processor_for(digits), 479, seed=0)
+    epochs = [np.concatenate(list(pipeline.skip(3 * e).take(3))) for e in range(2)]
+    seen = [{image.tobytes() for image in epoch} for epoch in epochs]
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == len({image.tobytes() for image in digits.training})
+    assert np.abs(epochs[0] - epochs[1]).max() > 0
+
+
+def test_photo_crops_change_from_visit_to_visit(photos):
+    one = photos._replace(training=photos.training[:1], repeats=4)
+    batch = next(iter(data.training_pipeline(one, processor_for(one), 4, seed=0)))
+    assert len({image.numpy().tobytes() for image in batch}) == 4
+
+
+def test_held_out_images_are_always_the_same(photos, digits):
+    processor = processor_for(photos)
+    first = data.held_out_images(photos, processor, count=5)
+    assert first.shape == (5, 32, 32, 3)
+    again = data.held_out_images(photos, processor, count=5)
+    np.testing.assert_array_equal(first, again)
+    processor = processor_for(digits)
+    np.testing.assert_allclose(
+        data.held_out_images(digits, processor), processor(digits.held_out), atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [(64, 96), (300, 301), (17, 500)])
+def test_resizing_in_a_graph_is_pillows_to_a_grey_level(resample, size):
+    photo = skimage.data.chelsea()
+    codes = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    wanted = Image.fromarray(photo).resize(size[::-1], codes[resample])
+    got = data.resize(photo, size, resample)
+    difference = np.abs(got - np.asarray(wanted, "float32"))
+    # Pillow rounds between its two passes
+    assert difference.max() <= 2 and np.mean(difference > 1) < 1e-3
+
+
+def test_crops_stay_inside_and_keep_grey_levels():
+    photo = np.full((40, 60, 3), 77, "uint8")
+    for index in range(20):
+        crop = data.random_resized_crop(photo, (8, 8), [0, index])
+        np.testing.assert_array_equal(crop, 77.0)
+
+
+def test_unknown_names_and_sizes_are_refused(digits):
+    with pytest.raises(ValueError, match=r"one of digits, photos. Received: 'cats'"):
+        data.load_source("cats")
+    with pytest.raises(ValueError, match="batch_size must be"):
+        data.training_pipeline(digits, processor_for(digits), 2000, seed=0)
+    with pytest.raises(ValueError, match=r"1 channels. Received: a processor for 3"):
+        data.training_pipeline(digits, MAEImageProcessor(32), 8, seed=0)
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
+    with pytest.raises(ValueError, match=r"digits.*comes with scikit-learn"):
+        data.load_digits()

@@ -1,0 +1,122 @@
+"""The encoder: stable raster features, masking on request, any size and channels."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mae
+
+
+def test_features_are_the_same_at_each_call_and_in_training(make_model, images):
+    encoder = make_model().encoder
+    first = encoder(images)
+    np.testing.assert_array_equal(first, encoder(images))
+    np.testing.assert_array_equal(first, encoder(images, training=True))
+    assert first.shape == (4, 1 + 16, 16)
+
+
+def test_tokens_are_in_raster_order(make_model, images):
+    encoder = make_model(depth=0).encoder
+    before = np.asarray(encoder(images))
+    changed = images.copy()
+    changed[:, 8:16, 24:32] += 1  # row 1, column 3 of a 4 x 4 grid
+    different = np.abs(np.asarray(encoder(changed)) - before).max(axis=(0, 2)) > 0
+    assert np.flatnonzero(different).tolist() == [1 + 1 * 4 + 3]
+
+
+def test_keeping_all_patches_permutes_the_features(make_model, images):
+    encoder = make_model().encoder
+    outputs = encoder(images, mask_ratio=0.0, seed=1)
+    tokens = np.asarray(encoder(images))
+    restored = np.take_along_axis(
+        np.asarray(outputs["latent"])[:, 1:],
+        np.asarray(outputs["ids_restore"])[..., None],
+        axis=1,
+    )
+    np.testing.assert_allclose(restored, tokens[:, 1:], atol=1e-5)
+
+
+def test_removed_patches_do_not_reach_the_latent(make_model, images):
+    encoder = make_model().encoder
+    mask = np.zeros((4, 16))
+    mask[:, 5] = 1
+    latent = encoder(images, mask=mask)["latent"]
+    changed = images.copy()
+    changed[:, 8:16, 8:16] = 99  # row 1, column 1: patch 5
+    np.testing.assert_array_equal(encoder(changed, mask=mask)["latent"], latent)
+
+
+def test_hidden_states_and_attentions_come_on_request(make_model, images):
+    encoder = make_model().encoder
+    outputs = encoder(images, output_hidden_states=True, output_attentions=True)
+    assert set(outputs) == {"latent", "hidden_states", "attentions"}
+    assert [h.shape for h in outputs["hidden_states"]] == [(4, 17, 16)] * 3
+    assert [a.shape for a in outputs["attentions"]] == [(4, 2, 17, 17)] * 2
+    np.testing.assert_allclose(
+        encoder.norm(outputs["hidden_states"][-1]), outputs["latent"], atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("size, patch, channels", [((24, 40), 8, 1), ((9, 15), 3, 5)])
+def test_other_sizes_and_channels(make_model, size, patch, channels):
+    model = make_model(image_size=size, patch_size=patch, num_channels=channels)
+    images = np.ones((2, *size, channels), "float32")
+    length = (size[0] // patch) * (size[1] // patch)
+    assert model.encoder(images).shape == (2, 1 + length, 16)
+    assert model(images, seed=0)["logits"].shape == (2, length, patch**2 * channels)
+
+
+def test_interpolation_takes_another_size(make_model):
+    model = make_model()
+    images = np.ones((2, 48, 16, 3), "float32")
+    assert model.encoder(images, interpolate=True).shape == (2, 1 + 12, 16)
+    outputs = model(images, seed=0, interpolate=True)
+    assert outputs["logits"].shape == (2, 12, 192)
+    pictures = model.reconstruct(images, seed=0, interpolate=True)
+    assert pictures["pasted"].shape == images.shape
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((2, 32, 32, 1), r"\(batch, height, width, 3\), channels last"),
+        ((2, 3, 32, 32), "channels last"),
+        ((32, 32, 3), "channels last"),
+        ((2, 40, 40, 3), r"interpolate=True.*Received: images.shape=\(2, 40, 40, 3\)"),
+    ],
+)
+def test_images_are_checked(make_model, shape, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().encoder(np.zeros(shape, "float32"))
+
+
+def test_interpolated_sizes_must_be_divisible(make_model):
+    with pytest.raises(ValueError, match="divisible"):
+        make_model().encoder(np.zeros((1, 36, 32, 3), "float32"), interpolate=True)
+
+
+def test_noise_or_seed_alone_is_refused(make_model, images):
+    with pytest.raises(ValueError, match="give mask_ratio beside them"):
+        make_model().encoder(images, seed=1)
+
+
+def test_constructor_arguments_are_checked():
+    with pytest.raises(ValueError, match="divisible"):
+        keras_mae.MAEEncoder(image_size=30, patch_size=16)
+    with pytest.raises(ValueError, match="num_heads"):
+        keras_mae.MAEEncoder(hidden_dim=64, num_heads=5)
+
+
+def test_the_functional_api_takes_the_encoder(make_model, images):
+    encoder = make_model().encoder
+    inputs = keras.Input((32, 32, 3))
+    model = keras.Model(inputs, encoder(inputs)[:, 1:])
+    np.testing.assert_allclose(model(images), encoder(images)[:, 1:], atol=1e-6)
+
+
+def test_save_and_load(make_model, images, tmp_path):
+    encoder = make_model().encoder
+    encoder.save(tmp_path / "encoder.keras")
+    loaded = keras.models.load_model(tmp_path / "encoder.keras")
+    assert loaded.get_config() == encoder.get_config()
+    np.testing.assert_array_equal(loaded(images), encoder(images))

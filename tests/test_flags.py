@@ -1,0 +1,72 @@
+"""Flags: every kind of field, and one line for every error."""
+
+import dataclasses
+
+import pytest
+
+from keras_mae import flags
+
+
+@dataclasses.dataclass
+class Config:
+    name: str
+    epochs: int = dataclasses.field(default=3, metadata={"help": "how long"})
+    rate: float = 0.5
+    size: int | None = None
+    fast: bool = False
+    kind: str = dataclasses.field(default="a", metadata={"choices": ("a", "b")})
+
+
+def test_every_kind_of_field():
+    argv = [
+        "--name=x",
+        "--epochs",
+        "5",
+        "--rate=1e-3",
+        "--size",
+        "7",
+        "--fast",
+        "--kind",
+        "b",
+    ]
+    config = flags.parse_flags(Config, "Does.", argv)
+    assert config == Config("x", 5, 1e-3, 7, True, "b")
+    assert flags.parse_flags(Config, "Does.", ["--name=x"]) == Config("x")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [[], ["--name=x", "--epochs=many"], ["--name=x", "--kind=c"], ["--name", "--no"]],
+)
+def test_wrong_flags_end_in_one_line_and_code_2(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        flags.parse_flags(Config, "Does.", argv)
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("wanted this\n  received that"), 2),
+        (OSError("no room"), 2),
+        (FloatingPointError("the loss is nan"), 3),
+    ],
+)
+def test_errors_of_a_script_end_in_one_line(error, code, capsys):
+    def main(config):
+        raise error
+
+    with pytest.raises(SystemExit) as stop:
+        flags.run_script(main, Config, "Does.", ["--name=x"])
+    assert stop.value.code == code
+    line = capsys.readouterr().err.splitlines()
+    assert len(line) == 1 and line[0].endswith(" ".join(str(error).split()))
+
+
+def test_bugs_keep_their_traceback():
+    def main(config):
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        flags.run_script(main, Config, "Does.", ["--name=x"])

@@ -1,0 +1,190 @@
+"""Image processing: every kind of input, the way back, and what is refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_mae import MAEImageProcessor
+
+
+@pytest.fixture
+def photo():
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (6, 8, 3), dtype="uint8")
+    return Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
+
+
+def encode(image, kind="PNG"):
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def test_one_picture_in_every_form_gives_one_answer(photo, tmp_path):
+    processor = MAEImageProcessor(image_size=(24, 32))
+    photo.save(tmp_path / "photo.png")
+    wanted = processor(photo)
+    assert wanted.shape == (1, 24, 32, 3) and wanted.dtype == np.float32
+    array = np.asarray(photo)
+    for form in (
+        encode(photo),
+        bytearray(encode(photo)),
+        tmp_path / "photo.png",
+        str(tmp_path / "photo.png"),
+        array,
+        array.astype("int64"),
+        array.astype("float32") / 255,
+        array[None],
+        [photo],
+        (array,),
+    ):
+        np.testing.assert_array_equal(processor(form), wanted)
+
+
+def test_batches_mix_forms_and_sizes(photo):
+    processor = MAEImageProcessor(image_size=16)
+    batch = processor([photo, np.zeros((5, 7), "uint8"), encode(photo, "JPEG")])
+    assert batch.shape == (3, 16, 16, 3)
+    assert processor([]).shape == (0, 16, 16, 3)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_becomes_grey_or_rgb(photo, mode, channels):
+    half = (0.5,) * channels
+    processor = MAEImageProcessor(16, half, half)
+    assert processor(photo.convert(mode)).shape == (1, 16, 16, channels)
+
+
+def test_alpha_is_dropped_and_grey_repeated(photo):
+    processor = MAEImageProcessor(image_size=16)
+    transparent = photo.copy()
+    transparent.putalpha(0)
+    np.testing.assert_array_equal(processor(transparent), processor(photo))
+    grey = photo.convert("L")
+    levels = processor.to_uint8(processor(grey))
+    assert (levels[..., :1] == levels).all()
+    np.testing.assert_array_equal(processor(grey), processor(np.asarray(grey)))
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    levels = np.linspace(0, 65535, 256, dtype="uint16").reshape(16, 16)
+    processor = MAEImageProcessor(image_size=16)
+    got = processor.to_uint8(processor(Image.fromarray(levels)))
+    np.testing.assert_allclose(got[0, ..., 0], levels / 257, atol=1)
+
+
+def test_many_channels_come_as_arrays():
+    processor = MAEImageProcessor(8, (0.5,) * 5, (0.25,) * 5)
+    assert processor(np.zeros((16, 16, 5), "uint8")).shape == (1, 8, 8, 5)
+
+
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_resizing_is_pillows(photo, resample):
+    processor = MAEImageProcessor(image_size=20, resample=resample)
+    code = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+    wanted = np.asarray(photo.resize((20, 20), code[resample]))
+    np.testing.assert_array_equal(processor.to_uint8(processor(photo))[0], wanted)
+
+
+def test_normalization_is_the_published_one():
+    pixels = MAEImageProcessor(image_size=2)(np.full((2, 2, 3), 255, "uint8"))
+    wanted = (1 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    np.testing.assert_allclose(pixels[0, 0, 0], wanted, rtol=1e-6)
+
+
+def test_every_grey_level_survives_the_way_back():
+    processor = MAEImageProcessor(image_size=16, image_mean=(0.3,), image_std=(0.17,))
+    levels = np.arange(256, dtype="uint8").reshape(16, 16, 1)
+    np.testing.assert_array_equal(processor.to_uint8(processor(levels))[0], levels)
+    assert processor.to_uint8(np.array([[99.0], [-99.0]])).tolist() == [[255], [0]]
+
+
+def test_equals_the_hugging_face_processor(photo):
+    pytest.importorskip("transformers")
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    theirs = ViTImageProcessorPil(
+        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
+    )
+    wanted = theirs(photo, return_tensors="np")["pixel_values"]
+    got = MAEImageProcessor(image_size=224)(photo)
+    np.testing.assert_allclose(got, wanted.transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_files_round_trip(tmp_path):
+    processor = MAEImageProcessor((96, 64), (0.5,), (0.2,), "bicubic")
+    processor.save_pretrained(tmp_path)
+    loaded = MAEImageProcessor.from_pretrained(tmp_path)
+    assert loaded.get_config() == processor.get_config()
+    copy = MAEImageProcessor.from_config(processor.get_config())
+    assert copy.get_config() == processor.get_config()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "nonsense", None])
+def test_broken_files_are_named(tmp_path, text):
+    if text is not None:
+        (tmp_path / "preprocessor_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"preprocessor_config\.json is no readable"):
+        MAEImageProcessor.from_pretrained(tmp_path)
+
+
+def test_unknown_resampling_in_a_file_is_refused(tmp_path):
+    MAEImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    config = {**json.loads(path.read_text()), "resample": 0}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="resample must be one of bilinear, bicubic"):
+        MAEImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "bad", [b"", b"not a picture", "no/such/file.png", b"\x89PNG\r\n\x1a\nxxxx"]
+)
+def test_unreadable_pictures_are_refused(bad):
+    with pytest.raises(ValueError, match="must be a readable picture"):
+        MAEImageProcessor()(bad)
+
+
+def test_truncated_pictures_are_refused(photo):
+    for kind in ("PNG", "JPEG"):
+        encoded = encode(photo, kind)
+        with pytest.raises(ValueError, match="must be a readable picture"):
+            MAEImageProcessor()(encoded[: len(encoded) // 2])
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((0, 4, 3), "uint8"),
+        np.zeros((3,), "uint8"),
+        np.zeros((1, 1, 4, 4, 3), "uint8"),
+        np.zeros((4, 4, 2), "uint8"),
+        np.full((4, 4, 3), 256),
+        np.full((4, 4, 3), -1),
+        np.full((4, 4, 3), 1.5),
+        np.full((4, 4, 3), np.nan),
+        np.zeros((4, 4, 3), complex),
+        np.zeros((3, 224, 224), "uint8"),
+    ],
+)
+def test_unusable_arrays_are_refused(array):
+    with pytest.raises(ValueError, match="Received"):
+        MAEImageProcessor()(array)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"image_size": 0}, "image_size must be"),
+        ({"resample": "nearest"}, "resample must be one of"),
+        ({"image_mean": (0.5,)}, "one value for each channel"),
+        ({"image_std": (0.2, 0.2, 0)}, "image_std must be positive"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MAEImageProcessor(**arguments)

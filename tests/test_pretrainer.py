@@ -1,0 +1,195 @@
+"""MAEPretrainer: training by fit, its numbers under every way to run, its pictures."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mae
+from keras_mae import normalize_patches, patchify
+from keras_mae.optimization import pretraining_optimizer
+
+
+def adamw():
+    return keras.optimizers.AdamW(1e-2)
+
+
+def test_fit_learns_and_evaluate_repeats_itself(make_model, images):
+    model = make_model()
+    model.compile(optimizer=adamw())
+    before = model.evaluate(images, verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(2)
+    model.fit(dataset, epochs=30, shuffle=False, verbose=0)
+    after = model.evaluate(images, verbose=0)
+    assert after < 0.9 * before
+    assert model.evaluate(images, verbose=0) == after
+
+
+@pytest.mark.parametrize("form", ["x", "(x, y)"])
+def test_labels_are_ignored(make_model, images, form):
+    model = make_model()
+    model.compile(optimizer=adamw())
+    labels = None if form == "x" else np.zeros(len(images))
+    history = model.fit(images, labels, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+def test_loss_is_the_error_on_removed_patches(make_model, images):
+    model = make_model(norm_pix_loss=True)
+    outputs = model(images, seed=0)
+    targets = np.asarray(normalize_patches(patchify(images, 8)))
+    errors = ((np.asarray(outputs["logits"]) - targets) ** 2).mean(axis=-1)
+    mask = np.asarray(outputs["mask"])
+    wanted = (errors * mask).sum() / mask.sum()
+    np.testing.assert_allclose(outputs["loss"], wanted, rtol=1e-5)
+
+
+def test_eager_graph_and_xla_train_alike(make_model, images):
+    losses = {}
+    for name, options in {
+        "eager": {"run_eagerly": True},
+        "graph": {"jit_compile": False},
+        "xla": {"jit_compile": True},
+    }.items():
+        keras.utils.set_random_seed(1)
+        model = make_model(seed=2)
+        model.compile(optimizer=adamw(), **options)
+        losses[name] = model.fit(images, epochs=3, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses["graph"], losses["eager"], rtol=1e-5)
+    np.testing.assert_allclose(losses["xla"], losses["eager"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+def test_half_precision_keeps_masks_and_loss_in_float32(make_model, images, policy):
+    model = make_model(dtype=policy)
+    outputs = model(images, seed=0)
+    dtypes = {
+        name: keras.backend.standardize_dtype(value.dtype)
+        for name, value in outputs.items()
+    }
+    assert dtypes["loss"] == dtypes["mask"] == "float32"
+    assert dtypes["logits"] == dtypes["latent"] == "bfloat16"
+    np.testing.assert_array_equal(outputs["mask"], make_model()(images, seed=0)["mask"])
+    # beta_2 = 0.999, Keras's default, is 1 in bfloat16: nothing would be learned
+    model.compile(optimizer=pretraining_optimizer(model, 1e-2))
+    before = model.evaluate(images, verbose=0)
+    model.fit(images, epochs=20, verbose=0)
+    assert model.evaluate(images, verbose=0) < 0.9 * before
+
+
+def test_predict_gives_one_loss_an_image(make_model, images):
+    model = make_model()
+    model.compile(optimizer=adamw())
+    outputs = model.predict(images, batch_size=3, verbose=0)
+    assert outputs["loss"].shape == (4,)
+    assert outputs["logits"].shape == (4, 16, 192)
+
+
+def test_steps_per_execution_and_partial_batches(make_model, images):
+    model = make_model()
+    model.compile(optimizer=adamw(), steps_per_execution=2)
+    history = model.fit(images, batch_size=3, epochs=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_a_perfect_prediction_reconstructs_the_image(
+    make_model, images, norm_pix_loss, monkeypatch
+):
+    model = make_model(norm_pix_loss=norm_pix_loss)
+    targets = patchify(images, 8)
+    targets = normalize_patches(targets) if norm_pix_loss else targets
+    monkeypatch.setattr(model, "decoder", lambda *_, **__: targets)
+    outputs = model.reconstruct(images, seed=0)
+    np.testing.assert_allclose(outputs["reconstruction"], images, atol=1e-4)
+    np.testing.assert_allclose(outputs["loss"], 0, atol=1e-6)
+
+
+def test_pasted_shows_visible_patches_as_they_are(make_model, images):
+    mask = np.zeros((4, 16))
+    mask[:, :3] = 1
+    outputs = make_model().reconstruct(images, mask=mask)
+    np.testing.assert_array_equal(outputs["mask"], mask)
+    pasted = np.asarray(patchify(outputs["pasted"], 8))
+    masked = np.asarray(patchify(outputs["masked"], 8))
+    painted = np.asarray(patchify(outputs["reconstruction"], 8))
+    original = np.asarray(patchify(images, 8))
+    np.testing.assert_array_equal(pasted[:, 3:], original[:, 3:])
+    np.testing.assert_array_equal(masked[:, 3:], original[:, 3:])
+    np.testing.assert_array_equal(pasted[:, :3], painted[:, :3])
+    assert not masked[:, :3].any()
+
+
+def test_the_same_seed_reconstructs_alike(make_model, images):
+    model = make_model()
+    first, second = (model.reconstruct(images, seed=5) for _ in range(2))
+    np.testing.assert_array_equal(first["pasted"], second["pasted"])
+
+
+def test_a_loss_over_nothing_is_refused(make_model, images):
+    with pytest.raises(ValueError, match="at least one must be removed"):
+        make_model(mask_ratio=0.0)(images)
+    with pytest.raises(ValueError, match="at least one must be removed"):
+        make_model().reconstruct(images, mask=np.zeros((4, 16)))
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.25, 2])
+def test_mask_ratio_is_checked_at_the_door(make_model, ratio):
+    with pytest.raises(ValueError, match=rf"in \[0, 1\). Received: {ratio}"):
+        make_model(mask_ratio=ratio)
+
+
+def test_a_decoder_must_fit_its_encoder(make_model):
+    encoder, decoder = make_model().encoder, make_model(patch_size=4).decoder
+    with pytest.raises(ValueError, match="decoder must have the encoder's"):
+        keras_mae.MAEPretrainer(encoder, decoder)
+
+
+def test_save_and_load_keeps_answers_and_optimizer(make_model, images, tmp_path):
+    model = make_model(norm_pix_loss=True, mask_ratio=0.5)
+    model.compile(optimizer=adamw())
+    model.fit(images, verbose=0, epochs=2)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.get_config() == model.get_config()
+    for name, value in model(images, seed=0).items():
+        np.testing.assert_array_equal(loaded(images, seed=0)[name], value)
+    pairs = zip(loaded.optimizer.variables, model.optimizer.variables, strict=True)
+    for one, other in pairs:
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_fresh_process_loads_what_was_saved(make_model, images, tmp_path):
+    model = make_model()
+    model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", images)
+    code = (
+        "import sys, keras_mae, keras, numpy as np\n"
+        "model = keras.models.load_model(sys.argv[1] + '/model.keras')\n"
+        "features = model.encoder(np.load(sys.argv[1] + '/images.npy'))\n"
+        "np.save(sys.argv[1] + '/features.npy', features)\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    features = np.load(tmp_path / "features.npy")
+    np.testing.assert_allclose(features, model.encoder(images), atol=1e-6)
+
+
+def test_positions_stay_frozen_and_all_else_is_trained(make_model, images):
+    model = make_model()
+    before = [weight.numpy().copy() for weight in model.weights]
+    model.compile(optimizer=adamw())
+    model.fit(images, epochs=3, verbose=0)
+    for weight, old in zip(model.weights, before, strict=True):
+        moved = (weight.numpy() != old).any()
+        assert moved != ("positions" in weight.path), weight.path
+
+
+def test_dropout_acts_in_training_only(make_model, images):
+    model = make_model(dropout_rate=0.5)
+    noise = np.random.default_rng(0).random((4, 16), dtype="float32")
+    first = model(images, noise=noise)["loss"]
+    assert first == model(images, noise=noise)["loss"]
+    assert first != model(images, noise=noise, training=True)["loss"]
