@@ -95,7 +95,7 @@ class ServedModel:
     def signature(self, name):
         """Returns a signature's function, or raises `RequestError`."""
         signatures = self._loaded.signatures
-        if name not in signatures:
+        if not isinstance(name, str) or name not in signatures:
             raise RequestError(
                 f'Serving signature name: "{name}" not found in signature def'
             )

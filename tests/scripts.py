@@ -1,5 +1,6 @@
 """Runs the project's scripts as a user does, in a process of their own."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -22,3 +23,14 @@ def run(script, *arguments):
     return subprocess.run(
         command(script, *arguments), capture_output=True, text=True, env=environment()
     )
+
+
+def load(script):
+    """Imports a script as a module, to call its functions."""
+    path = ROOT / script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up by name
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module

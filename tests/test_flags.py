@@ -18,17 +18,8 @@ class Config:
 
 
 def test_every_kind_of_field():
-    argv = [
-        "--name=x",
-        "--epochs",
-        "5",
-        "--rate=1e-3",
-        "--size",
-        "7",
-        "--fast",
-        "--kind",
-        "b",
-    ]
+    argv = ["--name=x", "--epochs", "5", "--rate=1e-3", "--size=7", "--fast"]
+    argv += ["--kind", "b"]
     config = flags.parse_flags(Config, "Does.", argv)
     assert config == Config("x", 5, 1e-3, 7, True, "b")
     assert flags.parse_flags(Config, "Does.", ["--name=x"]) == Config("x")

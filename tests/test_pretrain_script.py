@@ -32,7 +32,7 @@ def digits_run(tmp_path_factory):
 
 def test_a_run_leaves_all_that_it_promises(digits_run):
     folder, finished = digits_run
-    assert "923" not in finished.stderr and finished.stderr == ""
+    assert finished.stderr == ""
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert len(rows) == 2
     assert float(rows[1]["val_loss"]) < float(rows[0]["val_loss"])

@@ -1,0 +1,37 @@
+"""training/demo.py: the main job, whole, on few epochs."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.scripts import run
+
+for name in ("sklearn", "skimage", "tensorboard", "flask", "waitress"):
+    pytest.importorskip(name)
+
+
+def test_the_demo_does_the_whole_job(tmp_path):
+    folder = tmp_path / "demo"
+    finished = run("training/demo.py", f"--output={folder}", "--epochs=12")
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads((folder / "results.json").read_text())
+    errors = results["masked_patch_mse"]
+    # twelve epochs already beat both baselines
+    assert errors["model"] < errors["training_mean"] < errors["visible_mean"]
+    accuracies = results["probe_accuracy"]
+    assert set(accuracies) == {"pretrained", "random", "raw_pixels"}
+    assert accuracies["pretrained"]["1437"] > accuracies["random"]["1437"]
+    assert results["served"]["features_shape"] == [1, 65, 128]
+    assert results["served"]["largest_difference_to_keras"] < 1e-4
+    assert Image.open(folder / "reconstructions.png").width == 4 * 160 + 12
+    assert (folder / "models" / "mae" / "1" / "saved_model.pb").exists()
+    for line in ("POST http://127.0.0.1:", "training mean", "the probe reads a"):
+        assert line in finished.stdout
+
+
+def test_a_step_that_fails_ends_the_demo(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    finished = run("training/demo.py", f"--output={tmp_path / 'file'}", "--epochs=1")
+    assert finished.returncode == 2
+    assert "training/pretrain.py failed with exit code 2" in finished.stderr

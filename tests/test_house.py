@@ -1,0 +1,122 @@
+"""The house: examples run, imports go one way, foreign names stay in their room."""
+
+import ast
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_mae
+from tests.scripts import ROOT
+
+MODULES = [
+    importlib.import_module(info.name)
+    for info in pkgutil.walk_packages(keras_mae.__path__, "keras_mae.")
+]
+
+
+def documented():
+    """Yields `(name, object, module)` for every public class, function and method."""
+    for module in MODULES:
+        for name, item in vars(module).items():
+            if name.startswith("_") or getattr(item, "__module__", "") != (
+                module.__name__
+            ):
+                continue
+            if inspect.isclass(item) or inspect.isfunction(item):
+                yield f"{module.__name__}.{name}", item, module
+            if inspect.isclass(item):
+                for key, member in vars(item).items():
+                    member = getattr(member, "__func__", member)
+                    if inspect.isfunction(member) and not key.startswith("_"):
+                        yield f"{module.__name__}.{name}.{key}", member, module
+
+
+EXAMPLES = {
+    f"{name}[{index}]": (block, module)
+    for name, item, module in documented()
+    for index, block in enumerate(
+        re.findall(
+            r"```python\n(.*?)```", inspect.cleandoc(item.__doc__ or ""), re.DOTALL
+        )
+    )
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples_run(name, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("skimage")
+    monkeypatch.chdir(tmp_path)
+    block, module = EXAMPLES[name]
+    scope = {"keras": keras, "keras_mae": keras_mae, "np": np, "Image": Image}
+    # dataclasses look their module up by name
+    exec(block, {**scope, **vars(module), "__name__": module.__name__})
+
+
+def test_public_names_have_docstrings_with_examples():
+    for name in keras_mae.__all__:
+        item = getattr(keras_mae, name)
+        if not isinstance(item, dict):
+            assert "Example:" in item.__doc__, name
+            assert "Args:" in item.__doc__, name
+
+
+@pytest.mark.parametrize("place", ["layers", "models", "patches.py", "positions.py"])
+def test_layers_and_models_know_no_backend(place):
+    path = ROOT / "keras_mae" / place
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            for name in names:
+                root = name.split(".")[0]
+                assert root in {"keras", "keras_mae", "numpy"}, (file, name)
+
+
+def test_foreign_names_stay_under_weights():
+    foreign = re.compile(r"\bvit\.|layernorm_before|decoder_pred|ViTMAE|attn\.qkv")
+    for file in (ROOT / "keras_mae").rglob("*.py"):
+        if "weights" not in file.parts:
+            assert not foreign.search(file.read_text()), file
+
+
+def test_scripts_use_what_the_package_makes_public():
+    for file in [*(ROOT / "training").glob("*.py"), *(ROOT / "serving").glob("*.py")]:
+        text = file.read_text()
+        assert "sys.path" not in text, file
+        assert not re.search(r"from keras_mae[.\w]* import _|keras_mae\._", text), file
+        assert not re.search(r"^(from|import) (training|serving)", text, re.M), file
+
+
+def test_another_backend_gives_the_same_masks():
+    pytest.importorskip("torch")
+    code = (
+        "import keras_mae, numpy as np\n"
+        "model = keras_mae.MAEPretrainer.from_preset('mae_tiny')\n"
+        "images = np.zeros((2, 32, 32, 3), 'float32')\n"
+        "mask = model(images, seed=4)['mask'].cpu().numpy()\n"
+        "print(mask.astype(int).ravel().tolist())\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "KERAS_BACKEND": "torch"},
+    )
+    assert finished.returncode == 0, finished.stderr
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    mask = model(np.zeros((2, 32, 32, 3), "float32"), seed=4)["mask"]
+    wanted = np.asarray(mask).astype(int).ravel().tolist()
+    assert finished.stdout.strip() == str(wanted)
