@@ -35,6 +35,12 @@ def save_atomically(model, path):
     os.replace(part, path)
 
 
+def _check_interval(every):
+    if every < 1:
+        raise ValueError(f"every must be at least 1. Received: {every}")
+    return every
+
+
 class Checkpoint(keras.callbacks.Callback):
     """Saves the model and its optimizer after every few epochs, and at the end.
 
@@ -56,10 +62,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, path, every=1):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be at least 1. Received: {every}")
         self.path = Path(path)
-        self.every = every
+        self.every = _check_interval(every)
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
@@ -97,6 +101,9 @@ class ReconstructionPictures(keras.callbacks.Callback):
         every: Int, epochs between two pictures; the last epoch has one as well.
         seed: Int, the seed of the masks.
 
+    Raises:
+        ValueError: If `every` is less than 1 or there is no image.
+
     Example:
 
     ```python
@@ -108,10 +115,12 @@ class ReconstructionPictures(keras.callbacks.Callback):
 
     def __init__(self, processor, images, folder, every=1, seed=0):
         super().__init__()
+        if not len(images):
+            raise ValueError("A picture needs at least one image. Received: 0")
         self.processor = processor
         self.images = images
         self.folder = Path(folder)
-        self.every = every
+        self.every = _check_interval(every)
         self.seed = seed
 
     def on_train_begin(self, logs=None):

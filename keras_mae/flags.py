@@ -12,11 +12,34 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+def flag(text, default=dataclasses.MISSING, choices=None):
+    """Describes a flag: a field of a script's dataclass.
+
+    Args:
+        text: What `--help` says of it.
+        default: Its value where it is not given; without one it must be given.
+        choices: The values it may have.
+
+    Returns:
+        A `dataclasses.field`.
+
+    Example:
+
+    ```python
+    @dataclasses.dataclass
+    class Config:
+        epochs: int = flag("how long", default=1)
+    ```
+    """
+    metadata = {"help": text, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def parse_flags(config_class, description, argv=None):
     """Reads a dataclass from the command line: a flag for each field.
 
     Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
-    without a default is a required flag; `metadata` may hold `help` and `choices`.
+    without a default is a required flag. `flag` gives a field its help text.
 
     Args:
         config_class: The dataclass.
@@ -30,11 +53,9 @@ def parse_flags(config_class, description, argv=None):
     Example:
 
     ```python
-    import dataclasses
-
     @dataclasses.dataclass
     class Config:
-        epochs: int = dataclasses.field(default=1, metadata={"help": "how long"})
+        epochs: int = flag("how long", default=1)
 
     assert parse_flags(Config, "Trains.", ["--epochs=3"]).epochs == 3
     ```
@@ -77,11 +98,9 @@ def run_script(main, config_class, description, argv=None):
     Example:
 
     ```python
-    import dataclasses
-
     @dataclasses.dataclass
     class Config:
-        epochs: int = 1
+        epochs: int = flag("how long", default=1)
 
     run_script(print, Config, "Prints its flags.", ["--epochs=2"])
     ```

@@ -16,7 +16,8 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.
         A `keras.optimizers.schedules.LearningRateSchedule`.
 
     Raises:
-        ValueError: If the warm-up is not shorter than the training.
+        ValueError: If the warm-up is not shorter than the training, or the peak not
+            positive.
 
     Example:
 
@@ -25,6 +26,8 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.
     assert float(schedule(0)) == 0.0 and abs(float(schedule(10)) - 1e-3) < 1e-9
     ```
     """
+    if learning_rate <= 0:
+        raise ValueError(f"learning_rate must be positive. Received: {learning_rate}")
     if not 0 <= warmup_steps < total_steps:
         raise ValueError(
             "The warm-up must be shorter than the training. "

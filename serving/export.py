@@ -35,6 +35,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data, flags
+from keras_mae.flags import flag
 from keras_mae.layers import seeded_noise
 
 
@@ -42,18 +43,10 @@ from keras_mae.layers import seeded_noise
 class ExportConfig:
     """The flags of this script."""
 
-    model: str = dataclasses.field(
-        metadata={"help": "folder of a pretraining run, with model.keras"}
-    )
-    out: str = dataclasses.field(
-        default="models/mae", metadata={"help": "folder of the served model"}
-    )
-    version: int = dataclasses.field(
-        default=1, metadata={"help": "the SavedModel's number, a folder in --out"}
-    )
-    overwrite: bool = dataclasses.field(
-        default=False, metadata={"help": "replace this version if it exists"}
-    )
+    model: str = flag("folder of a pretraining run, with model.keras")
+    out: str = flag("folder of the served model", "models/mae")
+    version: int = flag("the SavedModel's number, a folder in --out", 1)
+    overwrite: bool = flag("replace this version if it exists", False)
 
 
 class ServedMAE:

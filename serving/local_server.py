@@ -28,6 +28,7 @@ import tensorflow as tf
 import waitress
 
 from keras_mae import flags
+from keras_mae.flags import flag
 
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
@@ -36,21 +37,11 @@ MAX_BODY_BYTES = 64 * 1024 * 1024
 class ServerConfig:
     """The flags of this script."""
 
-    model_base_path: str = dataclasses.field(
-        metadata={"help": "folder whose numbered folders are SavedModels"}
-    )
-    model_name: str = dataclasses.field(
-        default="mae", metadata={"help": "the NAME in the addresses"}
-    )
-    rest_api_port: int = dataclasses.field(
-        default=8501, metadata={"help": "port of the REST API; 0 takes a free one"}
-    )
-    host: str = dataclasses.field(
-        default="127.0.0.1", metadata={"help": "address to bind to"}
-    )
-    threads: int = dataclasses.field(
-        default=4, metadata={"help": "requests answered at the same time"}
-    )
+    model_base_path: str = flag("folder whose numbered folders are SavedModels")
+    model_name: str = flag("the NAME in the addresses", "mae")
+    rest_api_port: int = flag("port of the REST API; 0 takes a free one", 8501)
+    host: str = flag("address to bind to", "127.0.0.1")
+    threads: int = flag("requests answered at the same time", 4)
 
 
 class RequestError(Exception):

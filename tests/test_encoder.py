@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_mae
+from keras_mae.layers.transformer import gelu_tanh
 
 
 def test_features_are_the_same_at_each_call_and_in_training(make_model, images):
@@ -34,6 +35,11 @@ def test_keeping_all_patches_permutes_the_features(make_model, images):
         axis=1,
     )
     np.testing.assert_allclose(restored, tokens[:, 1:], atol=1e-5)
+
+
+def test_masks_may_be_lists(make_model, images):
+    outputs = make_model().encoder(images, mask=[[0] * 8 + [1] * 8] * 4)
+    assert outputs["latent"].shape == (4, 1 + 8, 16)
 
 
 def test_removed_patches_do_not_reach_the_latent(make_model, images):
@@ -114,8 +120,9 @@ def test_the_functional_api_takes_the_encoder(make_model, images):
     np.testing.assert_allclose(model(images), encoder(images)[:, 1:], atol=1e-6)
 
 
-def test_save_and_load(make_model, images, tmp_path):
-    encoder = make_model().encoder
+@pytest.mark.parametrize("activation", ["gelu", "relu", gelu_tanh])
+def test_save_and_load(make_model, images, tmp_path, activation):
+    encoder = make_model(activation=activation).encoder
     encoder.save(tmp_path / "encoder.keras")
     loaded = keras.models.load_model(tmp_path / "encoder.keras")
     assert loaded.get_config() == encoder.get_config()

@@ -88,6 +88,9 @@ def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
         ("--epochs=0", "The warm-up must be shorter"),
         ("--precision=float64", "invalid choice"),
         ("--checkpoint_every=0", "every must be at least 1"),
+        ("--picture_every=0", "every must be at least 1"),
+        ("--pictures=0", "pictures must be at least 1"),
+        ("--blr=0", "learning_rate must be positive"),
         ("--speed=9", "unrecognized arguments"),
         ("--output=/proc/run", "/proc/run"),
     ],
@@ -99,6 +102,13 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flag, message):
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
     assert message in finished.stderr
     assert not (tmp_path / "run" / "model.keras").exists()
+
+
+def test_replicas_must_share_the_batch_equally(tmp_path):
+    finished = run(SCRIPT, f"--output={tmp_path}", "--strategy=mirrored",
+                   "--batch_size=63")  # fmt: skip
+    assert finished.returncode == 2
+    assert "divisible by the 2 replicas. Received: 63" in finished.stderr
 
 
 def test_every_flag_is_read():

@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image
 
 from keras_mae import data, flags
+from keras_mae.flags import flag
 from keras_mae.patches import patchify
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,12 +41,8 @@ FEW_LABELS = 100
 class DemoConfig:
     """The flags of this script."""
 
-    output: str = dataclasses.field(
-        default="demo", metadata={"help": "folder for everything the demo writes"}
-    )
-    epochs: int = dataclasses.field(
-        default=60, metadata={"help": "passes over the 1,437 training digits"}
-    )
+    output: str = flag("folder for everything the demo writes", "demo")
+    epochs: int = flag("passes over the 1,437 training digits", 60)
 
 
 def main(config):
@@ -59,7 +56,7 @@ def main(config):
     model = keras.models.load_model(output / "run" / "model.keras", compile=False)
     processor = keras_mae.MAEImageProcessor.from_pretrained(output / "run")
     held_out = data.held_out_images(source, processor)
-    picture = keras_mae.draw_reconstructions(model, processor, held_out[:6], seed=0)
+    picture = keras_mae.draw_reconstructions(model, processor, held_out[:4], seed=0)
     picture.save(output / "reconstructions.png")
     results = {"masked_patch_mse": compare_errors(model, processor, source, held_out)}
     results["probe_accuracy"], probe = compare_probes(model, processor, source)

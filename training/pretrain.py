@@ -17,53 +17,50 @@ from pathlib import Path
 
 import keras
 
-from keras_mae import callbacks, data, flags
+from keras_mae import data, flags
+from keras_mae.callbacks import (
+    Checkpoint,
+    ReconstructionPictures,
+    StopOnNonFiniteLoss,
+    UnwrapLogs,
+)
 from keras_mae.distribution import STRATEGIES, make_strategy
+from keras_mae.flags import flag
 from keras_mae.optimization import pretraining_optimizer, warmup_cosine
-
-
-def _flag(default, text, choices=None):
-    return dataclasses.field(
-        default=default, metadata={"help": text, "choices": choices}
-    )
 
 
 @dataclasses.dataclass
 class PretrainConfig:
     """The flags of this script."""
 
-    dataset: str = _flag("digits", f"one of {', '.join(data.SOURCES)}")
-    output: str = _flag("runs/pretrain", "folder for everything the run writes")
-    overwrite: bool = _flag(False, "replace the run that --output holds")
-    preset: str = _flag("mae_tiny", f"one of {', '.join(keras_mae.PRESETS)}")
-    image_size: int | None = _flag(None, "pixels; default: the preset's")
-    patch_size: int | None = _flag(None, "pixels; default: the preset's")
-    mask_ratio: float = _flag(0.75, "share of patches to remove, in [0, 1)")
-    norm_pix_loss: bool = _flag(True, "normalize the targets patch by patch")
-    epochs: int = _flag(100, "passes over the data")
-    warmup_epochs: int = _flag(5, "epochs of linear warm-up")
-    batch_size: int = _flag(64, "images an update, over all replicas")
-    blr: float = _flag(1.5e-4, "base learning rate, for 256 images an update")
-    weight_decay: float = _flag(0.05, "AdamW's, for matrices and tokens")
-    strategy: str = _flag("cpu", f"one of {', '.join(STRATEGIES)}")
-    replicas: int | None = _flag(None, "devices of --strategy=mirrored")
-    precision: str = _flag(
-        "float32", "dtype policy", ("float32", "bfloat16", "mixed_bfloat16")
+    dataset: str = flag(f"one of {', '.join(data.SOURCES)}", "digits")
+    output: str = flag("folder for everything the run writes", "runs/pretrain")
+    overwrite: bool = flag("replace the run that --output holds", False)
+    preset: str = flag(f"one of {', '.join(keras_mae.PRESETS)}", "mae_tiny")
+    image_size: int | None = flag("pixels; default: the preset's", None)
+    patch_size: int | None = flag("pixels; default: the preset's", None)
+    mask_ratio: float = flag("share of patches to remove, in [0, 1)", 0.75)
+    norm_pix_loss: bool = flag("normalize the targets patch by patch", True)
+    epochs: int = flag("passes over the data", 100)
+    warmup_epochs: int = flag("epochs of linear warm-up", 5)
+    batch_size: int = flag("images an update, over all replicas", 64)
+    blr: float = flag("base learning rate, for 256 images an update", 1.5e-4)
+    weight_decay: float = flag("AdamW's, for matrices and tokens", 0.05)
+    strategy: str = flag(f"one of {', '.join(STRATEGIES)}", "cpu")
+    replicas: int | None = flag("devices of --strategy=mirrored", None)
+    precision: str = flag(
+        "dtype policy", "float32", ("float32", "bfloat16", "mixed_bfloat16")
     )
-    seed: int = _flag(0, "of weights, masks, shuffling and crops")
-    checkpoint_every: int = _flag(10, "epochs between two checkpoints")
-    picture_every: int = _flag(10, "epochs between two pictures")
-    pictures: int = _flag(4, "held-out images to draw")
+    seed: int = flag("of weights, masks, shuffling and crops", 0)
+    checkpoint_every: int = flag("epochs between two checkpoints", 10)
+    picture_every: int = flag("epochs between two pictures", 10)
+    pictures: int = flag("held-out images to draw", 4)
 
 
 def main(config):
     """Runs the whole of it: strategy, data, model, fit."""
-    output = Path(config.output)
-    if (output / "model.keras").exists() and not config.overwrite:
-        raise ValueError(
-            f"{output} holds a run already: give --overwrite or another --output"
-        )
     strategy = make_strategy(config.strategy, config.replicas)
+    check(config, strategy.num_replicas_in_sync)
     keras.utils.set_random_seed(config.seed)
     source = data.load_source(config.dataset)
     with strategy.scope():
@@ -72,13 +69,14 @@ def main(config):
         model.encoder.image_size, source.mean, source.std, resample="bicubic"
     )
     images = data.training_pipeline(source, processor, config.batch_size, config.seed)
-    held_out = data.held_out_images(
-        source, processor, count=max(len(source.held_out), config.pictures)
-    )
+    count = max(len(source.held_out), config.pictures)
+    held_out = data.held_out_images(source, processor, count)
     steps = data.epoch_size(source) // config.batch_size
     with strategy.scope():
         compile_model(model, config, steps)
-    write_settings(output, config, processor)
+    callbacks = make_callbacks(config, processor, held_out[: config.pictures])
+    # the last thing before training: a wrong flag must not touch an older run
+    write_settings(config, processor)
     print(
         f"{config.preset}: {model.count_params():,} parameters, "
         f"{data.epoch_size(source)} images an epoch, "
@@ -89,12 +87,27 @@ def main(config):
         epochs=config.epochs,
         steps_per_epoch=steps,
         validation_data=(held_out,),
-        validation_batch_size=min(config.batch_size, len(held_out)),
-        callbacks=make_callbacks(config, processor, held_out[: config.pictures]),
+        validation_batch_size=min(config.batch_size, count),
+        callbacks=callbacks,
         shuffle=False,  # the pipeline does
         verbose=1 if os.isatty(1) else 2,
     )
-    print(f"The run lies in {output}")
+    print(f"The run lies in {config.output}")
+
+
+def check(config, replicas):
+    """Refuses what no later step would refuse as clearly."""
+    if Path(config.output, "model.keras").exists() and not config.overwrite:
+        raise ValueError(
+            f"{config.output} holds a run already: give --overwrite or another --output"
+        )
+    if config.pictures < 1:
+        raise ValueError(f"pictures must be at least 1. Received: {config.pictures}")
+    if config.batch_size % replicas:
+        raise ValueError(
+            f"batch_size must be divisible by the {replicas} replicas. "
+            f"Received: {config.batch_size}"
+        )
 
 
 def build_model(config, channels):
@@ -121,8 +134,9 @@ def compile_model(model, config, steps):
     model.compile(optimizer=pretraining_optimizer(model, schedule, config.weight_decay))
 
 
-def write_settings(output, config, processor):
+def write_settings(config, processor):
     """Writes the flags and the processor beside the weights to come."""
+    output = Path(config.output)
     (output / "logs" / "pictures").mkdir(parents=True, exist_ok=True)
     settings = json.dumps(dataclasses.asdict(config), indent=2)
     (output / "config.json").write_text(settings + "\n")
@@ -133,10 +147,10 @@ def make_callbacks(config, processor, images):
     """Lists the callbacks, those that check before those that write."""
     output = Path(config.output)
     return [
-        callbacks.StopOnNonFiniteLoss(),
-        callbacks.UnwrapLogs(),
-        callbacks.Checkpoint(output / "model.keras", config.checkpoint_every),
-        callbacks.ReconstructionPictures(
+        StopOnNonFiniteLoss(),
+        UnwrapLogs(),
+        Checkpoint(output / "model.keras", config.checkpoint_every),
+        ReconstructionPictures(
             processor, images, output / "logs" / "pictures", config.picture_every
         ),
         keras.callbacks.CSVLogger(output / "history.csv"),

@@ -193,8 +193,8 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
                 raise ValueError(
                     "mask decides alone: give no mask_ratio, noise or seed beside it"
                 )
-            _check_mask(mask, length)
             mask = ops.cast(mask, "float32")
+            _check_mask(mask, length)
             num_keep = length - ops.cast(ops.sum(mask[0]), "int32")
             values = _values_if_known(num_keep)
             # a known count keeps the shapes static, which XLA needs
@@ -206,12 +206,13 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
             )
         if noise is None:
             noise = self.draw_noise(batch, length, seed)
-        elif len(noise.shape) != 2 or noise.shape[1] != length:
+        noise = ops.cast(noise, "float32")
+        if len(noise.shape) != 2 or noise.shape[1] != length:
             raise ValueError(
                 f"noise must be (batch, {length}). "
                 f"Received: noise.shape={tuple(noise.shape)}"
             )
-        return self._sort(ops.cast(noise, "float32"), num_keep)
+        return self._sort(noise, num_keep)
 
     def draw_noise(self, batch, length, seed=None, first_row=0):
         """Draws the noise that `call` sorts.

@@ -3,8 +3,11 @@
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
+from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.weights import huggingface_rows, import_weights
 from tests.parity.small_model import build_keras
+
+ACTIVATIONS = {"gelu_pytorch_tanh": gelu_tanh}
 
 
 def build_pair(image_size, patch_size=4, num_channels=3, seed=0, **overrides):
@@ -40,7 +43,7 @@ def build_pair(image_size, patch_size=4, num_channels=3, seed=0, **overrides):
         image_size,
         patch_size,
         num_channels,
-        activation=config.hidden_act,
+        activation=ACTIVATIONS.get(config.hidden_act, config.hidden_act),
         qkv_bias=config.qkv_bias,
         layer_norm_epsilon=config.layer_norm_eps,
         mask_ratio=config.mask_ratio,

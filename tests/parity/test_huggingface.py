@@ -25,6 +25,7 @@ CASES = {
     "five_channels": ((10, 15), 5, 5, 0.34, {"layer_norm_eps": 1e-6}),
     "no_qkv_bias": ((12, 12), 2, 3, 0.75, {"qkv_bias": False}),
     "relu": ((14, 14), 7, 3, 0.5, {"hidden_act": "relu"}),
+    "gelu_tanh": ((8, 8), 4, 3, 0.5, {"hidden_act": "gelu_pytorch_tanh"}),
 }
 
 
