@@ -4,6 +4,7 @@
 from keras_mae import _quiet_import  # noqa: F401
 
 # isort: on
+from keras_mae import weights
 from keras_mae.image_processor import MAEImageProcessor
 from keras_mae.models import MAEDecoder, MAEEncoder
 from keras_mae.patches import normalize_patches, patchify, unpatchify
@@ -24,4 +25,5 @@ __all__ = [
     "resize_positions",
     "sincos_positions",
     "unpatchify",
+    "weights",
 ]

@@ -12,7 +12,10 @@ import tempfile
 
 
 def _import_quietly():
-    saved = os.dup(2)
+    try:
+        saved = os.dup(2)
+    except OSError:
+        return  # standard error is closed: there is nothing to quieten
     with tempfile.TemporaryFile() as chatter:
         os.dup2(chatter.fileno(), 2)
         try:

@@ -65,8 +65,17 @@ class Checkpoint(keras.callbacks.Callback):
         self.path = Path(path)
         self.every = _check_interval(every)
 
+    def on_train_begin(self, logs=None):
+        self._saved = True
+
     def on_epoch_end(self, epoch, logs=None):
-        if (epoch + 1) % self.every == 0 or epoch + 1 == self.params["epochs"]:
+        self._saved = (epoch + 1) % self.every == 0
+        if self._saved:
+            save_atomically(self.model, self.path)
+
+    def on_train_end(self, logs=None):
+        # also where another callback stopped the training
+        if not self._saved:
             save_atomically(self.model, self.path)
 
 
@@ -84,10 +93,14 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """
 
     def on_train_batch_end(self, batch, logs=None):
-        loss = float(np.mean(logs["loss"]))
-        if not math.isfinite(loss):
-            step = int(self.model.optimizer.iterations)
-            raise FloatingPointError(f"the loss is {loss} at step {step}")
+        for name, value in (logs or {}).items():
+            value = float(np.mean(value))
+            if not math.isfinite(value):
+                step = int(self.model.optimizer.iterations)
+                raise FloatingPointError(f"the {name} is {value} at step {step}")
+
+    # the last step of an epoch shows in the validation loss alone
+    on_epoch_end = on_train_batch_end
 
 
 class ReconstructionPictures(keras.callbacks.Callback):

@@ -240,11 +240,10 @@ def _prepare(indices, images, crop, processor, seed):
     raw = tf.constant([image.tobytes() for image in images])
     shapes = tf.constant([image.shape for image in images])
     channels = images[0].shape[-1]
-    mean, std = np.float32(processor.image_mean), np.float32(processor.image_std)
-    if len(mean) != channels:
+    if processor.num_channels != channels:
         raise ValueError(
             f"The data set has {channels} channels. Received: a processor for "
-            f"{len(mean)}"
+            f"{processor.num_channels}"
         )
 
     def load(position, index):
@@ -256,7 +255,7 @@ def _prepare(indices, images, crop, processor, seed):
             image = random_resized_crop(image, processor.image_size, crop_seed)
         else:
             image = resize(image, processor.image_size, processor.resample)
-        return (image / 255 - mean) / std  # (H, W, C) float32
+        return processor.normalize(image)  # (H, W, C) float32
 
     return indices.enumerate().map(load, num_parallel_calls=tf.data.AUTOTUNE)
 

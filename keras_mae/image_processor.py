@@ -17,6 +17,15 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+# what reading a file that is no JSON object, or lacks keys, raises
+_MALFORMED = (
+    AttributeError,
+    KeyError,
+    TypeError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+)
+
 
 class MAEImageProcessor:
     """Turns pictures into the normalized batch that the models take.
@@ -62,8 +71,14 @@ class MAEImageProcessor:
         resample="bilinear",
     ):
         self.image_size = as_pair(image_size, "image_size")
-        self.image_mean = tuple(float(value) for value in image_mean)
-        self.image_std = tuple(float(value) for value in image_std)
+        try:
+            self.image_mean = tuple(float(value) for value in image_mean)
+            self.image_std = tuple(float(value) for value in image_std)
+        except TypeError as error:
+            raise ValueError(
+                "image_mean and image_std must be sequences of floats. "
+                f"Received: {image_mean!r} and {image_std!r}"
+            ) from error
         if len(self.image_mean) != len(self.image_std) or not self.image_mean:
             raise ValueError(
                 "image_mean and image_std must have one value for each channel. "
@@ -99,10 +114,11 @@ class MAEImageProcessor:
         """Rescales and normalizes images that already have the right size.
 
         Args:
-            images: `(..., C)` array or tensor of grey levels in [0, 255].
+            images: `(..., C)` array of grey levels in [0, 255], or a float32 tensor of
+                them, also inside a graph.
 
         Returns:
-            `(..., C)` float32 array.
+            `(..., C)` float32 array or tensor.
 
         Example:
 
@@ -111,12 +127,33 @@ class MAEImageProcessor:
         assert processor.normalize(np.array([[0], [255]])).tolist() == [[-1.0], [1.0]]
         ```
         """
-        images = np.asarray(images, "float32") / np.float32(255)
+        if not hasattr(images, "dtype") or isinstance(images, np.ndarray):
+            images = np.asarray(images, "float32")
         mean, std = np.float32(self.image_mean), np.float32(self.image_std)
-        return (images - mean) / std
+        return (images / np.float32(255) - mean) / std
+
+    def denormalize(self, pixels):
+        """Undoes `normalize`, without rounding or clipping.
+
+        Args:
+            pixels: `(..., C)` float32 array or tensor, normalized.
+
+        Returns:
+            `(..., C)` float32 array or tensor of grey levels.
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor(image_mean=(0.5,), image_std=(0.5,))
+        levels = processor.denormalize(np.float32([[-1.0], [1.0]]))
+        assert levels.tolist() == [[0.0], [255.0]]
+        ```
+        """
+        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        return (pixels * std + mean) * np.float32(255)
 
     def to_uint8(self, pixels):
-        """Undoes `normalize`: back to grey levels that can be looked at.
+        """Turns normalized pixels into a picture that can be looked at.
 
         Args:
             pixels: `(..., C)` array or tensor, normalized.
@@ -133,9 +170,8 @@ class MAEImageProcessor:
         np.testing.assert_array_equal(restored, picture)
         ```
         """
-        pixels = np.asarray(pixels, "float32")
-        pixels = pixels * np.float32(self.image_std) + np.float32(self.image_mean)
-        return np.rint(np.clip(pixels, 0.0, 1.0) * 255).astype("uint8")
+        levels = self.denormalize(np.asarray(pixels, "float32"))
+        return np.rint(np.clip(levels, 0, 255)).astype("uint8")
 
     def _resized(self, image):
         """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
@@ -219,6 +255,7 @@ class MAEImageProcessor:
         path = Path(folder, CONFIG_NAME)
         try:
             config = json.loads(path.read_text())
+            _check_supported(config)
             names = {int(code): name for name, code in _RESAMPLE.items()}
             size = config["size"]
             if isinstance(size, dict):
@@ -229,10 +266,26 @@ class MAEImageProcessor:
                 image_std=config["image_std"],
                 resample=names.get(config["resample"], config["resample"]),
             )
-        except (OSError, TypeError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, *_MALFORMED) as error:
             raise ValueError(
                 f"{path} is no readable image processor configuration: {error!r}"
             ) from error
+
+
+def _check_supported(config):
+    """Raises where a configuration asks for steps that this processor doesn't take."""
+    for key, only in {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_center_crop": False,
+    }.items():
+        # an absent or null step is taken as the published configuration has it
+        if config.get(key) not in (None, only):
+            raise ValueError(f"{key} must be {only}. Received: {config[key]}")
+    factor = config.get("rescale_factor") or 1 / 255
+    if abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor must be 1/255. Received: {factor}")
 
 
 def _open(source):
@@ -289,5 +342,10 @@ def _pil_to_array(image, num_channels):
     if image.mode.startswith("I;16"):
         # Pillow would clip 16-bit grey to 255 instead of scaling it
         image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            "A picture must have 8 or 16 bits a channel; give others as arrays. "
+            f"Received: mode {image.mode}"
+        )
     image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
     return image.reshape(*image.shape[:2], num_channels)  # (H, W, C)

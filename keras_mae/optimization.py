@@ -42,30 +42,46 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.
     )
 
 
-def pretraining_optimizer(model, learning_rate, weight_decay=0.05):
-    """Builds the published AdamW for pretraining (paper, table 8).
+@keras.saving.register_keras_serializable(package="keras_mae")
+class MatrixDecayAdamW(keras.optimizers.AdamW):
+    """AdamW that decays matrices and tokens, and no vectors: biases and norms.
 
-    Betas are (0.9, 0.95) and epsilon is 1e-8. Vectors, that is biases and norms, are
-    not decayed; the CLS and mask tokens are.
+    `exclude_from_weight_decay` says the same, but is forgotten by a saved model.
 
     Args:
-        model: The `MAEPretrainer` to train.
+        **kwargs: Those of `keras.optimizers.AdamW`.
+
+    Example:
+
+    ```python
+    optimizer = MatrixDecayAdamW(learning_rate=1e-3, weight_decay=0.05)
+    ```
+    """
+
+    def _use_weight_decay(self, variable):
+        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
+
+
+def pretraining_optimizer(learning_rate, weight_decay=0.05):
+    """Builds the published AdamW for pretraining (paper, table 8).
+
+    Betas are (0.9, 0.95) and epsilon is 1e-8. Biases and norms are not decayed; the CLS
+    and mask tokens are.
+
+    Args:
         learning_rate: Float or schedule.
         weight_decay: Float.
 
     Returns:
-        A `keras.optimizers.AdamW`.
+        A `MatrixDecayAdamW`.
 
     Example:
 
     ```python
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    model.compile(optimizer=pretraining_optimizer(model, 1e-3))
+    model.compile(optimizer=pretraining_optimizer(1e-3))
     ```
     """
-    optimizer = keras.optimizers.AdamW(
+    return MatrixDecayAdamW(
         learning_rate, weight_decay=weight_decay, beta_1=0.9, beta_2=0.95, epsilon=1e-8
     )
-    vectors = [v for v in model.trainable_variables if len(v.shape) <= 1]
-    optimizer.exclude_from_weight_decay(var_list=vectors)
-    return optimizer

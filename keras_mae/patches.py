@@ -1,5 +1,7 @@
 """Images to patches and back: array maths without weights."""
 
+from numbers import Integral
+
 from keras import ops
 
 
@@ -22,7 +24,7 @@ def as_pair(value, name):
     assert as_pair(16, "patch_size") == (16, 16)
     ```
     """
-    pair = (value, value) if isinstance(value, int) else value
+    pair = (value, value) if isinstance(value, Integral) else value
     try:
         height, width = (int(size) for size in pair)
         whole = (height, width) == tuple(pair)

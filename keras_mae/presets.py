@@ -78,20 +78,25 @@ _PRETRAINER = ("mask_ratio", "norm_pix_loss")
 _PREFIX = "decoder_"
 
 
-def _resolve(preset, overrides, extra):
+def _resolve(preset, overrides, extra=(), decoder=True):
     """Merges a preset with overrides, or raises on a name that neither knows."""
     if preset not in PRESETS:
         raise ValueError(
             f"preset must be one of {', '.join(PRESETS)}. Received: {preset!r}"
         )
-    known = {*PRESETS[preset], *_SHARED, *_ENCODER, *extra}
+    config = {
+        key: value
+        for key, value in PRESETS[preset].items()
+        if decoder or not key.startswith(_PREFIX)
+    }
+    known = {*config, *_SHARED, *_ENCODER, *extra}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(
             f"Overrides must be among {', '.join(sorted(known))}. "
             f"Received: {', '.join(unknown)}"
         )
-    return {**PRESETS[preset], **overrides}
+    return {**config, **overrides}
 
 
 def encoder_config(preset, overrides):
@@ -113,8 +118,7 @@ def encoder_config(preset, overrides):
     assert encoder_config("mae_huge", {})["patch_size"] == 14
     ```
     """
-    config = _resolve(preset, overrides, extra=())
-    return {key: v for key, v in config.items() if not key.startswith(_PREFIX)}
+    return _resolve(preset, overrides, decoder=False)
 
 
 def pretrainer_config(preset, overrides):

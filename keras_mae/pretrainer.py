@@ -7,6 +7,7 @@ from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.patches import (
+    grid_shape,
     normalize_patches,
     patch_statistics,
     patchify,
@@ -30,6 +31,18 @@ def _xla_pays():
 
     one = tf.distribute.get_strategy().num_replicas_in_sync == 1
     return one and bool(tf.config.list_physical_devices("GPU"))
+
+
+def _images(data):
+    """Takes the images out of a batch: labels and weights mean nothing here."""
+    images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+    if not hasattr(images, "shape"):
+        keys = sorted(images) if isinstance(images, dict) else type(images).__name__
+        raise ValueError(
+            "A batch must be images or (images, labels); map a dataset of dicts, "
+            f"as by lambda batch: batch['image']. Received: {keys}"
+        )
+    return images
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -118,10 +131,8 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         output_attentions=False,
         training=None,
     ):
-        images = ops.cast(images, "float32")
-        outputs = self.encoder(
+        outputs = self._forward(
             images,
-            mask_ratio=self.mask_ratio if mask is None else None,
             noise=noise,
             mask=mask,
             seed=seed,
@@ -130,17 +141,33 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
             output_attentions=output_attentions,
             training=training,
         )
+        per_image = outputs.pop("loss")
+        # an empty share of a batch has no loss, rather than NaN
+        count = ops.maximum(ops.shape(per_image)[0], 1)
+        return {"loss": ops.sum(per_image) / ops.cast(count, "float32"), **outputs}
+
+    def _forward(self, images, mask=None, interpolate=False, training=None, **options):
+        """Computes what a call returns, but with one `loss` an image, `(B,)`."""
+        images = ops.cast(images, "float32")
+        outputs = self.encoder(
+            images,
+            mask_ratio=self.mask_ratio if mask is None else None,
+            mask=mask,
+            interpolate=interpolate,
+            training=training,
+            **options,
+        )
         if outputs["latent"].shape[1] == outputs["mask"].shape[1] + 1:
             raise ValueError(
                 "The loss is over removed patches: at least one must be removed. "
                 f"Received: mask_ratio={self.mask_ratio}, mask={mask}"
             )
-        grid = self.encoder.check_images(images, interpolate)
+        grid = grid_shape(images.shape[1:3], self.encoder.patch_size)
         logits = self.decoder(
             outputs["latent"], outputs["ids_restore"], grid=grid, training=training
         )
-        per_image = self.loss_per_image(images, logits, outputs["mask"])
-        return {"loss": ops.mean(per_image), "logits": logits, **outputs}
+        loss = self.loss_per_image(images, logits, outputs["mask"])
+        return {"loss": loss, "logits": logits, **outputs}
 
     def loss_per_image(self, images, logits, mask):
         """Scores a reconstruction on removed patches, image by image.
@@ -204,7 +231,7 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         ```
         """
         images = ops.cast(images, "float32")
-        outputs = self(
+        outputs = self._forward(
             images, noise=noise, mask=mask, seed=seed, interpolate=interpolate
         )
         patches = patchify(images, self.encoder.patch_size)  # (B, L, P)
@@ -222,11 +249,13 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
             name: unpatchify(value, self.encoder.patch_size, images.shape[1:3])
             for name, value in pictures.items()
         }  # (B, H, W, C) each
-        loss = self.loss_per_image(images, outputs["logits"], outputs["mask"])
-        return {**pictures, "mask": outputs["mask"], "loss": loss}
+        return {**pictures, "mask": outputs["mask"], "loss": outputs["loss"]}
 
     def compile(self, *args, jit_compile="auto", **kwargs):
-        """Configures training, as `keras.Model.compile` does; no `loss` is needed.
+        """Configures training, as `keras.Model.compile` does.
+
+        The model brings its own loss: `loss`, `metrics`, labels and sample weights have
+        no effect.
 
         Args:
             *args: Those of `keras.Model.compile`.
@@ -241,8 +270,16 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         model.compile(optimizer=keras.optimizers.AdamW(1e-3), jit_compile=True)
         ```
         """
+        self._jit_compile_asked = jit_compile
         jit_compile = _xla_pays() if jit_compile == "auto" else jit_compile
         super().compile(*args, jit_compile=jit_compile, **kwargs)
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        if config:
+            # "auto" is decided anew on the machine that loads the model
+            config["jit_compile"] = self._jit_compile_asked
+        return config
 
     def compile_from_config(self, config):
         # Keras skips this for a model with its own compile()
@@ -252,7 +289,7 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
     def train_step(self, data):
         import tensorflow as tf
 
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images = _images(data)
         replicas = tf.distribute.get_replica_context().num_replicas_in_sync
         if self.jit_compile and replicas > 1:
             raise ValueError(
@@ -269,18 +306,16 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         return self._track(loss, images)
 
     def test_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         loss = self(images, noise=noise, training=False)["loss"]
         return self._track(loss, images)
 
     def predict_step(self, data):
-        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
-        outputs = self(images, noise=noise, training=False)
-        # a scalar can't be concatenated over batches: one loss an image
-        loss = self.loss_per_image(images, outputs["logits"], outputs["mask"])
-        return {**outputs, "loss": loss}
+        # one loss an image: a scalar can't be concatenated over batches
+        return self._forward(images, noise=noise, training=False)
 
     def _draw_noise(self, images, seed=None):
         """Draws `(B, L)` noise: this replica's rows of the whole batch's."""

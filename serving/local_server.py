@@ -1,6 +1,6 @@
-"""Serve a SavedModel on a laptop, by TF Serving's REST protocol. Run:
+"""Serve a SavedModel on a laptop, by TF Serving's REST protocol.
 
-python serving/local_server.py --model_name=mae --model_base_path=models/mae
+Run: python serving/local_server.py --model_name=mae --model_base_path=models/mae
 
 Answers `POST /v1/models/NAME[/versions/N]:predict` in row and column format and
 `GET /v1/models/NAME[/versions/N]`, for the newest version in the folder. It is bound
@@ -18,6 +18,7 @@ import base64
 import binascii
 import dataclasses
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -65,11 +66,8 @@ class ServedModel:
 
     def __init__(self, name, base_path):
         folder = Path(base_path)
-        versions = (
-            [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
-            if folder.is_dir()
-            else []
-        )
+        names = [path.name for path in folder.glob("*/")]
+        versions = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
         if not versions:
             raise ValueError(
                 f"model_base_path must hold folders named by a number. Received: "
@@ -171,7 +169,7 @@ def _check_names(given, specs, where):
 def _tensor(value, spec):
     """Turns parsed JSON into a tensor of a signature's type and shape."""
     leaves = []
-    shape = _shape(value, leaves)
+    shape = _shape(value, leaves, depth=spec.shape.rank)
     if spec.dtype == tf.string:
         array = np.array([_bytes(leaf) for leaf in leaves], dtype=object)
     else:
@@ -196,12 +194,14 @@ def _tensor(value, spec):
     return tf.constant(array.reshape(shape), spec.dtype)
 
 
-def _shape(value, leaves):
+def _shape(value, leaves, depth):
     """Returns the shape of nested lists and appends what they hold to `leaves`."""
     if not isinstance(value, list):
         leaves.append(value)
         return ()
-    shapes = [_shape(item, leaves) for item in value]
+    if depth == 0:
+        raise RequestError("Input tensor has more dimensions than its signature")
+    shapes = [_shape(item, leaves, depth - 1) for item in value]
     for shape in shapes:
         if shape != shapes[0]:
             raise RequestError(
@@ -213,7 +213,8 @@ def _shape(value, leaves):
 def _bytes(leaf):
     """Reads a JSON string, or `{"b64": "..."}`, as bytes."""
     if isinstance(leaf, str):
-        return leaf.encode()
+        # a lone surrogate, which JSON can say, has no bytes of its own
+        return leaf.encode(errors="replace")
     if isinstance(leaf, dict) and set(leaf) == {"b64"}:
         try:
             return base64.b64decode(leaf["b64"], validate=True)
@@ -249,16 +250,17 @@ def make_app(model):
     app = flask.Flask(__name__)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
 
-    def check(name, version):
+    def check(name, version, message):
         if name != model.name or version not in (None, model.version):
-            wanted = f"Latest({name})" if version is None else f"Specific({name}, "
-            wanted += "" if version is None else f"{version})"
-            raise RequestError(f"Servable not found for request: {wanted}", 404)
+            raise RequestError(message, 404)
 
     @app.post("/v1/models/<name>:predict")
     @app.post("/v1/models/<name>/versions/<int:version>:predict")
     def predict(name, version=None):
-        check(name, version)
+        wanted = (
+            f"Latest({name})" if version is None else f"Specific({name}, {version})"
+        )
+        check(name, version, f"Servable not found for request: {wanted}")
         try:
             body = json.loads(flask.request.get_data())
         except (ValueError, RecursionError) as error:
@@ -272,9 +274,7 @@ def make_app(model):
     @app.get("/v1/models/<name>")
     @app.get("/v1/models/<name>/versions/<int:version>")
     def status(name, version=None):
-        if name != model.name or version not in (None, model.version):
-            message = f"Could not find any versions of model {name}"
-            raise RequestError(message, 404)
+        check(name, version, f"Could not find any versions of model {name}")
         version_status = {
             "version": str(model.version),
             "state": "AVAILABLE",
@@ -289,6 +289,7 @@ def make_app(model):
     @app.errorhandler(404)
     @app.errorhandler(405)
     @app.errorhandler(413)
+    @app.errorhandler(500)
     def reject(error):
         message = f"Malformed request: {flask.request.method} {flask.request.path}"
         return {"error": f"{message}: {error.name}"}, error.code

@@ -30,7 +30,7 @@ def test_warmup_must_be_shorter_than_training(warmup):
 
 def test_vectors_are_not_decayed_and_tokens_are(make_model):
     model = make_model()
-    optimizer = pretraining_optimizer(model, 1e-3)
+    optimizer = pretraining_optimizer(1e-3)
     decayed = {
         variable.path.split("/")[-1]: optimizer._use_weight_decay(variable)
         for variable in model.trainable_variables
@@ -55,7 +55,7 @@ def test_twenty_updates_equal_torchs(make_model):
         {"params": [p for p in parameters if p.ndim > 1]},
     ]
     reference = torch.optim.AdamW(groups, 1e-3, betas=(0.9, 0.95), weight_decay=0.05)
-    optimizer = pretraining_optimizer(model, 1e-3, weight_decay=0.05)
+    optimizer = pretraining_optimizer(1e-3, weight_decay=0.05)
     assert optimizer.epsilon == reference.defaults["eps"] == 1e-8
     rng = np.random.default_rng(0)
     for _ in range(20):

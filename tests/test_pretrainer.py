@@ -74,7 +74,7 @@ def test_half_precision_keeps_masks_and_loss_in_float32(make_model, images, poli
     assert dtypes["logits"] == dtypes["latent"] == "bfloat16"
     np.testing.assert_array_equal(outputs["mask"], make_model()(images, seed=0)["mask"])
     # beta_2 = 0.999, Keras's default, is 1 in bfloat16: nothing would be learned
-    model.compile(optimizer=pretraining_optimizer(model, 1e-2))
+    model.compile(optimizer=pretraining_optimizer(1e-2))
     before = model.evaluate(images, verbose=0)
     model.fit(images, epochs=20, verbose=0)
     assert model.evaluate(images, verbose=0) < 0.9 * before

@@ -1,6 +1,6 @@
-"""The main job on real data: pretrain, look, probe, export, serve, query. Run:
+"""The main job on real data: pretrain, look, probe, export, serve, query.
 
-python training/demo.py --output=demo
+Run: python training/demo.py --output=demo
 
 Pretrains on handwritten digits for a few minutes, then says how well patches that were
 removed are painted back on held-out images, and what the frozen features are worth to
@@ -101,7 +101,7 @@ def compare_errors(model, processor, source, images):
     """
 
     def pixels(normalized):
-        grey = np.asarray(normalized) * processor.image_std + processor.image_mean
+        grey = processor.denormalize(np.asarray(normalized)) / 255
         return np.asarray(patchify(grey, model.encoder.patch_size))  # (B, L, P)
 
     outputs = model.reconstruct(images, seed=0)
@@ -192,7 +192,9 @@ def query(address, source, model, held_out, probe):
     Image.fromarray(source.held_out[0].squeeze(-1)).save(png, "PNG")
     encoded = base64.b64encode(png.getvalue()).decode()
     body = json.dumps({"instances": [{"b64": encoded}]}).encode()
-    with urllib.request.urlopen(f"{address}:predict", data=body) as response:
+    # loopback needs no proxy, whatever the environment says
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"{address}:predict", data=body) as response:
         features = np.array(json.load(response)["predictions"])  # (1, 1 + L, D)
     wanted = np.asarray(model.encoder(held_out[:1]))
     return {

@@ -13,9 +13,11 @@ import keras_mae  # before keras, which it imports without TensorFlow's chatter
 # isort: split
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from keras_mae import data, flags
 from keras_mae.callbacks import (
@@ -60,7 +62,8 @@ class PretrainConfig:
 def main(config):
     """Runs the whole of it: strategy, data, model, fit."""
     strategy = make_strategy(config.strategy, config.replicas)
-    check(config, strategy.num_replicas_in_sync)
+    replicas = strategy.num_replicas_in_sync
+    check(config, replicas)
     keras.utils.set_random_seed(config.seed)
     source = data.load_source(config.dataset)
     with strategy.scope():
@@ -69,25 +72,29 @@ def main(config):
         model.encoder.image_size, source.mean, source.std, resample="bicubic"
     )
     images = data.training_pipeline(source, processor, config.batch_size, config.seed)
-    count = max(len(source.held_out), config.pictures)
-    held_out = data.held_out_images(source, processor, count)
+    held_out = data.held_out_images(
+        source, processor, count=max(len(source.held_out), config.pictures)
+    )
+    validation = validation_pipeline(held_out, config.batch_size, replicas)
     steps = data.epoch_size(source) // config.batch_size
     with strategy.scope():
         compile_model(model, config, steps)
     callbacks = make_callbacks(config, processor, held_out[: config.pictures])
-    # the last thing before training: a wrong flag must not touch an older run
+    # a mask ratio that removes or keeps nothing shows here
+    model(held_out[:1], seed=0)
+    # only now, after all that can be wrong, is an older run touched
+    clear(Path(config.output))
     write_settings(config, processor)
     print(
         f"{config.preset}: {model.count_params():,} parameters, "
         f"{data.epoch_size(source)} images an epoch, "
-        f"{strategy.num_replicas_in_sync} replica(s)"
+        f"{replicas} replica(s)"
     )
     model.fit(
         images,
         epochs=config.epochs,
         steps_per_epoch=steps,
-        validation_data=(held_out,),
-        validation_batch_size=min(config.batch_size, count),
+        validation_data=validation,
         callbacks=callbacks,
         shuffle=False,  # the pipeline does
         verbose=1 if os.isatty(1) else 2,
@@ -100,6 +107,11 @@ def check(config, replicas):
     if Path(config.output, "model.keras").exists() and not config.overwrite:
         raise ValueError(
             f"{config.output} holds a run already: give --overwrite or another --output"
+        )
+    if not 0 <= config.warmup_epochs < config.epochs:
+        raise ValueError(
+            "warmup_epochs must be in [0, epochs). "
+            f"Received: warmup_epochs={config.warmup_epochs}, epochs={config.epochs}"
         )
     if config.pictures < 1:
         raise ValueError(f"pictures must be at least 1. Received: {config.pictures}")
@@ -131,7 +143,24 @@ def compile_model(model, config, steps):
         total_steps=config.epochs * steps,
         warmup_steps=config.warmup_epochs * steps,
     )
-    model.compile(optimizer=pretraining_optimizer(model, schedule, config.weight_decay))
+    model.compile(optimizer=pretraining_optimizer(schedule, config.weight_decay))
+
+
+def validation_pipeline(images, batch_size, replicas):
+    """Batches held-out images so that every replica gets its share of each batch."""
+    whole = len(images) - len(images) % replicas
+    if not whole:
+        raise ValueError(
+            f"The {len(images)} held-out images must be at least one a replica. "
+            f"Received: {replicas} replicas; more --pictures take more of them"
+        )
+    return tf.data.Dataset.from_tensor_slices(images[:whole]).batch(batch_size)
+
+
+def clear(output):
+    """Removes an older run: its checkpoint first, so that no new settings meet it."""
+    (output / "model.keras").unlink(missing_ok=True)
+    shutil.rmtree(output / "logs", ignore_errors=True)
 
 
 def write_settings(config, processor):

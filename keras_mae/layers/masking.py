@@ -102,6 +102,14 @@ def seeded_noise(seed, rows, length):
     return ops.cast(bits, "float32") * 2.0**-24
 
 
+def _check_seed(seed):
+    if isinstance(seed, (int, np.integer)) and not -(2**31) <= seed < 2**31:
+        raise ValueError(f"seed must fit into 32 bits. Received: {seed}")
+    if isinstance(seed, (float, bool, str)):
+        raise ValueError(f"seed must be an int. Received: {seed!r}")
+    return seed
+
+
 def _values_if_known(tensor):
     """Returns the tensor as a NumPy array, or None while a graph is being traced."""
     try:
@@ -110,12 +118,19 @@ def _values_if_known(tensor):
         return None
 
 
-def _check_mask(mask, length):
-    """Raises unless every row of a `(B, L)` mask is 0/1 and keeps equally many."""
-    if len(mask.shape) != 2 or mask.shape[1] != length:
+def _check_shape(name, tensor, batch, length):
+    """Raises unless a tensor is `(batch, length)`, as far as the shapes are known."""
+    shape = tuple(tensor.shape)
+    known = isinstance(batch, int) and shape and shape[0] is not None
+    if len(shape) != 2 or shape[1] != length or (known and shape[0] != batch):
         raise ValueError(
-            f"mask must be (batch, {length}). Received: mask.shape={tuple(mask.shape)}"
+            f"{name} must be (batch, {length}), a row for each image. "
+            f"Received: {name}.shape={shape} for a batch of {batch}"
         )
+
+
+def _check_mask(mask):
+    """Raises unless every row of a mask is 0/1 and keeps equally many, at least one."""
     values = _values_if_known(mask)
     if values is None:
         return
@@ -125,6 +140,8 @@ def _check_mask(mask, length):
             f"Received: {np.unique(values)[:5].tolist()}"
         )
     kept = np.unique((values == 0).sum(axis=1))
+    if 0 in kept:
+        raise ValueError("Every row of mask must keep at least one patch")
     if len(kept) > 1:
         raise ValueError(
             "Every row of mask must keep equally many patches. "
@@ -194,8 +211,11 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
                     "mask decides alone: give no mask_ratio, noise or seed beside it"
                 )
             mask = ops.cast(mask, "float32")
-            _check_mask(mask, length)
-            num_keep = length - ops.cast(ops.sum(mask[0]), "int32")
+            _check_shape("mask", mask, batch, length)
+            _check_mask(mask)
+            # the rows agree; a maximum, unlike a first row, exists in an empty batch
+            removed = ops.max(ops.sum(mask, axis=1), initial=0)
+            num_keep = length - ops.cast(removed, "int32")
             values = _values_if_known(num_keep)
             # a known count keeps the shapes static, which XLA needs
             return self._sort(mask, num_keep if values is None else int(values))
@@ -206,12 +226,10 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
             )
         if noise is None:
             noise = self.draw_noise(batch, length, seed)
+        elif seed is not None:
+            raise ValueError("noise decides alone: give no seed beside it")
         noise = ops.cast(noise, "float32")
-        if len(noise.shape) != 2 or noise.shape[1] != length:
-            raise ValueError(
-                f"noise must be (batch, {length}). "
-                f"Received: noise.shape={tuple(noise.shape)}"
-            )
+        _check_shape("noise", noise, batch, length)
         return self._sort(noise, num_keep)
 
     def draw_noise(self, batch, length, seed=None, first_row=0):
@@ -226,7 +244,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         Returns:
             `(batch, length)` float32 tensor.
         """
-        seed = self.seed_generator.next() if seed is None else (seed, 0)
+        seed = self.seed_generator.next() if seed is None else (_check_seed(seed), 0)
         rows = ops.arange(batch, dtype="int32") + first_row
         return seeded_noise(seed, rows, length)
 

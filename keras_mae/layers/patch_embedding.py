@@ -55,8 +55,7 @@ class PositionEmbedding(keras.layers.Layer):
             table = ops.cast(resized, tokens.dtype)  # (1 + L', D)
         if ids_keep is None:
             return tokens + table
-        cls_ids = ops.zeros_like(ids_keep[:, :1])
-        ids = ops.concatenate([cls_ids, ids_keep + 1], axis=1)  # (B, 1 + K)
+        ids = ops.pad(ids_keep + 1, ((0, 0), (1, 0)))  # (B, 1 + K), 0 = CLS
         return tokens + ops.take(table, ids, axis=0)
 
     def compute_output_shape(self, input_shape):

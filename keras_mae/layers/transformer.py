@@ -77,7 +77,9 @@ class SelfAttention(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        dense = {"kernel_initializer": kernel_initializer, "dtype": self.dtype_policy}
+        # a config, not the instance, whose draws would repeat
+        initializer = keras.initializers.serialize(self.kernel_initializer)
+        dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
         self.qkv = keras.layers.Dense(
             3 * hidden_dim, use_bias=use_bias, name="qkv", **dense
         )
@@ -153,7 +155,9 @@ class MLP(keras.layers.Layer):
         self.mlp_dim = mlp_dim
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        dense = {"kernel_initializer": kernel_initializer, "dtype": self.dtype_policy}
+        # a config, not the instance, whose draws would repeat
+        initializer = keras.initializers.serialize(self.kernel_initializer)
+        dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
         self.fc1 = keras.layers.Dense(
             mlp_dim, activation=self.activation, name="fc1", **dense
         )
@@ -235,6 +239,7 @@ class TransformerBlock(keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         policy = {"dtype": self.dtype_policy}
+        initializer = keras.initializers.serialize(self.kernel_initializer)
         norm = {"epsilon": layer_norm_epsilon, **policy}
         self.norm1 = keras.layers.LayerNormalization(name="norm1", **norm)
         self.attention = SelfAttention(
@@ -242,7 +247,7 @@ class TransformerBlock(keras.layers.Layer):
             num_heads,
             dropout_rate=attention_dropout_rate,
             use_bias=qkv_bias,
-            kernel_initializer=kernel_initializer,
+            kernel_initializer=initializer,
             name="attention",
             **policy,
         )
@@ -251,7 +256,7 @@ class TransformerBlock(keras.layers.Layer):
             hidden_dim,
             mlp_dim,
             activation=activation,
-            kernel_initializer=kernel_initializer,
+            kernel_initializer=initializer,
             name="mlp",
             **policy,
         )

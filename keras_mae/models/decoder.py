@@ -63,7 +63,8 @@ class MAEDecoder(TransformerStack):
         self.patch_dim = patch_dim
         self.latent_dim = latent_dim
         dense = {
-            "kernel_initializer": self.kernel_initializer,
+            # a config, not the instance, whose draws would repeat
+            "kernel_initializer": self._block_config["kernel_initializer"],
             "dtype": self.dtype_policy,
         }
         self.embed = keras.layers.Dense(hidden_dim, name="embed", **dense)
@@ -85,7 +86,7 @@ class MAEDecoder(TransformerStack):
         self.positions.build()
         self.build_stack()
         self.pred.build((None, None, self.hidden_dim))
-        self.built = True
+        self.finish_build()
 
     def call(self, latent, ids_restore, grid=None, training=None):
         x = self.embed(latent)  # (B, 1 + K, D)

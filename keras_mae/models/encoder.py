@@ -93,7 +93,7 @@ class MAEEncoder(TakesPatchMask, TransformerStack):
         self.patch_embedding = PatchEmbedding(
             hidden_dim,
             self.grid,
-            kernel_initializer=self.kernel_initializer,
+            kernel_initializer=self._block_config["kernel_initializer"],
             initializer_range=self.initializer_range,
             dtype=self.dtype_policy,
             name="patch_embedding",
@@ -115,7 +115,7 @@ class MAEEncoder(TakesPatchMask, TransformerStack):
             return
         self.patch_embedding.build((None, self.num_patches, self.patch_dim))
         self.build_stack()
-        self.built = True
+        self.finish_build()
 
     def call(
         self,

@@ -44,7 +44,6 @@ class TransformerStack(keras.Model):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.initializer_range = initializer_range
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self._block_config = {
             "num_heads": num_heads,
             "mlp_dim": mlp_dim,
@@ -55,7 +54,9 @@ class TransformerStack(keras.Model):
             "attention_dropout_rate": attention_dropout_rate,
             "qkv_bias": qkv_bias,
             "layer_norm_epsilon": layer_norm_epsilon,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_initializer": keras.initializers.serialize(
+                keras.initializers.get(kernel_initializer)
+            ),
         }
         self.blocks = [
             TransformerBlock(
@@ -74,6 +75,14 @@ class TransformerStack(keras.Model):
         """Creates the weights of the blocks and of the norm."""
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.hidden_dim))
+
+    def finish_build(self):
+        """Marks the model as built, and as frozen if it was made so."""
+        self.built = True
+        if not self.trainable:
+            # Keras froze the model before these layers were there
+            for layer in self._flatten_layers(include_self=False):
+                layer.trainable = False
 
     def get_config(self):
         return {

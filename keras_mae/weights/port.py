@@ -36,6 +36,11 @@ def find_variable(model, path):
     return functools.reduce(step, path.split("."), model)
 
 
+def _parameters(model):
+    """Lists a model's weights without the state of its metrics and generators."""
+    return [v for part in (model.encoder, model.decoder) for v in part.weights]
+
+
 def import_weights(model, state, rows):
     """Fills a model from a foreign state dict; on any difference changes nothing.
 
@@ -62,18 +67,29 @@ def import_weights(model, state, rows):
         f"unused key: {key} {np.shape(state[key])}"
         for key in sorted(set(state) - wanted)
     ]
+    filled = {id(find_variable(model, row.path)) for row in rows}
+    problems += [
+        f"unfilled variable: {variable.path}"
+        for variable in _parameters(model)
+        if id(variable) not in filled
+    ]
     values = {}
     for row in rows:
         if not all(key in state for key in row.keys):
             continue
-        variable = find_variable(model, row.path)
-        value = TRANSFORMS[row.kind][0]([np.asarray(state[key]) for key in row.keys])
-        if value.shape != tuple(variable.shape):
+        wanted = tuple(find_variable(model, row.path).shape)
+        arrays = [np.asarray(state[key]) for key in row.keys]
+        received = ", ".join(str(array.shape) for array in arrays)
+        try:
+            values[row.path] = TRANSFORMS[row.kind][0](arrays)
+            received = values[row.path].shape
+        except ValueError:
+            pass  # arrays of another rank can't even be turned
+        if received != wanted:
             problems.append(
-                f"shape of {', '.join(row.keys)}: wanted {tuple(variable.shape)} "
-                f"for {row.path}, received {value.shape}"
+                f"shape of {', '.join(row.keys)}: wanted {wanted} "
+                f"for {row.path}, received {received}"
             )
-        values[row.path] = value
     if problems:
         raise PortError("The weights don't fit:\n  " + "\n  ".join(problems))
     for path, value in values.items():
