@@ -77,3 +77,24 @@ def test_logs_of_several_replicas_become_numbers():
 def test_intervals_are_checked():
     with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
         callbacks.Checkpoint("model.keras", every=0)
+
+
+def test_a_non_finite_validation_loss_stops_as_well():
+    callback = callbacks.StopOnNonFiniteLoss()
+    callback.set_model(keras.Sequential())
+    callback.model.optimizer = keras.optimizers.SGD()
+    with pytest.raises(FloatingPointError, match="the val_loss is nan"):
+        callback.on_epoch_end(0, {"loss": 1.0, "val_loss": np.nan})
+
+
+def test_a_stopped_training_is_saved(make_model, images, tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            self.model.stop_training = True
+
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    checkpoint = callbacks.Checkpoint(tmp_path / "model.keras", every=5)
+    model.fit(images, epochs=9, verbose=0, callbacks=[checkpoint, Stop()])
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == 1

@@ -127,3 +127,22 @@ def test_save_and_load(make_model, images, tmp_path, activation):
     loaded = keras.models.load_model(tmp_path / "encoder.keras")
     assert loaded.get_config() == encoder.get_config()
     np.testing.assert_array_equal(loaded(images), encoder(images))
+
+
+def test_a_frozen_encoder_stays_frozen(make_model, images, tmp_path):
+    model = make_model()
+    model.encoder.trainable = False
+    count = len(model.trainable_variables)
+    assert count == len(model.decoder.trainable_variables)
+    copy = keras_mae.MAEPretrainer.from_config(model.get_config())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for other in (copy, loaded):
+        assert len(other.trainable_variables) == count
+        assert other.encoder.trainable_variables == []
+
+
+def test_numpy_integers_are_sizes():
+    assert keras_mae.MAEEncoder.from_preset(
+        "mae_tiny", image_size=np.int64(16)
+    ).image_size == (16, 16)

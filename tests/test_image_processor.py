@@ -182,9 +182,28 @@ def test_unusable_arrays_are_refused(array):
         ({"image_size": 0}, "image_size must be"),
         ({"resample": "nearest"}, "resample must be one of"),
         ({"image_mean": (0.5,)}, "one value for each channel"),
+        ({"image_mean": 0.5}, "must be sequences of floats"),
         ({"image_std": (0.2, 0.2, 0)}, "image_std must be positive"),
     ],
 )
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         MAEImageProcessor(**arguments)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pictures_of_unknown_range_are_refused(mode):
+    with pytest.raises(ValueError, match=f"Received: mode {mode}"):
+        MAEImageProcessor()(Image.new(mode, (8, 8), 1))
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("do_normalize", False), ("do_center_crop", True), ("rescale_factor", 1 / 127.5)],
+)
+def test_steps_that_are_not_taken_are_refused(tmp_path, key, value):
+    MAEImageProcessor().save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    with pytest.raises(ValueError, match=f"{key} must be"):
+        MAEImageProcessor.from_pretrained(tmp_path)

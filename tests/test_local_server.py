@@ -37,7 +37,10 @@ def served(tmp_path_factory):
     export = load("serving/export.py")
     for version in (2, 10):
         export.export(model, processor, folder / str(version))
-    (folder / "part-11-unfinished").mkdir()
+    # none of these is a version
+    for name in ("part-11-unfinished", "011", "\u00b2"):
+        (folder / name).mkdir()
+    (folder / "12").write_text("a file")
     server = start(folder)
     yield model, processor, address_of(server)
     server.terminate()
@@ -148,6 +151,14 @@ PIXELS = {"signature_name": "features_from_pixels"}
         (":predict", {"instances": [{"b64": "%"}]}, 400, "base64"),
         (":predict", {"instances": [{"b64": ""}]}, 400, "Input is empty"),
         (":predict", {"instances": ["x"]}, 400, "Unknown image file format"),
+        (":predict", {"instances": ["\ud800"]}, 400, "Unknown image file format"),
+        (":predict", {"instances": [["x"]]}, 400, "more dimensions"),
+        (
+            ":predict",
+            b'{"instances":' + b"[" * 900 + b"]" * 900 + b"}",
+            400,
+            "more dim",
+        ),
         (":predict", {"instances": ["x", {"image_bytes": "x"}]}, 400, "or none"),
         (":predict", {"instances": [{"pic": "x"}]}, 400, "input: image_bytes in"),
         (":predict", {"inputs": {"image_bytes": ["x"], "y": 1}}, 400, "input: y in"),
@@ -200,3 +211,12 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, make):
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
     assert str(tmp_path) in finished.stderr
+
+
+@pytest.mark.parametrize("name, extra", [("seed", [1]), ("mask", [[1.0] + [0.0] * 15])])
+def test_every_image_needs_its_own_seed_or_mask(served, name, extra):
+    signature = "reconstruct" if name == "seed" else "reconstruct_with_mask"
+    inputs = {"image_bytes": [png()[1]] * 3, name: extra}
+    body = {"signature_name": signature, "inputs": inputs}
+    status, answer = post(f"{served[2]}:predict", body)
+    assert status == 400 and f"give a {name} an image" in answer["error"]

@@ -83,6 +83,7 @@ def test_a_ratio_that_leaves_nothing_is_refused():
     "mask, message",
     [
         ([[0, 1, 1]], r"mask must be \(batch, 4\)"),
+        ([[1, 1, 1, 1]], "keep at least one patch"),
         ([[0, 1, 0.5, 1]], "mask must hold only 0"),
         ([[0, 1, 1, 1], [0, 0, 1, 1]], r"equally many.*keep \[1, 2\]"),
     ],
@@ -134,3 +135,26 @@ def test_a_batch_in_parts_gets_the_noise_of_the_whole():
     whole = np.asarray(masking.draw_noise(6, 8, seed=1))
     part = masking.draw_noise(2, 8, seed=1, first_row=4)
     np.testing.assert_array_equal(part, whole[4:])
+
+
+def test_every_image_needs_its_own_row():
+    with pytest.raises(ValueError, match="a row for each image"):
+        RandomMasking()(PATCHES, mask=np.eye(1, 196))
+    with pytest.raises(ValueError, match="a row for each image"):
+        RandomMasking()(PATCHES, mask_ratio=0.75, noise=np.zeros((1, 196)))
+
+
+def test_an_empty_batch_may_be_masked():
+    chosen = RandomMasking()(PATCHES[:0], mask=np.zeros((0, 196)))
+    assert chosen["mask"].shape == (0, 196)
+
+
+@pytest.mark.parametrize("seed", [2**31, 0.5, True, "a"])
+def test_seeds_are_checked(seed):
+    with pytest.raises(ValueError, match="seed must"):
+        RandomMasking()(PATCHES, mask_ratio=0.75, seed=seed)
+
+
+def test_noise_and_seed_contradict_each_other():
+    with pytest.raises(ValueError, match="noise decides alone"):
+        RandomMasking()(PATCHES, mask_ratio=0.75, noise=np.zeros((4, 196)), seed=1)

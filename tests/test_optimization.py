@@ -69,3 +69,19 @@ def test_twenty_updates_equal_torchs(make_model):
     for variable, parameter in zip(variables, parameters, strict=True):
         wanted = parameter.detach().numpy()
         np.testing.assert_allclose(variable.numpy(), wanted, atol=1e-5)
+
+
+def test_exclusions_survive_saving(make_model, images, tmp_path):
+    model = make_model()
+    model.compile(optimizer=pretraining_optimizer(1e-3))
+    model.fit(images, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for variable in loaded.trainable_variables:
+        wanted = len(variable.shape) > 1
+        assert loaded.optimizer._use_weight_decay(variable) == wanted, variable.path
+
+
+def test_the_peak_must_be_positive():
+    with pytest.raises(ValueError, match="learning_rate must be positive"):
+        warmup_cosine(0.0, 10, 1)

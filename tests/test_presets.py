@@ -89,3 +89,15 @@ def test_unknown_names_are_refused():
         pretrainer_config("mae_tiny", {"deptth": 3, "colour": 1})
     with pytest.raises(ValueError, match="Received: decoder_width"):
         keras_mae.MAEPretrainer.from_preset("mae_tiny", decoder_width=3)
+
+
+def test_no_two_kernels_start_alike():
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    kernels = [w.numpy().ravel() for w in model.weights if w.path.endswith("kernel")]
+    starts = {tuple(kernel[:4] / abs(kernel).max()) for kernel in kernels}
+    assert len(starts) == len(kernels)
+
+
+def test_an_encoder_has_no_decoder_to_override():
+    with pytest.raises(ValueError, match="Received: decoder_depth"):
+        keras_mae.MAEEncoder.from_preset("mae_tiny", decoder_depth=3)

@@ -58,6 +58,28 @@ def test_a_run_is_not_overwritten_by_accident(digits_run):
     assert (folder / "model.keras").read_bytes() == before
 
 
+def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
+    folder, _ = digits_run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    finished = run(SCRIPT, *SMALL, f"--output={folder}", "--overwrite",
+                   "--mask_ratio=0")  # fmt: skip
+    assert finished.returncode == 2
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
+    finished = run(
+        SCRIPT,
+        *SMALL,
+        f"--output={tmp_path / 'run'}",
+        "--dataset=photos",
+        "--strategy=mirrored",
+        "--replicas=3",
+        "--batch_size=63",
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
     finished = run(
         SCRIPT,

@@ -193,3 +193,23 @@ def test_dropout_acts_in_training_only(make_model, images):
     first = model(images, noise=noise)["loss"]
     assert first == model(images, noise=noise)["loss"]
     assert first != model(images, noise=noise, training=True)["loss"]
+
+
+def test_dicts_are_refused_with_their_keys(make_model, images):
+    model = make_model()
+    model.compile(optimizer=adamw())
+    dataset = tf.data.Dataset.from_tensor_slices({"image": images}).batch(2)
+    with pytest.raises(ValueError, match=r"Received: \['image'\]"):
+        model.fit(dataset, verbose=0, shuffle=False)
+
+
+def test_auto_is_decided_anew_after_loading(make_model):
+    model = make_model()
+    model.compile(optimizer=adamw())
+    assert model.get_compile_config()["jit_compile"] == "auto"
+    model.compile(optimizer=adamw(), jit_compile=True)
+    assert model.get_compile_config()["jit_compile"] is True
+
+
+def test_an_empty_batch_has_no_nan(make_model, images):
+    assert float(make_model()(images[:0], seed=0)["loss"]) == 0.0

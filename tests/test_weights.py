@@ -54,3 +54,19 @@ def test_one_error_lists_both_differences_and_nothing_changes(model):
     ]
     for weight, old in zip(model.weights, before, strict=True):
         np.testing.assert_array_equal(weight.numpy(), old)
+
+
+def test_a_smaller_source_leaves_nothing_unfilled_unnoticed(make_model):
+    model, deeper = make_model(depth=1), make_model(depth=2)
+    rows = huggingface_rows(model)
+    with pytest.raises(PortError, match=r"unfilled variable: .*block_1/mlp/fc1/kernel"):
+        import_weights(deeper, export_weights(model, rows), rows)
+
+
+def test_a_wrong_rank_is_named(model):
+    rows = huggingface_rows(model)
+    state = export_weights(model, rows)
+    key = "vit.embeddings.patch_embeddings.projection.weight"
+    state[key] = np.zeros((3, 4))
+    with pytest.raises(PortError, match=rf"shape of {key}.*received \(3, 4\)"):
+        import_weights(model, state, rows)
