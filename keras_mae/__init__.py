@@ -7,6 +7,11 @@ from keras_mae import _quiet_import  # noqa: F401
 from keras_mae import weights
 from keras_mae.image_processor import MAEImageProcessor
 from keras_mae.models import MAEDecoder, MAEEncoder
+from keras_mae.optimization import (
+    MatrixDecayAdamW,
+    pretraining_optimizer,
+    warmup_cosine,
+)
 from keras_mae.patches import normalize_patches, patchify, unpatchify
 from keras_mae.positions import resize_positions, sincos_positions
 from keras_mae.presets import PRESETS
@@ -19,11 +24,14 @@ __all__ = [
     "MAEEncoder",
     "MAEImageProcessor",
     "MAEPretrainer",
+    "MatrixDecayAdamW",
     "draw_reconstructions",
     "normalize_patches",
     "patchify",
+    "pretraining_optimizer",
     "resize_positions",
     "sincos_positions",
     "unpatchify",
+    "warmup_cosine",
     "weights",
 ]

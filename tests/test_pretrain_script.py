@@ -80,6 +80,14 @@ def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
     assert finished.returncode == 0, finished.stderr
 
 
+def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.txt").write_text("keep")
+    finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--overwrite")
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
+
+
 def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
     finished = run(
         SCRIPT,

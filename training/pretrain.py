@@ -159,8 +159,10 @@ def validation_pipeline(images, batch_size, replicas):
 
 def clear(output):
     """Removes an older run: its checkpoint first, so that no new settings meet it."""
-    (output / "model.keras").unlink(missing_ok=True)
-    shutil.rmtree(output / "logs", ignore_errors=True)
+    checkpoint = output / "model.keras"
+    if checkpoint.exists():  # else these are somebody else's logs
+        checkpoint.unlink()
+        shutil.rmtree(output / "logs", ignore_errors=True)
 
 
 def write_settings(config, processor):
