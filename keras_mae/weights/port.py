@@ -61,11 +61,10 @@ def import_weights(model, state, rows):
     keras_mae.weights.import_weights(model, state, rows)
     ```
     """
-    wanted = {key for row in rows for key in row.keys}
-    problems = [f"missing key: {key}" for key in sorted(wanted - set(state))]
+    keys = {key for row in rows for key in row.keys}
+    problems = [f"missing key: {key}" for key in sorted(keys - set(state))]
     problems += [
-        f"unused key: {key} {np.shape(state[key])}"
-        for key in sorted(set(state) - wanted)
+        f"unused key: {key} {np.shape(state[key])}" for key in sorted(set(state) - keys)
     ]
     filled = {id(find_variable(model, row.path)) for row in rows}
     problems += [
