@@ -6,7 +6,7 @@ from keras_mae import _quiet_import  # noqa: F401
 # isort: on
 from keras_mae import weights
 from keras_mae.image_processor import MAEImageProcessor
-from keras_mae.models import MAEDecoder, MAEEncoder
+from keras_mae.models import MAEClassifier, MAEDecoder, MAEEncoder
 from keras_mae.optimization import (
     MatrixDecayAdamW,
     pretraining_optimizer,
@@ -20,6 +20,7 @@ from keras_mae.visualization import draw_reconstructions
 
 __all__ = [
     "PRESETS",
+    "MAEClassifier",
     "MAEDecoder",
     "MAEEncoder",
     "MAEImageProcessor",

@@ -63,7 +63,7 @@ PRESETS = {
 }
 
 # what an override may name beside a preset's own keys
-_SHARED = (
+SHARED = (
     "activation",
     "dropout_rate",
     "attention_dropout_rate",
@@ -73,61 +73,108 @@ _SHARED = (
     "initializer_range",
     "dtype",
 )
-_ENCODER = ("num_channels", "seed")
+_ENCODER = ("num_channels", "seed", "final_norm")
 _PRETRAINER = ("mask_ratio", "norm_pix_loss")
+_CLASSIFIER = ("num_classes", "pooling", "batch_norm")
 _PREFIX = "decoder_"
 
 
-def _resolve(preset, overrides, extra=(), decoder=True):
-    """Merges a preset with overrides, or raises on a name that neither knows."""
+def preset_sizes(preset):
+    """Looks a preset up.
+
+    Args:
+        preset: A name in `PRESETS`.
+
+    Returns:
+        A dict of sizes.
+
+    Raises:
+        ValueError: If there is no such preset.
+
+    Example:
+
+    ```python
+    assert preset_sizes("mae_huge")["patch_size"] == 14
+    ```
+    """
     if preset not in PRESETS:
         raise ValueError(
             f"preset must be one of {', '.join(PRESETS)}. Received: {preset!r}"
         )
-    config = {
-        key: value
-        for key, value in PRESETS[preset].items()
-        if decoder or not key.startswith(_PREFIX)
-    }
-    known = {*config, *_SHARED, *_ENCODER, *extra}
+    return PRESETS[preset]
+
+
+def _resolve(sizes, overrides, extra=(), decoder=False):
+    """Merges sizes with overrides, or raises on an override that has no use."""
+    known = {*SHARED, *_ENCODER, *extra}
+    known |= {name for name in PRESETS["mae_base"] if decoder or _PREFIX not in name}
     unknown = sorted(set(overrides) - known)
     if unknown:
         raise ValueError(
             f"Overrides must be among {', '.join(sorted(known))}. "
             f"Received: {', '.join(unknown)}"
         )
+    config = {name: value for name, value in sizes.items() if name in known}
     return {**config, **overrides}
 
 
-def encoder_config(preset, overrides):
-    """Returns the constructor arguments of a preset's encoder.
+def encoder_config(sizes, overrides):
+    """Returns the constructor arguments of an encoder.
 
     Args:
-        preset: A name in `PRESETS`.
-        overrides: Dict of arguments that replace the preset's.
+        sizes: Dict of sizes, as in `PRESETS`; what an encoder has no use for is
+            ignored.
+        overrides: Dict of arguments that replace them.
 
     Returns:
         A dict for `MAEEncoder(**config)`.
 
     Raises:
-        ValueError: If the preset or an override is unknown.
+        ValueError: If an override is unknown.
 
     Example:
 
     ```python
-    assert encoder_config("mae_huge", {})["patch_size"] == 14
+    assert encoder_config(PRESETS["mae_huge"], {})["patch_size"] == 14
     ```
     """
-    return _resolve(preset, overrides, decoder=False)
+    return _resolve(sizes, overrides)
 
 
-def pretrainer_config(preset, overrides):
-    """Returns the constructor arguments of a preset's encoder, decoder and pretrainer.
+def classifier_config(sizes, overrides):
+    """Returns the constructor arguments of a classifier and its encoder.
 
     Args:
-        preset: A name in `PRESETS`.
-        overrides: Dict of arguments that replace the preset's: the encoder's by their
-            names, the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
+        sizes: Dict of sizes, as in `PRESETS`, perhaps with `num_classes`, `pooling` and
+            `batch_norm`.
+        overrides: Dict of arguments that replace them.
+
+    Returns:
+        A tuple of two dicts, the encoder's and the classifier's.
+
+    Raises:
+        ValueError: If an override is unknown.
+
+    Example:
+
+    ```python
+    encoder, head = classifier_config(PRESETS["mae_base"], {"num_classes": 10})
+    assert head == {"num_classes": 10} and encoder["depth"] == 12
+    ```
+    """
+    config = _resolve(sizes, overrides, extra=_CLASSIFIER)
+    head = {name: config.pop(name) for name in _CLASSIFIER if name in config}
+    return config, head
+
+
+def pretrainer_config(sizes, overrides):
+    """Returns the constructor arguments of a pretrainer, its encoder and decoder.
+
+    Args:
+        sizes: Dict of sizes, as in `PRESETS`, perhaps with `mask_ratio` and
+            `norm_pix_loss`.
+        overrides: Dict of arguments that replace them: the encoder's by their names,
+            the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
             `norm_pix_loss`. Activation, dropouts, bias, epsilon and initializers
             count for encoder and decoder alike.
 
@@ -136,21 +183,22 @@ def pretrainer_config(preset, overrides):
         `latent_dim`, which follow from the encoder.
 
     Raises:
-        ValueError: If the preset or an override is unknown.
+        ValueError: If an override is unknown.
 
     Example:
 
     ```python
-    encoder, decoder, pretrainer = pretrainer_config("mae_base", {"mask_ratio": 0.5})
-    assert decoder["hidden_dim"] == 512 and pretrainer == {"mask_ratio": 0.5}
+    overrides = {"mask_ratio": 0.5}
+    encoder, decoder, model = pretrainer_config(PRESETS["mae_base"], overrides)
+    assert decoder["hidden_dim"] == 512 and model == {"mask_ratio": 0.5}
     ```
     """
-    config = _resolve(preset, overrides, extra=_PRETRAINER)
+    config = _resolve(sizes, overrides, extra=_PRETRAINER, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}
     decoder = {
         key.removeprefix(_PREFIX): config.pop(key)
         for key in list(config)
         if key.startswith(_PREFIX)
     }
-    decoder.update({key: config[key] for key in _SHARED if key in config})
+    decoder.update({key: config[key] for key in SHARED if key in config})
     return config, decoder, pretrainer

@@ -6,6 +6,7 @@ from keras import ops
 from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
+from keras_mae.models.pretrained import Pretrained
 from keras_mae.patches import (
     grid_shape,
     normalize_patches,
@@ -46,7 +47,7 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(TakesPatchMask, keras.Model):
+class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,
@@ -332,30 +333,8 @@ class MAEPretrainer(TakesPatchMask, keras.Model):
         return self.get_metrics_result()
 
     @classmethod
-    def from_preset(cls, preset, **overrides):
-        """Builds a preset with fresh weights.
-
-        Args:
-            preset: A name in `keras_mae.PRESETS`.
-            **overrides: What replaces the preset's values: `image_size`,
-                `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
-                `mlp_dim`, the decoder's with the prefix `decoder_`, `mask_ratio`,
-                `norm_pix_loss`, `dtype`, and what `TransformerStack` takes.
-
-        Returns:
-            A `MAEPretrainer`.
-
-        Raises:
-            ValueError: If the preset or an override is unknown, or a value is wrong.
-
-        Example:
-
-        ```python
-        model = MAEPretrainer.from_preset("mae_tiny", num_channels=1, decoder_depth=1)
-        assert model.decoder.patch_dim == 16
-        ```
-        """
-        encoder, decoder, pretrainer = pretrainer_config(preset, overrides)
+    def from_sizes(cls, sizes, overrides):
+        encoder, decoder, pretrainer = pretrainer_config(sizes, overrides)
         encoder = MAEEncoder(**encoder)
         decoder = MAEDecoder(
             encoder.grid, encoder.patch_dim, encoder.hidden_dim, **decoder

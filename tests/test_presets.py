@@ -3,7 +3,7 @@
 import pytest
 
 import keras_mae
-from keras_mae.presets import encoder_config, pretrainer_config
+from keras_mae.presets import preset_sizes, pretrainer_config
 
 # all parameters, and the encoder's; base, large and huge as in the PyTorch classes
 COUNTS = {
@@ -84,9 +84,9 @@ def test_overrides_reach_encoder_and_decoder():
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"preset must be one of .*mae_base.*'vit'"):
-        encoder_config("vit", {})
+        preset_sizes("vit")
     with pytest.raises(ValueError, match="Received: colour, deptth"):
-        pretrainer_config("mae_tiny", {"deptth": 3, "colour": 1})
+        pretrainer_config({}, {"deptth": 3, "colour": 1})
     with pytest.raises(ValueError, match="Received: decoder_width"):
         keras_mae.MAEPretrainer.from_preset("mae_tiny", decoder_width=3)
 

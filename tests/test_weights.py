@@ -3,13 +3,11 @@
 import numpy as np
 import pytest
 
-from keras_mae.weights import (
-    PortError,
-    export_weights,
-    huggingface_rows,
-    import_weights,
-)
-from keras_mae.weights.port import find_variable
+import keras_mae
+from keras_mae.weights import PortError, export_weights, load_weights
+from keras_mae.weights.checkpoint import Checkpoint
+from keras_mae.weights.port import Fit, contents_of, find_variable, import_weights
+from keras_mae.weights.tables import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
 
 
 @pytest.fixture(params=[True, False], ids=["qkv_bias", "no_qkv_bias"])
@@ -17,56 +15,102 @@ def model(request, make_model):
     return make_model(qkv_bias=request.param, patch_size=(4, 8))
 
 
-def test_round_trip_is_bit_equal(model, make_model):
-    rows = huggingface_rows(model)
-    state = export_weights(model, rows)
-    other = make_model(qkv_bias=model.encoder.blocks[0].attention.use_bias,
-                       patch_size=(4, 8))  # fmt: skip
-    import_weights(other, state, rows)
-    for one, two in zip(model.weights[:-1], other.weights[:-1], strict=True):
-        np.testing.assert_array_equal(one.numpy(), two.numpy())
+def values(model):
+    return [weight.numpy() for weight in model.weights]
 
 
-def test_every_parameter_has_one_row(model):
-    paths = [row.path for row in huggingface_rows(model)]
+def assert_unchanged(model, before):
+    for weight, old in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(weight.numpy(), old)
+
+
+@pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: naming.title)
+def test_round_trip_is_bit_equal(model, make_model, naming):
+    bias = contents_of(model).qkv_bias
+    other = make_model(qkv_bias=bias, patch_size=(4, 8))
+    load_weights(other, export_weights(model, naming))
+    for part in ("encoder", "decoder"):
+        ours, theirs = getattr(model, part).weights, getattr(other, part).weights
+        for one, two in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(one.numpy(), two.numpy())
+
+
+@pytest.mark.parametrize("naming", [FACEBOOK, HUGGINGFACE], ids=lambda n: n.family)
+def test_every_parameter_has_one_row(model, naming):
+    paths = [row.path for row in port_rows(contents_of(model), naming)]
     found = {id(find_variable(model, path)) for path in paths}
     assert len(found) == len(paths)
     parameters = model.encoder.weights + model.decoder.weights
     assert found == {id(v) for v in parameters}
 
 
+def test_the_published_files_have_as_many_keys():
+    encoder = keras_mae.MAEEncoder.from_preset(
+        "mae_base", image_size=32, hidden_dim=24, num_heads=2, mlp_dim=8
+    )
+    assert len(export_weights(encoder, FACEBOOK)) == 150
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_base",
+        image_size=32,
+        hidden_dim=24,
+        num_heads=2,
+        mlp_dim=8,
+        decoder_hidden_dim=16,
+        decoder_mlp_dim=8,
+    )
+    assert len(export_weights(model, FACEBOOK)) == 254
+    assert len(export_weights(model, HUGGINGFACE)) == 334
+
+
 def test_one_error_lists_both_differences_and_nothing_changes(model):
-    rows = huggingface_rows(model)
-    state = export_weights(model, rows)
-    before = [weight.numpy().copy() for weight in model.weights]
-    state = {key: value + 1 for key, value in state.items()}
+    state = {key: value + 1 for key, value in export_weights(model).items()}
     del state["decoder.mask_token"], state["vit.layernorm.bias"]
     state["zebra"] = np.zeros((2, 3))
-    state["vit.embeddings.cls_token"] = np.zeros((1, 1, 5))
+    before = values(model)
     with pytest.raises(PortError) as error:
-        import_weights(model, state, rows)
+        load_weights(model, state)
     assert str(error.value).splitlines()[1:] == [
         "  missing key: decoder.mask_token",
         "  missing key: vit.layernorm.bias",
         "  unused key: zebra (2, 3)",
-        "  shape of vit.embeddings.cls_token: wanted (1, 1, 16) for "
-        "encoder.patch_embedding.cls_token, received (1, 1, 5)",
     ]
-    for weight, old in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(weight.numpy(), old)
+    assert_unchanged(model, before)
+
+
+def test_a_wrong_shape_is_named_and_nothing_changes(model):
+    state = {key: value + 1 for key, value in export_weights(model, FACEBOOK).items()}
+    state["blocks.1.mlp.fc2.bias"] = np.zeros(5)
+    before = values(model)
+    with pytest.raises(PortError) as error:
+        load_weights(model, state)
+    assert "shape of blocks.1.mlp.fc2.bias: wanted (16,) for " in str(error.value)
+    assert "encoder.blocks.1.mlp.fc2.bias, received (5,)" in str(error.value)
+    assert_unchanged(model, before)
 
 
 def test_a_smaller_source_leaves_nothing_unfilled_unnoticed(make_model):
     model, deeper = make_model(depth=1), make_model(depth=2)
-    rows = huggingface_rows(model)
-    with pytest.raises(PortError, match=r"unfilled variable: .*block_1/mlp/fc1/kernel"):
-        import_weights(deeper, export_weights(model, rows), rows)
+    with pytest.raises(PortError, match=r"missing key: vit.encoder.layer.1"):
+        load_weights(deeper, export_weights(model))
+    with pytest.raises(PortError, match=r"unused key: vit.encoder.layer.1"):
+        load_weights(model, export_weights(deeper))
 
 
 def test_a_wrong_rank_is_named(model):
-    rows = huggingface_rows(model)
-    state = export_weights(model, rows)
+    state = export_weights(model)
     key = "vit.embeddings.patch_embeddings.projection.weight"
     state[key] = np.zeros((3, 4))
-    with pytest.raises(PortError, match=rf"shape of {key}.*received \(3, 4\)"):
-        import_weights(model, state, rows)
+    with pytest.raises(PortError, match=rf"{key} must have 4 axes.*\(3, 4\)"):
+        load_weights(model, state)
+
+
+def test_a_table_that_forgets_a_variable_is_found_out(model):
+    rows = port_rows(contents_of(model), FACEBOOK)
+    forgotten = rows.pop()
+    state = export_weights(model, FACEBOOK)
+    for key in forgotten.keys:
+        del state[key]
+    grid, channels = model.encoder.grid, model.encoder.num_channels
+    fit = Fit(grid, grid, False, channels, channels, "sum")
+    with pytest.raises(PortError, match="unfilled variable: mae_decoder"):
+        import_weights(model, Checkpoint.from_state(state).tensors, rows, fit)

@@ -6,13 +6,14 @@ from keras import ops
 from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.transformer import run_blocks
+from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
 from keras_mae.presets import encoder_config
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEEncoder(TakesPatchMask, TransformerStack):
+class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
     """Vision Transformer whose plain call never masks (paper, section 3).
 
     Called with images alone it gives the tokens of every patch in raster order, the
@@ -29,7 +30,7 @@ class MAEEncoder(TakesPatchMask, TransformerStack):
         mlp_dim: Int, the blocks' MLP width.
         seed: Int or `None`, the seed of the masks drawn without one.
         **kwargs: Those of `TransformerStack` (activation, dropouts, epsilon,
-            initializers) and of `keras.Model`.
+            initializers, final norm) and of `keras.Model`.
 
     Call arguments:
         images: `(B, H, W, C)` float tensor, channels last, normalized as by
@@ -177,26 +178,8 @@ class MAEEncoder(TakesPatchMask, TransformerStack):
         return grid_shape(shape[1:3], self.patch_size)
 
     @classmethod
-    def from_preset(cls, preset, **overrides):
-        """Builds the encoder of a preset, with fresh weights.
-
-        Args:
-            preset: A name in `keras_mae.presets.PRESETS`.
-            **overrides: Constructor arguments that replace the preset's.
-
-        Returns:
-            A `MAEEncoder`.
-
-        Raises:
-            ValueError: If the preset or an override is unknown.
-
-        Example:
-
-        ```python
-        encoder = MAEEncoder.from_preset("mae_tiny", image_size=(48, 32))
-        ```
-        """
-        return cls(**encoder_config(preset, overrides))
+    def from_sizes(cls, sizes, overrides):
+        return cls(**encoder_config(sizes, overrides))
 
     def get_config(self):
         return {

@@ -23,6 +23,7 @@ class TransformerStack(keras.Model):
             paper (appendix A.1).
         initializer_range: Float, the deviation of the normal that draws the CLS or
             mask token.
+        final_norm: Whether a norm follows the last block.
         **kwargs: Those of `keras.Model`.
     """
 
@@ -39,6 +40,7 @@ class TransformerStack(keras.Model):
         layer_norm_epsilon=1e-6,
         kernel_initializer="glorot_uniform",
         initializer_range=0.02,
+        final_norm=True,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -67,9 +69,13 @@ class TransformerStack(keras.Model):
             )
             for index in range(depth)
         ]
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=layer_norm_epsilon, dtype=self.dtype_policy, name="norm"
-        )
+        self.final_norm = final_norm
+        norm = {"dtype": self.dtype_policy, "name": "norm"}
+        if final_norm:
+            norm["epsilon"] = layer_norm_epsilon
+            self.norm = keras.layers.LayerNormalization(**norm)
+        else:
+            self.norm = keras.layers.Identity(**norm)
 
     def build_stack(self):
         """Creates the weights of the blocks and of the norm."""
@@ -91,4 +97,5 @@ class TransformerStack(keras.Model):
             "depth": len(self.blocks),
             **self._block_config,
             "initializer_range": self.initializer_range,
+            "final_norm": self.final_norm,
         }

@@ -1,6 +1,11 @@
-"""Weights of other libraries: the only room where their names are known."""
+"""Weights of other libraries: the only room where their names are known.
 
-from keras_mae.weights.port import PortError, export_weights, import_weights
-from keras_mae.weights.tables import huggingface_rows
+Command: python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]
+"""
 
-__all__ = ["PortError", "export_weights", "huggingface_rows", "import_weights"]
+from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.port import export_weights
+from keras_mae.weights.pretrained import load_weights
+from keras_mae.weights.report import PortReport
+
+__all__ = ["PortError", "PortReport", "export_weights", "load_weights"]

@@ -1,23 +1,64 @@
 """Copies weights by table, exactly: every key used, every variable filled."""
 
 import functools
+import types
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
 
-from keras_mae.weights.tables import TRANSFORMS
+from keras_mae.positions import resize_positions
+from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.tables import (
+    HUGGINGFACE,
+    TRANSFORMS,
+    Contents,
+    port_rows,
+)
+
+# the parts of a model whose variables are ported
+_PARTS = ("encoder", "decoder", "head_norm", "batch_norm", "head")
+# what a part of a file fills in a model
+_PARTS_OF = {
+    "decoder": ("decoder",),
+    "head_norm": ("head_norm",),
+    "head": ("head",),
+    "probe": ("batch_norm", "head"),
+}
 
 
-class PortError(ValueError):
-    """Says which keys and variables of a port did not meet, sorted."""
+class Fit(NamedTuple):
+    """How a source's sizes become the model's.
+
+    Args:
+        old_grid: Pair `(rows, columns)` of the source's positions.
+        new_grid: The same for the model.
+        antialias: Whether positions are resized with antialiasing.
+        old_channels: Int, the source's channels.
+        new_channels: Int, the model's.
+        merge: `"sum"` or `"mean"`, what becomes of patch kernels.
+    """
+
+    old_grid: tuple
+    new_grid: tuple
+    antialias: bool
+    old_channels: int
+    new_channels: int
+    merge: str
+
+
+def holder(model):
+    """Returns something with an `encoder`: the model, or a wrap around an encoder."""
+    return model if hasattr(model, "encoder") else types.SimpleNamespace(encoder=model)
 
 
 def find_variable(model, path):
     """Follows a dotted path from a model to one of its variables.
 
     Args:
-        model: A Keras model.
-        path: Attribute names and list indices joined by dots.
+        model: A Keras model of this package.
+        path: Attribute names and list indices joined by dots, from a model with an
+            `encoder`.
 
     Returns:
         A `keras.Variable`.
@@ -33,94 +74,193 @@ def find_variable(model, path):
     def step(node, part):
         return node[int(part)] if part.isdigit() else getattr(node, part)
 
-    return functools.reduce(step, path.split("."), model)
+    return functools.reduce(step, path.split("."), holder(model))
 
 
-def _parameters(model):
-    """Lists a model's weights without the state of its metrics and generators."""
-    return [v for part in (model.encoder, model.decoder) for v in part.weights]
-
-
-def import_weights(model, state, rows):
-    """Fills a model from a foreign state dict; on any difference changes nothing.
+def contents_of(model):
+    """Says what a model consists of.
 
     Args:
-        model: The model to fill.
-        state: Dict from foreign key to NumPy array.
-        rows: List of `Row` for this model and this source.
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
 
-    Raises:
-        PortError: If a key is missing, left over, or of another shape.
+    Returns:
+        A `Contents`.
 
     Example:
 
     ```python
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    rows = keras_mae.weights.huggingface_rows(model)
-    state = keras_mae.weights.export_weights(model, rows)
-    keras_mae.weights.import_weights(model, state, rows)
+    assert contents_of(model).decoder_depth == 2
     ```
     """
+    owner = holder(model)
+    decoder = getattr(owner, "decoder", None)
+    parts = {
+        "norm": owner.encoder.final_norm and not getattr(owner, "head_norm", None),
+        "decoder": decoder,
+        "head_norm": getattr(owner, "head_norm", None),
+        "head": hasattr(owner, "head") and not owner.batch_norm,
+        "probe": getattr(owner, "batch_norm", None),
+    }
+    return Contents(
+        len(owner.encoder.blocks),
+        len(decoder.blocks) if decoder else None,
+        frozenset(part for part, there in parts.items() if there),
+        owner.encoder.get_config()["qkv_bias"],
+    )
+
+
+def sizes_of(model):
+    """Collects a model's settings in the flat form of `PRESETS`.
+
+    Args:
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+
+    Returns:
+        A dict by our names, the decoder's with the prefix `decoder_`.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    assert sizes_of(model)["decoder_num_heads"] == 4
+    ```
+    """
+    owner = holder(model)
+    sizes = owner.encoder.get_config()
+    if hasattr(owner, "decoder"):
+        decoder = owner.decoder.get_config()
+        sizes.update({f"decoder_{name}": value for name, value in decoder.items()})
+        sizes["mask_ratio"] = model.mask_ratio
+        sizes["norm_pix_loss"] = model.norm_pix_loss
+    return {name: value for name, value in sizes.items() if not name.endswith("name")}
+
+
+def _parameters(model):
+    """Lists the variables that the outputs depend on, by their paths."""
+    owner = holder(model)
+    unused = []
+    if "norm" not in contents_of(model).parts:
+        unused = [id(weight) for weight in owner.encoder.norm.weights]
+    parts = [getattr(owner, name, None) for name in _PARTS]
+    weights = [weight for part in parts if part for weight in part.weights]
+    return [weight for weight in weights if id(weight) not in unused]
+
+
+def _source_shape(kind, shape, fit):
+    """Says of which shape, in our layout, a variable is in the source."""
+    if kind == "positions":
+        return (1, 1 + fit.old_grid[0] * fit.old_grid[1], shape[-1])
+    # which axis holds the values of a patch
+    axis = {"patch_kernel": 0, "pixel_kernel": 1, "pixel_bias": 0}.get(kind)
+    if axis is None:
+        return shape
+    values = shape[axis] // fit.new_channels * fit.old_channels
+    return (*shape[:axis], values, *shape[axis + 1 :])
+
+
+def _adapt(kind, value, fit):
+    """Brings a value, in our layout, from the source's sizes to the model's."""
+    if kind == "positions" and fit.old_grid != fit.new_grid:
+        table = resize_positions(value[0], fit.old_grid, fit.new_grid, fit.antialias)
+        return ops.convert_to_numpy(table)[None]  # (1, 1 + L, D)
+    if fit.old_channels == fit.new_channels:
+        return value
+    old, new = fit.old_channels, fit.new_channels
+    if kind == "patch_kernel":
+        kernels = np.reshape(value, (-1, old, value.shape[-1]))  # (p * p, C, D)
+        merged = kernels.mean(axis=1, keepdims=True)
+        if fit.merge == "sum":
+            merged = merged * (old / new)
+        return merged.repeat(new, axis=1).reshape(-1, value.shape[-1])  # (P, D)
+    if kind in ("pixel_kernel", "pixel_bias"):
+        pixels = np.reshape(value, (*value.shape[:-1], -1, old))  # (..., p * p, C)
+        merged = pixels.mean(axis=-1, keepdims=True).repeat(new, axis=-1)
+        return merged.reshape(*value.shape[:-1], -1)  # (..., P)
+    return value
+
+
+def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
+    """Fills a model's variables; checks everything before it changes anything.
+
+    Args:
+        model: The model to fill.
+        tensors: Dict from foreign key to `LazyTensor`, each of which has a use.
+        rows: List of `Row` for what is to be filled.
+        fit: A `Fit`.
+        fresh: Names of parts that keep the values they have.
+        progress: Function called with the number of rows done.
+
+    Raises:
+        PortError: If a key is missing, left over, or of another shape, or a variable
+            is not filled.
+    """
+    patch_size = holder(model).encoder.patch_size
     keys = {key for row in rows for key in row.keys}
-    problems = [f"missing key: {key}" for key in sorted(keys - set(state))]
+    problems = [f"missing key: {key}" for key in sorted(keys - set(tensors))]
     problems += [
-        f"unused key: {key} {np.shape(state[key])}" for key in sorted(set(state) - keys)
+        f"unused key: {key} {tensors[key].shape}" for key in sorted(set(tensors) - keys)
     ]
-    filled = {id(find_variable(model, row.path)) for row in rows}
+    kept = [getattr(model, name) for part in fresh for name in _PARTS_OF[part]]
+    filled = {id(weight) for layer in kept for weight in layer.weights}
+    filled |= {id(find_variable(model, row.path)) for row in rows}
     problems += [
-        f"unfilled variable: {variable.path}"
+        f"unfilled variable: {variable.path} {tuple(variable.shape)}"
         for variable in _parameters(model)
         if id(variable) not in filled
     ]
-    values = {}
     for row in rows:
-        if not all(key in state for key in row.keys):
-            continue
-        wanted = tuple(find_variable(model, row.path).shape)
-        arrays = [np.asarray(state[key]) for key in row.keys]
-        received = ", ".join(str(array.shape) for array in arrays)
-        try:
-            values[row.path] = TRANSFORMS[row.kind][0](arrays)
-            received = values[row.path].shape
-        except ValueError:
-            pass  # arrays of another rank can't even be turned
-        if received != wanted:
-            problems.append(
-                f"shape of {', '.join(row.keys)}: wanted {wanted} "
-                f"for {row.path}, received {received}"
-            )
+        variable = find_variable(model, row.path)
+        shape = _source_shape(row.kind, tuple(variable.shape), fit)
+        blank = np.broadcast_to(np.float32(0), shape)
+        wanted = TRANSFORMS[row.kind][1](blank, len(row.keys), patch_size)
+        for key, array in zip(row.keys, wanted, strict=True):
+            if key in tensors and tensors[key].shape != array.shape:
+                problems.append(
+                    f"shape of {key}: wanted {array.shape} for {row.path}, "
+                    f"received {tensors[key].shape} in {tensors[key].file}"
+                )
     if problems:
         raise PortError("The weights don't fit:\n  " + "\n  ".join(problems))
-    for path, value in values.items():
-        find_variable(model, path).assign(value)
+    for done, row in enumerate(rows, 1):
+        value = TRANSFORMS[row.kind][0]([tensors[key].read() for key in row.keys])
+        find_variable(model, row.path).assign(_adapt(row.kind, value, fit))
+        if progress:
+            progress(done)
 
 
-def export_weights(model, rows, values=None):
+def export_weights(model, naming=HUGGINGFACE, values=None):
     """Turns a model's variables into a foreign state dict.
 
     Args:
-        model: The model.
-        rows: List of `Row` for this model and the target.
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+        naming: The `Naming` of the keys; by default the hub's.
         values: Dict from path to array, instead of the variables' own values (say,
-            their gradients).
+            their gradients); a path that is missing is left out.
 
     Returns:
         Dict from foreign key to NumPy array.
 
+    Raises:
+        ValueError: If the library has no name for a part of the model.
+
     Example:
 
     ```python
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    state = export_weights(model, keras_mae.weights.huggingface_rows(model))
+    state = export_weights(model)
     assert state["vit.embeddings.cls_token"].shape == (1, 1, 128)
     ```
     """
     state = {}
-    for row in rows:
+    for row in port_rows(contents_of(model), naming):
         if values is None:
             value = ops.convert_to_numpy(find_variable(model, row.path))
-        else:
+        elif row.path in values:
             value = np.asarray(values[row.path])
-        arrays = TRANSFORMS[row.kind][1](value, model)
+        else:
+            continue
+        patch_size = holder(model).encoder.patch_size
+        arrays = TRANSFORMS[row.kind][1](value, len(row.keys), patch_size)
         state.update(zip(row.keys, arrays, strict=True))
     return state

@@ -1,10 +1,11 @@
 """Which foreign keys fill which of our variables, and how arrays are turned.
 
-A row says: the variable at `path` (dotted from the `MAEPretrainer`) holds what the
-source stores under `keys`, turned by the transform called `kind`. `TRANSFORMS` holds a
-pair for each kind: source arrays to ours, and ours to source arrays.
+Three tables name what a Vision Transformer consists of, here and in the other
+libraries. From them `port_rows` lists the variables of a model: the one at `path` holds
+what the source stores under `keys`, turned by the transform called `kind`.
 """
 
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -18,96 +19,233 @@ class Row(NamedTuple):
     kind: str
 
 
-def _patch_kernel_to_source(kernel, model):
-    height, width = model.encoder.patch_size
-    kernel = kernel.reshape(height, width, -1, kernel.shape[-1])  # (p_h, p_w, C, D)
+class Naming(NamedTuple):
+    """How a library names things: columns of the tables, and roots of the blocks.
+
+    Args:
+        title: What a report calls it.
+        family: `"facebook"` (timm too) or `"huggingface"`.
+        leaves: Which column of `_BLOCK` names the inside of a block.
+        blocks: What comes before a number and the inside of an encoder block.
+        decoder_blocks: The same for the decoder.
+        prefix: What comes before every name of the encoder.
+    """
+
+    title: str
+    family: str
+    leaves: str
+    blocks: str
+    decoder_blocks: str
+    prefix: str = ""
+
+
+FACEBOOK = Naming("facebook/timm", "facebook", "facebook", "blocks", "decoder_blocks")
+# the names of 4.x: those of the hub, which transformers writes to this day
+HUGGINGFACE = Naming(
+    title="Hugging Face, hub keys (4.x)",
+    family="huggingface",
+    leaves="huggingface_4",
+    blocks="encoder.layer",
+    decoder_blocks="decoder.decoder_layers",
+    prefix="vit.",
+)
+# what transformers 5.23 writes for a decoder's blocks, in place of the hub's name
+HUGGINGFACE_SAVED = HUGGINGFACE._replace(
+    title="Hugging Face, as 5.x saves",
+    decoder_blocks="decoder.decoder_encoder.layer",
+)
+HUGGINGFACE_STATE = HUGGINGFACE._replace(
+    title="Hugging Face, state dict of 5.x", leaves="huggingface_5", blocks="layers"
+)
+# a model without anything around it has no prefix
+_BARE = [
+    naming._replace(prefix="", title=f"{naming.title}, bare model")
+    for naming in (HUGGINGFACE, HUGGINGFACE_STATE)
+]
+NAMINGS = (FACEBOOK, HUGGINGFACE, HUGGINGFACE_SAVED, HUGGINGFACE_STATE, *_BARE)
+
+# inside a block. kind, ours, then a column for each way of naming; braces list several
+_BLOCK_COLUMNS = ("facebook", "huggingface_4", "huggingface_5")
+_BLOCK = (
+    ("norm", "norm1", "norm1", "layernorm_before", "layernorm_before"),
+    (
+        "qkv",
+        "attention.qkv",
+        "attn.qkv",
+        "attention.attention.{query,key,value}",
+        "attention.{q_proj,k_proj,v_proj}",
+    ),
+    (
+        "dense",
+        "attention.proj",
+        "attn.proj",
+        "attention.output.dense",
+        "attention.o_proj",
+    ),
+    ("norm", "norm2", "norm2", "layernorm_after", "layernorm_after"),
+    ("dense", "mlp.fc1", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
+    ("dense", "mlp.fc2", "mlp.fc2", "output.dense", "mlp.fc2"),
+)
+
+# outside the blocks. part, kind, ours, facebook's name, Hugging Face's
+_OUTSIDE_COLUMNS = ("facebook", "huggingface")
+_EMBEDDING = "encoder.patch_embedding"
+_OUTSIDE = (
+    ("encoder", "same", f"{_EMBEDDING}.cls_token", "cls_token", "embeddings.cls_token"),
+    (
+        "encoder",
+        "positions",
+        f"{_EMBEDDING}.positions.embeddings",
+        "pos_embed",
+        "embeddings.position_embeddings",
+    ),
+    (
+        "encoder",
+        "patch",
+        f"{_EMBEDDING}.projection",
+        "patch_embed.proj",
+        "embeddings.patch_embeddings.projection",
+    ),
+    ("norm", "norm", "encoder.norm", "norm", "layernorm"),
+    ("decoder", "dense", "decoder.embed", "decoder_embed", "decoder.decoder_embed"),
+    ("decoder", "same", "decoder.mask_token", "mask_token", "decoder.mask_token"),
+    (
+        "decoder",
+        "positions",
+        "decoder.positions.embeddings",
+        "decoder_pos_embed",
+        "decoder.decoder_pos_embed",
+    ),
+    ("decoder", "norm", "decoder.norm", "decoder_norm", "decoder.decoder_norm"),
+    ("decoder", "pixels", "decoder.pred", "decoder_pred", "decoder.decoder_pred"),
+    ("head_norm", "norm", "head_norm", "fc_norm", None),
+    ("head", "dense", "head", "head", "classifier"),
+    ("probe", "statistics", "batch_norm", "head.0", None),
+    ("probe", "dense", "head", "head.1", None),
+)
+
+# what a kind of layer consists of: our name, the foreign one, the transform
+_BIAS = (".bias", ".bias", "same")
+_VARIABLES = {
+    "same": [("", "", "same")],
+    "positions": [("", "", "positions")],
+    "dense": [(".kernel", ".weight", "kernel"), _BIAS],
+    "qkv": [(".kernel", ".weight", "kernel"), (".bias", ".bias", "fused_bias")],
+    "norm": [(".gamma", ".weight", "same"), (".beta", ".bias", "same")],
+    "patch": [(".kernel", ".weight", "patch_kernel"), _BIAS],
+    "pixels": [
+        (".kernel", ".weight", "pixel_kernel"),
+        (".bias", ".bias", "pixel_bias"),
+    ],
+    "statistics": [
+        (".moving_mean", ".running_mean", "same"),
+        (".moving_variance", ".running_var", "same"),
+    ],
+}
+
+
+def _patch_kernel_to_source(kernel, count, patch_size):
+    kernel = kernel.reshape(*patch_size, -1, kernel.shape[-1])  # (p_h, p_w, C, D)
     return [kernel.transpose(3, 2, 0, 1)]  # (D, C, p_h, p_w)
 
 
-# kind -> (source arrays -> our array, (our array, model) -> source arrays)
+_SAME = (lambda arrays: arrays[0], lambda x, count, patch_size: [x])
+_KERNEL = (
+    lambda arrays: (np.concatenate(arrays) if arrays[1:] else arrays[0]).T,
+    lambda x, count, patch_size: np.split(x.T, count),
+)
+# kind -> (source arrays -> our array,
+#          (our array, number of source arrays, patch size) -> source arrays)
 TRANSFORMS = {
-    "same": (lambda arrays: arrays[0], lambda x, model: [x]),
-    "dense": (lambda arrays: arrays[0].T, lambda x, model: [x.T]),
+    "same": _SAME,
+    "positions": _SAME,
+    "pixel_bias": _SAME,
+    "kernel": _KERNEL,
+    "pixel_kernel": _KERNEL,
+    "fused_bias": (np.concatenate, lambda x, count, patch_size: np.split(x, count)),
     "patch_kernel": (
         lambda arrays: arrays[0].transpose(2, 3, 1, 0).reshape(-1, arrays[0].shape[0]),
         _patch_kernel_to_source,
     ),
-    "qkv_kernel": (
-        lambda arrays: np.concatenate(arrays).T,
-        lambda x, model: np.split(x.T, 3),
-    ),
-    "qkv_bias": (np.concatenate, lambda x, model: np.split(x, 3)),
 }
 
 
-def _dense(path, key):
-    return [
-        Row(f"{path}.kernel", (f"{key}.weight",), "dense"),
-        Row(f"{path}.bias", (f"{key}.bias",), "same"),
-    ]
-
-
-def _norm(path, key):
-    return [
-        Row(f"{path}.gamma", (f"{key}.weight",), "same"),
-        Row(f"{path}.beta", (f"{key}.bias",), "same"),
-    ]
-
-
-def _huggingface_block(path, key, use_bias):
-    qkv = [f"{key}.attention.{name}_proj" for name in "qkv"]
-    kernels = tuple(f"{name}.weight" for name in qkv)
-    rows = [Row(f"{path}.attention.qkv.kernel", kernels, "qkv_kernel")]
-    if use_bias:
-        biases = tuple(f"{name}.bias" for name in qkv)
-        rows.append(Row(f"{path}.attention.qkv.bias", biases, "qkv_bias"))
-    return [
-        *rows,
-        *_dense(f"{path}.attention.proj", f"{key}.attention.o_proj"),
-        *_norm(f"{path}.norm1", f"{key}.layernorm_before"),
-        *_norm(f"{path}.norm2", f"{key}.layernorm_after"),
-        *_dense(f"{path}.mlp.fc1", f"{key}.mlp.fc1"),
-        *_dense(f"{path}.mlp.fc2", f"{key}.mlp.fc2"),
-    ]
-
-
-def huggingface_rows(model):
-    """Lists the rows for a Hugging Face `ViTMAEForPreTraining` state dict (5.x names).
+class Contents(NamedTuple):
+    """What a model or a file consists of.
 
     Args:
-        model: A `MAEPretrainer`.
+        depth: Int, the encoder's blocks.
+        decoder_depth: Int, the decoder's blocks; `None` without a decoder.
+        parts: Set of `"norm"` (the encoder's final one), `"decoder"`, `"head_norm"`,
+            `"head"` and `"probe"` (a head behind batch statistics).
+        qkv_bias: Whether query, key and value have a bias.
+    """
+
+    depth: int
+    decoder_depth: int | None
+    parts: frozenset
+    qkv_bias: bool
+
+
+def _expand(name):
+    """Turns `a.{b,c}` into `["a.b", "a.c"]`."""
+    match = re.fullmatch(r"(.*)\{(.*)\}", name)
+    if match is None:
+        return [name]
+    return [match[1] + choice for choice in match[2].split(",")]
+
+
+def _layer_rows(kind, path, names):
+    return [
+        Row(path + ours, tuple(name + theirs for name in names), transform)
+        for ours, theirs, transform in _VARIABLES[kind]
+    ]
+
+
+def _block_rows(path, root, naming, qkv_bias):
+    column = 2 + _BLOCK_COLUMNS.index(naming.leaves)
+    for entry in _BLOCK:
+        names = [f"{root}.{name}" for name in _expand(entry[column])]
+        for row in _layer_rows(entry[0], f"{path}.{entry[1]}", names):
+            if qkv_bias or row.kind != "fused_bias":
+                yield row
+
+
+def port_rows(contents, naming):
+    """Lists the rows of everything that a model or file consists of.
+
+    Args:
+        contents: A `Contents`.
+        naming: A `Naming`.
 
     Returns:
-        A list of `Row`.
+        A list of `Row`; paths are dotted from a model with an `encoder`.
+
+    Raises:
+        ValueError: If the library has no name for a part.
 
     Example:
 
     ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    row = keras_mae.weights.huggingface_rows(model)[0]
-    assert row.keys == ("vit.embeddings.cls_token",)
+    contents = Contents(12, None, frozenset({"norm"}), qkv_bias=True)
+    assert len(port_rows(contents, FACEBOOK)) == 150
     ```
     """
-    embedding = "encoder.patch_embedding"
-    foreign = "vit.embeddings"
-    kernel = (f"{foreign}.patch_embeddings.projection.weight",)
-    bias = (f"{foreign}.patch_embeddings.projection.bias",)
-    positions = (f"{foreign}.position_embeddings",)
-    rows = [
-        Row(f"{embedding}.cls_token", (f"{foreign}.cls_token",), "same"),
-        Row(f"{embedding}.positions.embeddings", positions, "same"),
-        Row(f"{embedding}.projection.kernel", kernel, "patch_kernel"),
-        Row(f"{embedding}.projection.bias", bias, "same"),
-        *_norm("encoder.norm", "vit.layernorm"),
-        *_dense("decoder.embed", "decoder.decoder_embed"),
-        Row("decoder.mask_token", ("decoder.mask_token",), "same"),
-        Row("decoder.positions.embeddings", ("decoder.decoder_pos_embed",), "same"),
-        *_norm("decoder.norm", "decoder.decoder_norm"),
-        *_dense("decoder.pred", "decoder.decoder_pred"),
-    ]
-    for side, key in (("encoder", "vit.layers"), ("decoder", "decoder.decoder_layers")):
-        for index, block in enumerate(getattr(model, side).blocks):
-            use_bias = block.attention.use_bias
+    rows = []
+    column = 3 + _OUTSIDE_COLUMNS.index(naming.family)
+    for entry in _OUTSIDE:
+        part, kind, path = entry[:3]
+        if part != "encoder" and part not in contents.parts:
+            continue
+        if entry[column] is None:
+            raise ValueError(f"The {naming.family} format has no name for {path}")
+        prefix = naming.prefix if path.startswith("encoder.") else ""
+        rows += _layer_rows(kind, path, [prefix + entry[column]])
+    sides = [("encoder", naming.prefix + naming.blocks, contents.depth)]
+    if "decoder" in contents.parts:
+        sides.append(("decoder", naming.decoder_blocks, contents.decoder_depth))
+    for side, root, depth in sides:
+        for index in range(depth):
             path = f"{side}.blocks.{index}"
-            rows += _huggingface_block(path, f"{key}.{index}", use_bias)
+            rows += _block_rows(path, f"{root}.{index}", naming, contents.qkv_bias)
     return rows

@@ -4,7 +4,7 @@ import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from keras_mae.layers.transformer import gelu_tanh
-from keras_mae.weights import huggingface_rows, import_weights
+from keras_mae.weights import load_weights
 from tests.parity.small_model import build_keras
 
 ACTIVATIONS = {"gelu_pytorch_tanh": gelu_tanh}
@@ -49,8 +49,7 @@ def build_pair(image_size, patch_size=4, num_channels=3, seed=0, **overrides):
         mask_ratio=config.mask_ratio,
         norm_pix_loss=config.norm_pix_loss,
     )
-    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    import_weights(ours, state, huggingface_rows(ours))
+    load_weights(ours, theirs.state_dict())
     return theirs, ours
 
 

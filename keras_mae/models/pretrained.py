@@ -1,0 +1,171 @@
+"""How every model is made from a preset or from published weights, and written back."""
+
+from keras_mae.presets import preset_sizes
+
+
+class Pretrained:
+    """Gives a model `from_preset`, `from_pretrained` and `save_pretrained`.
+
+    A model says in `from_sizes` how it is built from a flat dict of sizes.
+
+    Attributes:
+        port_report: What `from_pretrained` did, a `keras_mae.weights.PortReport`;
+            `None` on any other model.
+    """
+
+    port_report = None
+
+    @classmethod
+    def from_sizes(cls, sizes, overrides):
+        """Builds the model with fresh weights.
+
+        Args:
+            sizes: Dict of sizes, as in `keras_mae.PRESETS`; what the model has no use
+                for is ignored.
+            overrides: Dict of constructor arguments that replace them.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If an override is unknown, or a value is wrong.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_preset(cls, preset, **overrides):
+        """Builds a preset with fresh weights.
+
+        Args:
+            preset: A name in `keras_mae.PRESETS`.
+            **overrides: What replaces the preset's values: `image_size`,
+                `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
+                `mlp_dim`, `dtype`, and what `TransformerStack` takes. A pretrainer also
+                takes the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
+                `norm_pix_loss`; a classifier `num_classes`, `pooling` and
+                `batch_norm`.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If the preset or an override is unknown, or a value is wrong.
+
+        Example:
+
+        ```python
+        model = keras_mae.MAEPretrainer.from_preset(
+            "mae_tiny", num_channels=1, decoder_depth=1
+        )
+        assert model.decoder.patch_dim == 16
+        ```
+        """
+        return cls.from_sizes(preset_sizes(preset), overrides)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source,
+        *,
+        allow_missing_decoder=False,
+        position_resize=None,
+        channel_merge="sum",
+        progress=False,
+        revision=None,
+        token=None,
+        cache_dir=None,
+        local_files_only=False,
+        **overrides,
+    ):
+        """Builds a model around weights of PyTorch, which need not be installed.
+
+        Reads what facebookresearch/mae, Hugging Face (with the keys of 4.x and 5.x) and
+        timm write: safetensors, also in shards, and PyTorch's pickles, of which nothing
+        is executed. The format is told from the keys, sizes from the configuration or
+        from the shapes. `model.port_report` says what was done.
+
+        Args:
+            source: A hub id such as `"facebook/vit-mae-base"`, the path of a folder or
+                file, or a dict of arrays.
+            allow_missing_decoder: Whether a pretrainer may draw a fresh decoder where
+                the source has none.
+            position_resize: How positions are brought to another `image_size`:
+                `"torch"` (plain bicubic) or `"timm"` (antialiased); by default what
+                the source's own library does.
+            channel_merge: How patch kernels are brought to another `num_channels`:
+                `"sum"` keeps the tokens of an image whose channels are all alike,
+                `"mean"` gives every channel the average kernel. Predicted pixels are
+                averaged in both.
+            progress: Whether to show a progress bar.
+            revision: A branch, tag or commit of the hub repository.
+            token: The hub's access token; by default the one that is logged in.
+            cache_dir: Where downloads are kept; by default the hub's own cache.
+            local_files_only: Whether to use nothing but the hub's cache.
+            **overrides: As for `from_preset`. `num_heads` (and `decoder_num_heads`)
+                must be given where neither a configuration nor a preset of the same
+                sizes tells it; a classifier's `num_classes` where the source has no
+                head.
+
+        Returns:
+            The model.
+
+        Raises:
+            ValueError: If the source can't be reached or read, contradicts itself,
+                lacks a key or has one too many; the message names file and key.
+
+        Example:
+
+        ```python
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            keras_mae.MAEPretrainer.from_preset("mae_tiny").save_pretrained(folder)
+            encoder = keras_mae.MAEEncoder.from_pretrained(folder)
+        print(encoder.port_report)
+        ```
+        """
+        from keras_mae.weights.pretrained import build_pretrained
+
+        return build_pretrained(
+            cls,
+            source,
+            overrides,
+            allow_missing_decoder=allow_missing_decoder,
+            position_resize=position_resize,
+            channel_merge=channel_merge,
+            progress=progress,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+
+    def save_pretrained(self, folder, format="huggingface"):
+        """Writes the weights, and a configuration, as another library reads them.
+
+        Args:
+            folder: Path of the folder, made where it is missing.
+            format: `"huggingface"` (config.json and model.safetensors, for
+                transformers), `"timm"` (the same for timm; a decoder is left out) or
+                `"facebook"` (model.pth; needs PyTorch).
+
+        Returns:
+            A `keras_mae.weights.PortReport`.
+
+        Raises:
+            ValueError: If the format is unknown, can't hold the model, or the folder
+                has other weights.
+
+        Example:
+
+        ```python
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+            report = model.save_pretrained(folder)
+        ```
+        """
+        from keras_mae.weights.saving import save_pretrained
+
+        return save_pretrained(self, folder, format)

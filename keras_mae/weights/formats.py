@@ -1,0 +1,170 @@
+"""What a source holds, told from its keys and shapes alone."""
+
+import re
+from typing import NamedTuple
+
+from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.tables import NAMINGS, Contents, Naming, port_rows
+
+# before every key of a model that was wrapped for training
+_WRAPPERS = ("module.", "_orig_mod.")
+# counts the batches that a running mean has seen; nothing is computed from it
+COUNTER = "head.0.num_batches_tracked"
+# ours -> the key whose shape tells, the axis, and the number of axes
+_SIZES = {
+    "hidden_dim": ("encoder.patch_embedding.cls_token", 2, 3),
+    "num_channels": ("encoder.patch_embedding.projection.kernel", 1, 4),
+    "positions": ("encoder.patch_embedding.positions.embeddings", 1, 3),
+    "mlp_dim": ("encoder.blocks.0.mlp.fc1.kernel", 0, 2),
+    "decoder_hidden_dim": ("decoder.mask_token", 2, 3),
+    "decoder_mlp_dim": ("decoder.blocks.0.mlp.fc1.kernel", 0, 2),
+    "num_classes": ("head.kernel", 0, 2),
+}
+
+
+class Description(NamedTuple):
+    """What a source holds.
+
+    Args:
+        naming: The `Naming` of its keys.
+        contents: Its `Contents`.
+        tensors: Dict from key to `LazyTensor`, wrappers' prefixes taken off.
+        rows: List of `Row`, one for each variable that the source could fill.
+        sizes: Dict of what the shapes tell, by our names; `positions` counts CLS.
+        evidence: Dict from our name to the key whose shape told it.
+    """
+
+    naming: Naming
+    contents: Contents
+    tensors: dict
+    rows: list
+    sizes: dict
+    evidence: dict
+
+
+def describe(checkpoint):
+    """Finds out how a source names things, what it consists of, and its sizes.
+
+    Args:
+        checkpoint: A `Checkpoint`.
+
+    Returns:
+        A `Description`.
+
+    Raises:
+        PortError: If no known naming fits, a key stands there twice, or keys are
+            missing or left over.
+    """
+    tensors = _unwrapped(checkpoint)
+    naming = _find_naming(tensors, checkpoint.source)
+    contents = _find_contents(tensors, naming)
+    try:
+        rows = port_rows(contents, naming)
+    except ValueError as error:
+        raise PortError(f"{checkpoint.source}: {error}") from error
+    wanted = {key for row in rows for key in row.keys}
+    problems = [f"missing key: {key}" for key in sorted(wanted - set(tensors))]
+    problems += [
+        f"unused key: {key} {tensors[key].shape}"
+        for key in sorted(set(tensors) - wanted - {COUNTER})
+    ]
+    if problems:
+        raise PortError(
+            f"{checkpoint.source} ({naming.title}) doesn't fit:\n  "
+            + "\n  ".join(problems)
+        )
+    sizes, evidence = _find_sizes(tensors, contents, rows)
+    return Description(naming, contents, tensors, rows, sizes, evidence)
+
+
+def _unwrapped(checkpoint):
+    """Takes the wrappers' prefixes off all keys."""
+    tensors = dict(checkpoint.tensors)
+    for wrapper in _WRAPPERS:
+        renamed = {}
+        for key, tensor in tensors.items():
+            name = key.removeprefix(wrapper)
+            if name in renamed:
+                raise PortError(
+                    f"{tensor.file}: {name} is there twice, with and without {wrapper}"
+                )
+            renamed[name] = tensor
+        tensors = renamed
+    return tensors
+
+
+def _markers(naming):
+    """Names a key of the first encoder block and one of the first decoder block."""
+    contents = Contents(1, 1, frozenset({"decoder"}), qkv_bias=False)
+    kernels = {row.path: row.keys[0] for row in port_rows(contents, naming)}
+    return [
+        kernels[f"{side}.blocks.0.attention.qkv.kernel"]
+        for side in ("encoder", "decoder")
+    ]
+
+
+def _find_naming(tensors, source):
+    """Chooses the naming whose first blocks are there, the encoder's above all."""
+    scores = {
+        naming: [marker in tensors for marker in _markers(naming)] for naming in NAMINGS
+    }
+    best = max(scores, key=scores.get)
+    if not scores[best][0]:
+        some = ", ".join(sorted(tensors)[:4])
+        titles = "; ".join(naming.title for naming in NAMINGS)
+        raise PortError(
+            f"{source} is in no known format ({titles}). Received keys: {some}, ..."
+        )
+    return best
+
+
+def _find_contents(tensors, naming):
+    def depth(root):
+        found = (re.match(rf"{re.escape(root)}\.(\d+)\.", key) for key in tensors)
+        return len({match[1] for match in found if match})
+
+    def has(part):
+        contents = Contents(0, 0, frozenset({part}), qkv_bias=False)
+        try:
+            keys = {key for row in port_rows(contents, naming) for key in row.keys}
+        except ValueError:
+            return False  # this library has no such part
+        bare = {key for row in port_rows(bare_encoder, naming) for key in row.keys}
+        return any(key in tensors for key in keys - bare)
+
+    bare_encoder = Contents(0, None, frozenset(), qkv_bias=False)
+    parts = ("norm", "decoder", "head_norm", "head", "probe")
+    parts = frozenset(part for part in parts if has(part))
+    if "probe" in parts:
+        parts -= {"head"}
+    first = _markers(naming)[0].removesuffix("weight")
+    decoder_depth = depth(naming.decoder_blocks) if "decoder" in parts else None
+    return Contents(
+        depth(naming.prefix + naming.blocks),
+        decoder_depth,
+        parts,
+        qkv_bias=f"{first}bias" in tensors,
+    )
+
+
+def _find_sizes(tensors, contents, rows):
+    keys = {row.path: row.keys[0] for row in rows}
+    sizes, evidence = {}, {}
+    for name, (path, axis, rank) in _SIZES.items():
+        key = keys.get(path)
+        if key is None:
+            continue
+        shape = tensors[key].shape
+        if len(shape) != rank:
+            raise PortError(
+                f"{tensors[key].file}: {key} must have {rank} axes. Received: {shape}"
+            )
+        sizes[name], evidence[name] = shape[axis], key
+    kernel = keys["encoder.patch_embedding.projection.kernel"]
+    sizes["patch_size"] = tuple(tensors[kernel].shape[2:])
+    evidence["patch_size"] = kernel
+    sizes["depth"], sizes["qkv_bias"] = contents.depth, contents.qkv_bias
+    sizes["final_norm"] = "norm" in contents.parts
+    if contents.decoder_depth is not None:
+        sizes["decoder_depth"] = contents.decoder_depth
+    return sizes, evidence

@@ -1,0 +1,132 @@
+"""Where a source lies: a file, a folder, or a repository of the Hugging Face hub."""
+
+import json
+import re
+from pathlib import Path
+
+from keras_mae.weights.checkpoint import PortError
+
+# owner/name, as the hub spells it
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FILE_ENDINGS = (".bin", ".h5", ".json", ".keras", ".pt", ".pth", ".safetensors")
+
+
+class Location:
+    """A folder or a hub repository, whose files are found by name.
+
+    Args:
+        source: Path of a folder, or a hub id such as `"facebook/vit-mae-base"`.
+        revision: A branch, tag or commit of the hub repository.
+        token: The hub's access token; by default the one that is logged in.
+        cache_dir: Where downloads are kept; by default the hub's own cache.
+        local_files_only: Whether to use nothing but the cache.
+
+    Raises:
+        PortError: If `source` is neither a folder nor a possible hub id.
+
+    Example:
+
+    ```python
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        assert Location(folder).find("config.json") is None
+    ```
+    """
+
+    def __init__(
+        self,
+        source,
+        revision=None,
+        token=None,
+        cache_dir=None,
+        local_files_only=False,
+    ):
+        self.source = str(source)
+        self.is_folder = Path(source).is_dir()
+        if not self.is_folder and (
+            self.source.endswith(_FILE_ENDINGS) or not _HUB_ID.fullmatch(self.source)
+        ):
+            raise PortError(
+                "source must be a file, a folder, or a hub id such as "
+                f"facebook/vit-mae-base. Received: {self.source}, which does not exist"
+            )
+        self.options = {
+            "revision": revision,
+            "token": token,
+            "cache_dir": cache_dir,
+            "local_files_only": local_files_only,
+        }
+
+    def find(self, name):
+        """Finds a file, downloading it where it is not cached.
+
+        Args:
+            name: The file's name.
+
+        Returns:
+            Its `Path`, or `None` where the source has no such file.
+
+        Raises:
+            PortError: If the hub can't be reached, or has no such repository.
+        """
+        if self.is_folder:
+            path = Path(self.source, name)
+            return path if path.is_file() else None
+        import huggingface_hub
+        from huggingface_hub import errors
+
+        try:
+            return Path(
+                huggingface_hub.hf_hub_download(self.source, name, **self.options)
+            )
+        except errors.LocalEntryNotFoundError as error:
+            raise PortError(
+                f"{name} of {self.source} is not in the hub's cache, and the hub can't "
+                f"be reached (or offline mode is on): {error}"
+            ) from error
+        except errors.EntryNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise PortError(
+                f"{name} of {self.source} can't be fetched from the hub (no such "
+                f"repository or revision, or a token is needed): {error}"
+            ) from error
+
+    def require(self, name):
+        """Finds a file that must be there.
+
+        Args:
+            name: The file's name.
+
+        Returns:
+            Its `Path`.
+
+        Raises:
+            PortError: If there is none.
+        """
+        path = self.find(name)
+        if path is None:
+            raise PortError(f"{self.source} has no {name}")
+        return path
+
+
+def read_json(path):
+    """Reads a JSON object.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        A dict.
+
+    Raises:
+        PortError: If the file holds something else.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise PortError(f"{path} is no readable JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise PortError(f"{path} must be a JSON object. Received: {content!r:.60}")
+    return content

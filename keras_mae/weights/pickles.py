@@ -1,0 +1,176 @@
+"""Reads PyTorch's .pth and .bin files without PyTorch, executing nothing of them.
+
+A pickle is a program that may name any function to call. Here only the names that a
+state dict needs are answered, each by something harmless; any other name is an error.
+Tensors stay in the file until they are read.
+"""
+
+import collections
+import os
+import pickle
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from keras_mae.weights.checkpoint import LazyTensor, PortError
+
+_STORAGES = {
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "BoolStorage": np.dtype("bool"),
+    "ByteStorage": np.dtype("uint8"),
+    "CharStorage": np.dtype("int8"),
+    "DoubleStorage": np.dtype("float64"),
+    "FloatStorage": np.dtype("float32"),
+    "HalfStorage": np.dtype("float16"),
+    "IntStorage": np.dtype("int32"),
+    "LongStorage": np.dtype("int64"),
+    "ShortStorage": np.dtype("int16"),
+}
+# the first of the pickles in a file older than the zip container, PyTorch < 1.6
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds containers and `LazyTensor`s, and refuses every other name.
+
+    Args:
+        file: Binary file with the pickle.
+        path: Path of the checkpoint, for errors.
+        places: Dict from a storage's key to its `(offset, bytes)` in the checkpoint;
+            may be filled after loading.
+    """
+
+    def __init__(self, file, path, places):
+        super().__init__(file, encoding="utf-8")
+        self.path = path
+        self.places = places
+        self.tensors = []
+        # made for this one file: a pickle may set attributes on what it is given
+        self.known = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("argparse", "Namespace"): type("Namespace", (), {}),
+            ("torch", "Size"): lambda sizes: tuple(sizes),
+            ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
+            ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+        }
+
+    def find_class(self, module, name):
+        if module in ("torch", "torch.storage") and name in _STORAGES:
+            return _STORAGES[name]
+        if (module, name) not in self.known:
+            raise PortError(
+                f"{self.path}: only tensors in plain containers are read, nothing is "
+                f"executed. The file wants {module}.{name}"
+            )
+        return self.known[module, name]
+
+    def persistent_load(self, pid):
+        kind, dtype, key, _, count = pid[:5]
+        if kind != "storage" or not isinstance(dtype, np.dtype):
+            raise PortError(f"{self.path}: unknown storage {pid[:3]}")
+        return dtype, str(key), int(count)
+
+    def _tensor(self, storage, offset, shape, strides, *_):
+        dtype, key, count = storage
+        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+        extent = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        wanted = 0 if 0 in shape else offset + extent + 1
+        if min(offset, 0, *shape, *strides) < 0 or wanted > count:
+            raise PortError(f"{self.path}: a tensor lies outside its storage {key}")
+
+        def read():
+            raw = np.memmap(self.path, dtype, "r", self.places[key][0], (count,))
+            steps = [step * dtype.itemsize for step in strides]
+            return np.lib.stride_tricks.as_strided(raw[offset:], shape, steps)
+
+        self.tensors.append((key, count * dtype.itemsize))
+        return LazyTensor(shape, dtype, read, str(self.path))
+
+    def check(self):
+        """Raises if a storage is absent or cut off."""
+        for key, size in self.tensors:
+            if self.places.get(key, (0, -1))[1] < size:
+                raise PortError(f"{self.path}: storage {key} is missing or cut off")
+
+
+def read_pickle(path):
+    """Reads a file that `torch.save` wrote.
+
+    Args:
+        path: Path of the file, in the zip container or in the one before it.
+
+    Returns:
+        What was saved, with a `LazyTensor` for each tensor, and an object with the
+        same attributes for an `argparse.Namespace`.
+
+    Raises:
+        PortError: If the file is cut off, or names anything but tensors in plain
+            containers; nothing of it is executed.
+    """
+    try:
+        with open(path, "rb") as file:
+            if file.peek(2)[:2] == b"PK":
+                return _read_zip(path)
+            return _read_legacy(path, file)
+    except PortError:
+        raise
+    # a malformed pickle may raise nearly anything
+    except Exception as error:
+        raise PortError(
+            f"{path} is no readable PyTorch file, or is cut off: {error!r}"
+        ) from error
+
+
+def _read_zip(path):
+    """Reads the container since PyTorch 1.6: a pickle, and a file for each storage."""
+    places = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or len(set(names)) != len(names):
+            raise PortError(f"{path} is a zip file, but not one of PyTorch's")
+        folder = pickles[0].removesuffix("data.pkl")
+        if f"{folder}byteorder" in names:
+            order = archive.read(f"{folder}byteorder").decode()
+            if order != "little":
+                raise PortError(f"{path}: byte order must be little. Received: {order}")
+        for info in archive.infolist():
+            if not info.filename.startswith(f"{folder}data/"):
+                continue
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise PortError(f"{path}: {info.filename} must not be compressed")
+            # the header before the data, whose lengths the directory doesn't repeat
+            raw.seek(info.header_offset + 26)
+            lengths = [int.from_bytes(raw.read(2), "little") for _ in range(2)]
+            offset = info.header_offset + 30 + sum(lengths)
+            places[info.filename.removeprefix(f"{folder}data/")] = (
+                offset,
+                info.file_size,
+            )
+        with archive.open(pickles[0]) as file:
+            unpickler = _Unpickler(file, path, places)
+            content = unpickler.load()
+    unpickler.check()
+    return content
+
+
+def _read_legacy(path, file):
+    """Reads the older container: pickles one after the other, then the storages."""
+    places = {}
+    if _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
+        raise PortError(f"{path} is no PyTorch file: it does not begin as one")
+    for _ in range(2):  # protocol and machine
+        _Unpickler(file, path, places).load()
+    unpickler = _Unpickler(file, path, places)
+    content = unpickler.load()
+    sizes = dict(unpickler.tensors)
+    for key in _Unpickler(file, path, places).load():
+        offset = file.tell() + 8  # behind the count of elements
+        file.seek(offset + sizes.get(key, 0))
+        places[key] = (offset, sizes.get(key, 0))
+    if file.tell() > os.path.getsize(path):
+        raise PortError(f"{path} is cut off")
+    unpickler.check()
+    return content

@@ -1,0 +1,281 @@
+"""From a source of PyTorch weights to a model: study it, build, fill, report."""
+
+from typing import NamedTuple
+
+import keras
+
+from keras_mae.models import MAEClassifier
+from keras_mae.patches import grid_shape
+from keras_mae.presets import PRESETS
+from keras_mae.pretrainer import MAEPretrainer
+from keras_mae.weights import configs
+from keras_mae.weights.checkpoint import Checkpoint, PortError
+from keras_mae.weights.formats import Description, describe
+from keras_mae.weights.port import (
+    Fit,
+    contents_of,
+    holder,
+    import_weights,
+    sizes_of,
+)
+from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.report import PortReport
+from keras_mae.weights.tables import port_rows
+
+_READING = ("revision", "token", "cache_dir", "local_files_only")
+_RESIZES = (None, "torch", "timm")
+_MERGES = ("sum", "mean")
+# a head is made for each task, so a model may keep its own
+_HEADS = frozenset({"head_norm", "head", "probe"})
+_DECODER_FILES = (
+    "Files with one: mae_pretrain_vit_*_full.pth (normalized pixels) and "
+    "mae_visualize_vit_*.pth (pixels) of facebookresearch/mae, and Hugging Face's "
+    "ViTMAEForPreTraining, such as facebook/vit-mae-base (pixels). "
+    "allow_missing_decoder=True draws a fresh one"
+)
+
+
+class _Study(NamedTuple):
+    """A source, what its keys and shapes tell, and what is told beside them."""
+
+    checkpoint: Checkpoint
+    description: Description
+    told: dict
+
+    @property
+    def is_timm(self):
+        """Whether the keys and a configuration say that timm wrote the source."""
+        facebook = self.description.naming.family == "facebook"
+        return facebook and "architecture" in (self.checkpoint.config or {})
+
+    @property
+    def format(self):
+        """What the report calls the format."""
+        naming = self.description.naming
+        if naming.family == "facebook":
+            return "timm" if self.is_timm else "facebook"
+        return naming.title
+
+    @property
+    def title(self):
+        """What an error calls the source."""
+        return f"{self.checkpoint.source} ({self.format})"
+
+    def image_size(self, wanted):
+        """The image size of the source's positions, `wanted` where nothing tells it."""
+        sizes = {**self.told, **self.description.sizes}
+        return configs.find_image_size(sizes, wanted, self.checkpoint.source)
+
+
+class _Options(NamedTuple):
+    """How to fill a model; see `Pretrained.from_pretrained`."""
+
+    allow_missing_decoder: bool = False
+    position_resize: str | None = None
+    channel_merge: str = "sum"
+    progress: bool = False
+
+    def check(self):
+        """Raises on a value that is none of the choices."""
+        for name, choices in (
+            ("position_resize", _RESIZES),
+            ("channel_merge", _MERGES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, choices))}. "
+                    f"Received: {getattr(self, name)!r}"
+                )
+
+
+def _study(cls, source, options):
+    """Opens a source and finds out what it is, before any model is built."""
+    reading = {name: options.pop(name) for name in _READING if name in options}
+    options = _Options(**options)
+    options.check()
+    checkpoint = open_checkpoint(source, **reading)
+    description = describe(checkpoint)
+    told = configs.told_sizes(checkpoint, description)
+    study = _Study(checkpoint, description, told)
+    decoder = "decoder" in description.contents.parts
+    if issubclass(cls, MAEPretrainer) and not (
+        decoder or options.allow_missing_decoder
+    ):
+        raise PortError(f"{study.title} has no decoder. {_DECODER_FILES}")
+    return study, options
+
+
+def build_pretrained(cls, source, overrides, **options):
+    """Builds a model around the weights of a source.
+
+    Args:
+        cls: `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+        source: A hub id, the path of a folder or file, or a dict of arrays.
+        overrides: Dict of constructor arguments that differ from the source's.
+        **options: The other arguments of `Pretrained.from_pretrained`.
+
+    Returns:
+        The model, whose `port_report` says what was done.
+
+    Raises:
+        PortError: If the source can't be read, or doesn't fit.
+        ValueError: If an argument is wrong.
+
+    Example:
+
+    ```python
+    one = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    state = keras_mae.weights.export_weights(one)
+    two = build_pretrained(keras_mae.MAEEncoder, state, {})
+    ```
+    """
+    study, options = _study(cls, source, options)
+    sizes, notes = _complete_sizes(cls, study, overrides)
+    model = cls.from_sizes(sizes, overrides)
+    image_size = sizes["image_size"]
+    model.port_report = _fill(model, study, image_size, options, notes)
+    return model
+
+
+def load_weights(model, source, **options):
+    """Fills a model that is there; on any error it stays as it was.
+
+    Args:
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+        source: A hub id, the path of a folder or file, or a dict of arrays (say,
+            `torch_model.state_dict()`).
+        **options: The other arguments of `Pretrained.from_pretrained`;
+            `allow_missing_decoder` keeps the decoder that the model has.
+
+    Returns:
+        A `PortReport`.
+
+    Raises:
+        PortError: If the source can't be read, or doesn't fit.
+        ValueError: If an argument is wrong.
+
+    Example:
+
+    ```python
+    one = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    two = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    report = load_weights(two, keras_mae.weights.export_weights(one))
+    ```
+    """
+    study, options = _study(type(model), source, options)
+    sizes = sizes_of(model)
+    for name in ("num_heads", "decoder_num_heads"):
+        if sizes.get(name) != study.told.get(name, sizes.get(name)):
+            raise PortError(
+                f"{study.title}: {name} must be the model's, {sizes.get(name)}. "
+                f"Received: {study.told[name]}"
+            )
+    return _fill(model, study, study.image_size(sizes["image_size"]), options)
+
+
+def _complete_sizes(cls, study, overrides):
+    """Puts together what the constructor needs, and notes what was concluded."""
+    parts = study.description.contents.parts
+    sizes = {**study.told, **study.description.sizes}
+    if "decoder" not in parts:
+        # the paper's, for a fresh one, unless a configuration tells it
+        paper = PRESETS["mae_base"]
+        sizes = {**{k: v for k, v in paper.items() if "decoder_" in k}, **sizes}
+    sizes["image_size"] = study.image_size(overrides.get("image_size"))
+    notes = []
+    for prefix in ("", "decoder_") if issubclass(cls, MAEPretrainer) else ("",):
+        name = f"{prefix}num_heads"
+        if name not in sizes and name not in overrides:
+            sizes[name], preset = configs.preset_like(sizes, prefix)
+            if preset is None:
+                raise PortError(
+                    f"{study.title}: shapes can't tell {name}; state it, as in "
+                    f"from_pretrained(source, {name}=12)"
+                )
+            notes.append(f"{name} is {sizes[name]}, as {preset} has at these sizes")
+    if issubclass(cls, MAEClassifier):
+        mean = "head_norm" in parts or not parts & _HEADS
+        sizes["pooling"] = overrides.get("pooling", "mean" if mean else "cls")
+        sizes["batch_norm"] = "probe" in parts
+        # a mean has a norm of its own instead
+        sizes["final_norm"] &= sizes["pooling"] == "cls"
+    return sizes, notes
+
+
+def _fill(model, study, image_size, options, notes=()):
+    """Fills the model from a studied source, and reports."""
+    description, encoder = study.description, holder(model).encoder
+    have, want = description.contents, contents_of(model)
+    shared = have.parts & want.parts
+    if not _same_head(model, description):
+        shared -= _HEADS
+    fresh = want.parts - shared
+    if "norm" in fresh:
+        raise PortError(
+            f"{study.title} has no final norm: it was fine-tuned with mean pooling. "
+            "MAEClassifier reads it, or an encoder with final_norm=False"
+        )
+    kept = port_rows(have._replace(parts=shared), description.naming)
+    kept = {key for row in kept for key in row.keys}
+    left_out = sorted(set(description.tensors) - kept)
+    resize = options.position_resize or ("timm" if study.is_timm else "torch")
+    fit = Fit(
+        old_grid=grid_shape(image_size, description.sizes["patch_size"]),
+        new_grid=encoder.grid,
+        antialias=resize == "timm",
+        old_channels=description.sizes["num_channels"],
+        new_channels=encoder.num_channels,
+        merge=options.channel_merge,
+    )
+    rows = port_rows(want._replace(parts=shared), description.naming)
+    tensors = {key: description.tensors[key] for key in kept}
+    bar = keras.utils.Progbar(len(rows), unit_name="variable")
+    progress = bar.update if options.progress else None
+    import_weights(model, tensors, rows, fit, fresh, progress)
+    target = study.told.get("norm_pix_loss") if "decoder" in have.parts else None
+    return PortReport(
+        place=study.checkpoint.source,
+        format=f"{study.format}, {study.checkpoint.container}",
+        filled=len(tensors),
+        target={True: "normalized pixels", False: "pixels"}.get(target),
+        left_out=tuple(left_out),
+        fresh=tuple(sorted(fresh)),
+        resized=_resized(fit, resize, shared),
+        notes=(*notes, *_differences(model, study, tensors)),
+    )
+
+
+def _same_head(model, description):
+    """Whether the source's head is the one that the model has."""
+    have, want = description.contents.parts & _HEADS, contents_of(model).parts & _HEADS
+    classes = description.sizes.get("num_classes")
+    return have == want and getattr(model, "num_classes", classes) == classes
+
+
+def _resized(fit, resize, shared):
+    sentences = []
+    if fit.old_grid != fit.new_grid:
+        old, new = ("x".join(map(str, grid)) for grid in (fit.old_grid, fit.new_grid))
+        sides = "encoder and decoder" if "decoder" in shared else "encoder"
+        sentences.append(f"positions of {sides} {old} -> {new}, bicubic as {resize}'s")
+    if fit.old_channels != fit.new_channels:
+        sentences.append(
+            f"channels {fit.old_channels} -> {fit.new_channels}, patch kernels by "
+            f"{fit.merge}"
+        )
+    return tuple(sentences)
+
+
+def _differences(model, study, tensors):
+    """Sentences on settings that differ from the source's, and on its types."""
+    sizes = sizes_of(model)
+    ignored = {"image_size", "patch_size", "num_channels"}
+    if "decoder" not in study.description.contents.parts:
+        ignored |= {"mask_ratio", "norm_pix_loss"}
+    sentences = [
+        f"{name} is {sizes[name]}; the source says {value}"
+        for name, value in sorted(study.told.items())
+        if name in sizes and name not in ignored and sizes[name] != value
+    ]
+    types = {str(tensor.dtype) for tensor in tensors.values()} - {"float32"}
+    return [*sentences, *(f"some tensors are stored as {t}" for t in sorted(types))]

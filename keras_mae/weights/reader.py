@@ -1,0 +1,160 @@
+"""Opens weights wherever they lie, without reading them yet, and without PyTorch."""
+
+import collections
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from keras_mae.weights.checkpoint import Checkpoint, LazyTensor, PortError
+from keras_mae.weights.hub import Location, read_json
+from keras_mae.weights.pickles import read_pickle
+
+# what a folder or repository may hold, in the order of preference
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "model.pth",
+)
+CONFIG_FILE = "config.json"
+# where a PyTorch file keeps its weights, if not at the top
+_STATE_KEYS = ("model", "state_dict")
+_SAFETENSORS_DTYPES = {
+    "BF16": ml_dtypes.bfloat16,
+    "F16": "float16",
+    "F32": "float32",
+    "F64": "float64",
+    "I64": "int64",
+}
+_HDF5 = b"\x89HDF"
+
+
+def open_checkpoint(source, **options):
+    """Opens a source of weights; values are read when they are asked for.
+
+    Args:
+        source: A hub id, the path of a folder or file, a dict of arrays, or a
+            `Checkpoint`.
+        **options: `revision`, `token`, `cache_dir` and `local_files_only` of
+            `Location`, for a hub id.
+
+    Returns:
+        A `Checkpoint`.
+
+    Raises:
+        PortError: If there is no such source, or a file of it can't be read.
+
+    Example:
+
+    ```python
+    checkpoint = open_checkpoint({"cls_token": np.zeros((1, 1, 8))})
+    assert list(checkpoint.tensors) == ["cls_token"]
+    ```
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    if isinstance(source, collections.abc.Mapping):
+        return Checkpoint.from_state(source)
+    if Path(source).is_file():
+        path = Path(source)
+        location = Location(path.parent)
+    else:
+        location = Location(source, **options)
+        path = _find_weights(location)
+    if path.name.endswith(".index.json"):
+        checkpoint = _open_shards(location, path)
+    else:
+        checkpoint = _open_file(path)
+    checkpoint.source = str(source)
+    config = location.find(CONFIG_FILE)
+    if config is not None:
+        checkpoint.config, checkpoint.config_file = read_json(config), str(config)
+    return checkpoint
+
+
+def _find_weights(location):
+    for name in WEIGHT_FILES:
+        path = location.find(name)
+        if path is not None:
+            return path
+    others = []
+    if location.is_folder:
+        endings = (".pth", ".pt", ".bin", ".safetensors")
+        files = sorted(Path(location.source).iterdir())
+        others = [path for path in files if path.suffix in endings]
+    if len(others) == 1:
+        return others[0]
+    found = f"; name one of {', '.join(p.name for p in others)}" if others else ""
+    raise PortError(f"{location.source} has none of {', '.join(WEIGHT_FILES)}{found}")
+
+
+def _open_shards(location, index):
+    """Opens the files that an index names, and holds them against it."""
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in shards.values()
+    ):
+        raise PortError(f"{index}: weight_map must give a file name for each key")
+    tensors, container = {}, None
+    for name in sorted(set(shards.values())):
+        part = _open_file(location.require(name))
+        container = f"sharded {part.container}"
+        for key, tensor in part.tensors.items():
+            if key in tensors:
+                raise PortError(f"{key} is in {tensors[key].file} and in {tensor.file}")
+            tensors[key] = tensor
+    problems = [f"missing key: {key}" for key in sorted(set(shards) - set(tensors))]
+    problems += [f"unknown key: {key}" for key in sorted(set(tensors) - set(shards))]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise PortError(f"{index} and its files don't fit:\n  {lines}")
+    return Checkpoint(str(index), tensors, container)
+
+
+def _open_file(path):
+    """Opens one file by what it holds, whatever its name."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start[:4] == _HDF5:
+        raise PortError(f"{path} is an HDF5 file; only PyTorch's formats are read")
+    if start[8:] == b"{":
+        return Checkpoint(str(path), _open_safetensors(path), "safetensors")
+    content = read_pickle(path)
+    state, args = content, {}
+    if isinstance(content, dict):
+        name = next((key for key in _STATE_KEYS if key in content), None)
+        state = content[name] if name else content
+        args = content.get("args", {})
+    if not isinstance(state, dict) or not any(
+        isinstance(value, LazyTensor) for value in state.values()
+    ):
+        raise PortError(f"{path} holds no dict of tensors")
+    others = [key for key, value in state.items() if not isinstance(value, LazyTensor)]
+    if others:
+        raise PortError(f"{path}: {others[0]} is no tensor")
+    args = args if isinstance(args, dict) else getattr(args, "__dict__", {})
+    return Checkpoint(str(path), dict(state), "PyTorch pickle", args=dict(args))
+
+
+def _open_safetensors(path):
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="np")
+        tensors = {}
+        for key in file.keys():  # noqa: SIM118 (the file is no dict)
+            part = file.get_slice(key)
+            dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
+            if dtype is None:
+                raise PortError(f"{path}: {key} has the type {part.get_dtype()}")
+            tensors[key] = LazyTensor(
+                tuple(part.get_shape()),
+                np.dtype(dtype),
+                lambda key=key: file.get_tensor(key),
+                str(path),
+            )
+        return tensors
+    except (SafetensorError, OSError) as error:
+        raise PortError(f"{path} is no whole safetensors file: {error}") from error

@@ -1,0 +1,49 @@
+"""What a port did, for people to read."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class PortReport:
+    """What a port did.
+
+    Args:
+        place: Where the weights came from or went to.
+        format: How keys and file are written there.
+        filled: Int, the tensors copied.
+        target: `"pixels"` or `"normalized pixels"`, what the decoder predicts where the
+            source tells; else `None`.
+        left_out: Tuple of keys (of variables, when writing) left out on purpose.
+        fresh: Tuple of the model's parts that the source has not.
+        resized: Tuple of sentences on what was brought to another size.
+        notes: Tuple of sentences on what else to know.
+
+    Example:
+
+    ```python
+    print(PortReport("mae.pth", "facebook/timm, PyTorch pickle", filled=254))
+    ```
+    """
+
+    place: str
+    format: str
+    filled: int
+    target: str | None = None
+    left_out: tuple = ()
+    fresh: tuple = ()
+    resized: tuple = ()
+    notes: tuple = ()
+
+    def __str__(self):
+        lines = [f"{self.place}: {self.format}", f"copied: {self.filled} tensors"]
+        if self.target:
+            lines.append(f"target: {self.target}")
+        if self.left_out:
+            some = ", ".join(self.left_out[:3])
+            more = len(self.left_out) - 3
+            some += f" and {more} more" if more > 0 else ""
+            lines.append(f"left out: {len(self.left_out)} ({some})")
+        lines += [f"fresh: {part}" for part in self.fresh]
+        lines += [f"resized: {sentence}" for sentence in self.resized]
+        lines += [f"note: {sentence}" for sentence in self.notes]
+        return "\n  ".join(lines)
