@@ -30,5 +30,9 @@ def _import_quietly():
             os.close(saved)
 
 
+if sys.argv[:1] == ["-m"]:
+    # a command of this package: what it sets by itself would come too late
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") > "0" and "keras" not in sys.modules:
     _import_quietly()

@@ -12,13 +12,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def flag(text, default=dataclasses.MISSING, choices=None):
+def flag(text, default=dataclasses.MISSING, choices=None, positional=False):
     """Describes a flag: a field of a script's dataclass.
 
     Args:
         text: What `--help` says of it.
         default: Its value where it is not given; without one it must be given.
         choices: The values it may have.
+        positional: Whether it is given by its place, without its name.
 
     Returns:
         A `dataclasses.field`.
@@ -31,7 +32,7 @@ def flag(text, default=dataclasses.MISSING, choices=None):
         epochs: int = flag("how long", default=1)
     ```
     """
-    metadata = {"help": text, "choices": choices}
+    metadata = {"help": text, "choices": choices, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -68,7 +69,10 @@ def parse_flags(config_class, description, argv=None):
     for field in dataclasses.fields(config_class):
         kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
         options = {"help": field.metadata.get("help", " ")}
-        if field.default is dataclasses.MISSING:
+        name = f"--{field.name}"
+        if field.metadata.get("positional"):
+            name = field.name
+        elif field.default is dataclasses.MISSING:
             options["required"] = True
         else:
             options["default"] = field.default
@@ -77,7 +81,7 @@ def parse_flags(config_class, description, argv=None):
         else:
             options["type"] = kinds[0]
             options["choices"] = field.metadata.get("choices")
-        parser.add_argument(f"--{field.name}", **options)
+        parser.add_argument(name, **options)
     return config_class(**vars(parser.parse_args(argv)))
 
 

@@ -166,15 +166,16 @@ def _adapt(kind, value, fit):
         return ops.convert_to_numpy(table)[None]  # (1, 1 + L, D)
     if fit.old_channels == fit.new_channels:
         return value
+    value = ops.convert_to_numpy(value)
     old, new = fit.old_channels, fit.new_channels
     if kind == "patch_kernel":
-        kernels = np.reshape(value, (-1, old, value.shape[-1]))  # (p * p, C, D)
+        kernels = value.reshape(-1, old, value.shape[-1])  # (p * p, C, D)
         merged = kernels.mean(axis=1, keepdims=True)
         if fit.merge == "sum":
             merged = merged * (old / new)
         return merged.repeat(new, axis=1).reshape(-1, value.shape[-1])  # (P, D)
     if kind in ("pixel_kernel", "pixel_bias"):
-        pixels = np.reshape(value, (*value.shape[:-1], -1, old))  # (..., p * p, C)
+        pixels = value.reshape(*value.shape[:-1], -1, old)  # (..., p * p, C)
         merged = pixels.mean(axis=-1, keepdims=True).repeat(new, axis=-1)
         return merged.reshape(*value.shape[:-1], -1)  # (..., P)
     return value

@@ -1,6 +1,7 @@
 """Opens weights wherever they lie, without reading them yet, and without PyTorch."""
 
 import collections
+import json
 from pathlib import Path
 
 import ml_dtypes
@@ -139,22 +140,33 @@ def _open_file(path):
 
 
 def _open_safetensors(path):
+    """Lets the library check the file, then maps it: its own reader copies twice."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        file = safe_open(path, framework="np")
-        tensors = {}
-        for key in file.keys():  # noqa: SIM118 (the file is no dict)
-            part = file.get_slice(key)
-            dtype = _SAFETENSORS_DTYPES.get(part.get_dtype())
-            if dtype is None:
-                raise PortError(f"{path}: {key} has the type {part.get_dtype()}")
-            tensors[key] = LazyTensor(
-                tuple(part.get_shape()),
-                np.dtype(dtype),
-                lambda key=key: file.get_tensor(key),
-                str(path),
-            )
-        return tensors
+        with safe_open(path, framework="np"):
+            pass
     except (SafetensorError, OSError) as error:
         raise PortError(f"{path} is no whole safetensors file: {error}") from error
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    header.pop("__metadata__", None)
+    return {
+        key: _mapped(path, key, entry, start=8 + size) for key, entry in header.items()
+    }
+
+
+def _mapped(path, key, entry, start):
+    dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
+    if dtype is None:
+        raise PortError(f"{path}: {key} has the type {entry['dtype']}")
+    dtype, shape = np.dtype(dtype), tuple(entry["shape"])
+    offset = start + entry["data_offsets"][0]
+    return LazyTensor(
+        shape,
+        dtype,
+        # mapped when it is read, so that pages are let go one tensor at a time
+        lambda: np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape),
+        str(path),
+    )

@@ -55,6 +55,8 @@ def save_pretrained(model, folder, format="huggingface"):
             f"{folder} must hold no other weights. Received: {', '.join(others)}"
         )
     state, config, left_out, notes = prepare(model)
+    # rows in order, as PyTorch lays tensors out
+    state = {key: np.ascontiguousarray(value) for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / f".part-{name}"
     write(state, config, part)
@@ -109,8 +111,7 @@ def _prepare_facebook(model):
 def _write_safetensors(state, config, path):
     from safetensors.numpy import save_file
 
-    # PyTorch's layout: rows in order, and the mark that transformers looks for
-    state = {key: np.ascontiguousarray(value) for key, value in state.items()}
+    # the mark that transformers looks for
     save_file(state, path, metadata={"format": "pt"})
 
 

@@ -1,0 +1,96 @@
+"""Converts weights between PyTorch's formats and Keras, either way.
+
+Run: python -m keras_mae.weights SOURCE DESTINATION [--format=huggingface] [--check]
+
+SOURCE is a hub id, a folder, a file of PyTorch weights, or a `.keras` file. DESTINATION
+is a `.keras` file, or a folder for the libraries that `--format` names.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import keras
+
+import keras_mae
+from keras_mae.callbacks import save_atomically
+from keras_mae.flags import flag, run_script
+from keras_mae.weights.check import compare_with_torch
+from keras_mae.weights.formats import describe
+from keras_mae.weights.reader import open_checkpoint
+
+MODELS = {
+    "pretrainer": keras_mae.MAEPretrainer,
+    "encoder": keras_mae.MAEEncoder,
+    "classifier": keras_mae.MAEClassifier,
+}
+
+
+@dataclasses.dataclass
+class Config:
+    """What to convert, and into what."""
+
+    source: str = flag("hub id, folder, file, or .keras file", positional=True)
+    destination: str = flag("a .keras file, or a folder", positional=True)
+    format: str = flag(
+        "who shall read the folder", "huggingface", ("huggingface", "timm", "facebook")
+    )
+    model: str | None = flag(
+        "what to make of the source; by default all that it holds", None, (*MODELS,)
+    )
+    num_heads: int | None = flag("where the source can't tell", None)
+    decoder_num_heads: int | None = flag("where the source can't tell", None)
+    norm_pix_loss: bool | None = flag("where the source can't tell", None)
+    revision: str | None = flag("branch, tag or commit on the hub", None)
+    check: bool = flag("compare the outputs with PyTorch's", False)
+
+
+def convert(config):
+    """Reads the source, writes the destination, and prints what was done."""
+    keras_file = Path(config.source).suffix == ".keras"
+    if keras_file:
+        if not Path(config.source).is_file():
+            raise ValueError(f"There is no file {config.source}")
+        model = keras.models.load_model(config.source, compile=False)
+        if not isinstance(model, tuple(MODELS.values())):
+            names = ", ".join(kind.__name__ for kind in MODELS.values())
+            raise ValueError(
+                f"{config.source} must hold one of {names}. "
+                f"Received: {type(model).__name__}"
+            )
+    else:
+        checkpoint = open_checkpoint(config.source, revision=config.revision)
+        model = _read(config, checkpoint)
+        print(model.port_report)
+    if Path(config.destination).suffix == ".keras":
+        save_atomically(model, config.destination)
+        print(f"{config.destination}: {type(model).__name__}")
+    else:
+        print(model.save_pretrained(config.destination, config.format))
+    if config.check:
+        if keras_file:
+            checkpoint = open_checkpoint(config.destination)
+        print(
+            f"largest difference from PyTorch: {compare_with_torch(model, checkpoint)}"
+        )
+
+
+def _read(config, checkpoint):
+    """Builds the model that was asked for, or the one that the source is of."""
+    kind = config.model
+    if kind is None:
+        parts = describe(checkpoint).contents.parts
+        heads = parts & {"head", "probe"}
+        kind = "pretrainer" if "decoder" in parts else "encoder"
+        kind = "classifier" if heads else kind
+    stated = {
+        name: getattr(config, name)
+        for name in ("num_heads", "decoder_num_heads", "norm_pix_loss")
+        if getattr(config, name) is not None
+    }
+    return MODELS[kind].from_pretrained(checkpoint, progress=True, **stated)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "python -m keras_mae.weights"
+    run_script(convert, Config, __doc__.splitlines()[0])
