@@ -17,14 +17,8 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-# what reading a file that is no JSON object, or lacks keys, raises
-_MALFORMED = (
-    AttributeError,
-    KeyError,
-    TypeError,
-    UnicodeDecodeError,
-    json.JSONDecodeError,
-)
+# what reading a configuration that lacks keys raises
+_MALFORMED = (AttributeError, KeyError, TypeError)
 
 
 class MAEImageProcessor:
@@ -240,11 +234,14 @@ class MAEImageProcessor:
         Path(folder, CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, folder):
-        """Reads `preprocessor_config.json` from a folder.
+    def from_pretrained(cls, source, **reading):
+        """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
 
         Args:
-            folder: Path of a folder that `save_pretrained` wrote to.
+            source: Path of a folder that `save_pretrained` wrote to, or a hub id such
+                as `"facebook/vit-mae-base"`.
+            **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a
+                hub id.
 
         Returns:
             A `MAEImageProcessor`.
@@ -252,9 +249,11 @@ class MAEImageProcessor:
         Raises:
             ValueError: If the file is missing, or says what can't be done here.
         """
-        path = Path(folder, CONFIG_NAME)
+        from keras_mae.weights.hub import Location, read_json
+
+        path = Location(source, **reading).require(CONFIG_NAME)
+        config = read_json(path)
         try:
-            config = json.loads(path.read_text())
             _check_supported(config)
             names = {int(code): name for name, code in _RESAMPLE.items()}
             size = config["size"]
@@ -266,7 +265,7 @@ class MAEImageProcessor:
                 image_std=config["image_std"],
                 resample=names.get(config["resample"], config["resample"]),
             )
-        except (OSError, *_MALFORMED) as error:
+        except _MALFORMED as error:
             raise ValueError(
                 f"{path} is no readable image processor configuration: {error!r}"
             ) from error

@@ -1,0 +1,162 @@
+"""The hub, played by a server on this machine: cache, revision, token, offline."""
+
+import http.server
+import threading
+import time
+
+import numpy as np
+import pytest
+from huggingface_hub import constants
+
+import keras_mae
+from keras_mae.weights import PortError
+
+NAME = "facebook/vit-mae-base"
+COMMITS = {"main": "a" * 40, "v2": "b" * 40}
+TOKEN = "hf_secret"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """Answers `resolve` requests from `self.server.folders[revision]`."""
+
+    def log_message(self, *_):
+        pass
+
+    def refuse(self, status, code):
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_HEAD(self):
+        self.server.seen.append(self.path)
+        repository, _, rest = self.path[1:].partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        names = {commit: name for name, commit in COMMITS.items()}
+        revision = names.get(revision, revision)
+        if repository == "me/private":
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self.refuse(401, "GatedRepo")
+        elif repository != NAME:
+            return self.refuse(404, "RepoNotFound")
+        if revision not in COMMITS:
+            return self.refuse(404, "RevisionNotFound")
+        path = self.server.folders[revision] / name
+        if not path.is_file():
+            return self.refuse(404, "EntryNotFound")
+        content = path.read_bytes()
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", COMMITS[revision])
+        self.send_header("ETag", f'"{revision}-{name}-{len(content)}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+        return None
+
+    do_GET = do_HEAD
+
+
+def use_endpoint(monkeypatch, endpoint):
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def models(make_model):
+    return {"main": make_model(), "v2": make_model(depth=1)}
+
+
+@pytest.fixture
+def hub(models, tmp_path, monkeypatch):
+    """A hub with two revisions of one model; the cache is in a folder of its own."""
+    for revision, model in models.items():
+        folder = tmp_path / revision
+        model.save_pretrained(folder)
+        keras_mae.MAEImageProcessor(32).save_pretrained(folder)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.folders = {revision: tmp_path / revision for revision in models}
+    server.seen = []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+
+    use_endpoint(monkeypatch, endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def assert_same_weights(one, two):
+    for a, b in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):
+    model = keras_mae.MAEPretrainer.from_pretrained(NAME)
+    assert_same_weights(model, models["main"])
+    assert model.port_report.place == NAME
+    assert (tmp_path / "cache" / "models--facebook--vit-mae-base").is_dir()
+    assert not any("pytorch_model" in path for path in hub.seen)
+    # offline, the cache is enough
+    hub.seen.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_same_weights(keras_mae.MAEPretrainer.from_pretrained(NAME), model)
+    assert not hub.seen
+
+
+def test_local_files_only_asks_nobody(hub):
+    with pytest.raises(PortError, match=r"not in the hub's cache"):
+        keras_mae.MAEEncoder.from_pretrained(NAME, local_files_only=True)
+    assert not hub.seen
+
+
+def test_the_revision_is_honoured(hub, models):
+    encoder = keras_mae.MAEEncoder.from_pretrained(NAME, revision="v2")
+    assert_same_weights(encoder, models["v2"].encoder)
+
+
+def test_the_cache_folder_is_honoured(hub, tmp_path):
+    keras_mae.MAEEncoder.from_pretrained(NAME, cache_dir=tmp_path / "other")
+    assert any((tmp_path / "other").rglob("model.safetensors"))
+
+
+def test_the_token_is_sent(hub, models):
+    with pytest.raises(PortError, match=r"me/private can't be fetched.*token"):
+        keras_mae.MAEEncoder.from_pretrained("me/private")
+    encoder = keras_mae.MAEEncoder.from_pretrained("me/private", token=TOKEN)
+    assert_same_weights(encoder, models["main"].encoder)
+
+
+def test_the_image_processor_comes_from_the_hub(hub):
+    processor = keras_mae.MAEImageProcessor.from_pretrained(NAME)
+    assert processor.image_size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("no/such", {}, r"no/such can't be fetched from the hub"),
+        (NAME, {"revision": "v9"}, r"facebook/vit-mae-base can't be fetched"),
+    ],
+)
+def test_what_the_hub_has_not_is_named(source, options, message, hub):
+    with pytest.raises(PortError, match=message):
+        keras_mae.MAEEncoder.from_pretrained(source, **options)
+
+
+def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
+    use_endpoint(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between its retries
+    with pytest.raises(PortError, match=r"facebook/vit-mae-base .*can't be reached"):
+        keras_mae.MAEEncoder.from_pretrained(NAME)
+
+
+@pytest.mark.parametrize("source", ["missing.pth", "a/b/c", "runs/gone.safetensors"])
+def test_a_path_that_does_not_exist_is_no_hub_id(source, hub):
+    with pytest.raises(PortError, match=rf"Received: {source}, which does not exist"):
+        keras_mae.MAEEncoder.from_pretrained(source)
+    assert not hub.seen
