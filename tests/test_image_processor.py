@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_mae
 from keras_mae import MAEImageProcessor
 
 
@@ -113,6 +114,34 @@ def test_equals_the_hugging_face_processor(photo):
     wanted = theirs(photo, return_tensors="np")["pixel_values"]
     got = MAEImageProcessor(image_size=224)(photo)
     np.testing.assert_allclose(got, wanted.transpose(0, 2, 3, 1), atol=1e-5)
+
+
+def test_real_photographs_equal_the_hugging_face_processor(tmp_path):
+    pytest.importorskip("transformers")
+    pytest.importorskip("skimage")
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    photos = keras_mae.data.load_photos()
+    photos = [photo for photo in [*photos.training, *photos.held_out] if photo.ndim > 2]
+    assert len(photos) >= 5
+    # what the hub's vit-mae-base says, in the words of the day it was published
+    config = {
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "ViTFeatureExtractor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "resample": 2,
+        "size": 224,
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(config))
+    ours = MAEImageProcessor.from_pretrained(tmp_path)
+    theirs = ViTImageProcessorPil.from_pretrained(tmp_path)
+    for photo in photos:
+        wanted = theirs(Image.fromarray(photo), return_tensors="np")["pixel_values"]
+        wanted = ours.to_uint8(wanted.transpose(0, 2, 3, 1)).astype(int)
+        got = ours.to_uint8(ours(photo)).astype(int)
+        assert np.abs(got - wanted).max() <= 1
 
 
 def test_files_round_trip(tmp_path):

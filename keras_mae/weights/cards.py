@@ -38,13 +38,13 @@ def to_huggingface(model):
             "The format huggingface holds classifiers with pooling='cls' and without "
             "batch_norm, and encoders with a final norm; timm and facebook hold others"
         )
-    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    if sizes["activation"] not in activations:
+    names = [name for name, ours in ACTIVATIONS.items() if ours == sizes["activation"]]
+    if not names:
         raise ValueError(
-            f"activation must be one of {', '.join(activations)}. "
+            f"activation must be one of {', '.join(ACTIVATIONS)}. "
             f"Received: {sizes['activation']}"
         )
-    sizes["activation"] = activations[sizes["activation"]]
+    sizes["activation"] = names[0]
     for name in ("image_size", "patch_size"):
         sizes[name] = sizes[name][0]
     config = {theirs: sizes[ours] for ours, (theirs, _) in HUGGINGFACE.items()}

@@ -3,6 +3,9 @@
 import math
 import re
 
+import keras
+
+from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.patches import as_pair
 from keras_mae.presets import PRESETS
 from keras_mae.weights.checkpoint import PortError
@@ -33,13 +36,16 @@ HUGGINGFACE_MAE = {
 }
 # theirs -> ours; the first that means ours is written
 ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_pytorch_tanh": "keras_mae>gelu_tanh",
-    "gelu_new": "keras_mae>gelu_tanh",
-    "gelu_fast": "keras_mae>gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-    "swish": "silu",
+    theirs: keras.activations.serialize(keras.activations.get(ours))
+    for theirs, ours in {
+        "gelu": "gelu",
+        "gelu_pytorch_tanh": gelu_tanh,
+        "gelu_new": gelu_tanh,
+        "gelu_fast": gelu_tanh,
+        "relu": "relu",
+        "silu": "silu",
+        "swish": "silu",
+    }.items()
 }
 # what the training arguments in a file may say, ours -> theirs
 FACEBOOK_ARGS = {

@@ -82,7 +82,8 @@ def _prepare_huggingface(model):
     naming = HUGGINGFACE
     if not hasattr(model, "encoder"):
         naming = HUGGINGFACE._replace(prefix="")
-    return export_weights(model, naming), cards.to_huggingface(model), (), ()
+    config = cards.to_huggingface(model)
+    return export_weights(model, naming), config, (), ()
 
 
 def _prepare_timm(model):

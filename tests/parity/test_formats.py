@@ -323,3 +323,25 @@ def test_the_report_says_what_the_decoder_predicts(name, target, tmp_path):
     assert model.port_report.target == target
     if target:
         assert model.norm_pix_loss == (target == "normalized pixels")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({"img_size": 24}, {"image_size": 24}),
+        ({"img_size": (12, 20)}, {"image_size": (12, 20)}),
+        ({"in_chans": 1}, {"num_channels": 1}),
+    ],
+    ids=["larger", "wide", "grayscale"],
+)
+def test_other_sizes_equal_timms(theirs, ours, tmp_path):
+    """timm itself resizes positions with antialiasing, and sums kernels for grey."""
+    timm_folder(torch_models.timm_model("base"), tmp_path)
+    wanted = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, **theirs)
+    encoder = MAEEncoder.from_pretrained(tmp_path, **ours)
+    shape = (2, *encoder.image_size, encoder.num_channels)
+    images = np.random.default_rng(1).standard_normal(shape).astype("float32")
+    with torch.no_grad():
+        tokens = wanted.eval().forward_features(to_torch(images))
+    assert_close(encoder(images), tokens, "tokens")
+    assert encoder.port_report.resized

@@ -1,0 +1,120 @@
+"""python -m keras_mae.weights: either way, checked against PyTorch, one-line errors."""
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mae import MAEClassifier
+from keras_mae.flags import run_script
+from keras_mae.weights import __main__ as command
+from tests.scripts import environment
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def convert(capfd):
+    """Runs the command within this process, which has TensorFlow loaded already."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            run_script(command.convert, command.Config, "", list(map(str, arguments)))
+        except SystemExit as stop:
+            code = stop.code
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+def assert_same_weights(one, two):
+    for a, b in zip(one.weights, two.weights, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("format", ["huggingface", "facebook"])
+def test_there_and_back_again(format, make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    model = make_model()
+    model.save(tmp_path / "one.keras")
+    there = convert(
+        tmp_path / "one.keras", tmp_path / "out", f"--format={format}", "--check"
+    )
+    assert there.returncode == 0, there.stderr
+    assert "largest difference from PyTorch: " in there.stdout
+    back = convert(tmp_path / "out", tmp_path / "two.keras", "--check")
+    assert back.returncode == 0, back.stderr
+    assert "/variable" in back.stdout  # the progress bar
+    assert "copied: " in back.stdout and "two.keras: MAEPretrainer" in back.stdout
+    assert_same_weights(keras.models.load_model(tmp_path / "two.keras"), model)
+
+
+@pytest.mark.parametrize("head", ["mean", "cls", "probe"])
+def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pooling = "cls" if head == "probe" else head
+    model = MAEClassifier(make_model().encoder, 3, pooling, batch_norm=head == "probe")
+    if model.batch_norm:
+        model.batch_norm.moving_variance.assign(np.linspace(0.5, 2, 16))
+    model.save_pretrained(tmp_path / "in", "facebook")
+    done = convert(tmp_path / "in/model.pth", tmp_path / "two.keras", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "two.keras: MAEClassifier" in done.stdout
+
+
+def test_one_format_becomes_another(make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    make_model().save_pretrained(tmp_path / "in")
+    done = convert(
+        tmp_path / "in", tmp_path / "out", "--format=timm", "--model=encoder", "--check"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out: " in done.stdout
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.keras", "out"], "There is no file gone.keras"),
+        (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
+        (["{dense}", "out"], "must hold one of MAEPretrainer, MAEEncoder"),
+        (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
+        (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
+        (["{folder}"], "required: destination"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):
+    make_model().save_pretrained(tmp_path / "in")
+    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    dense.save(tmp_path / "dense.keras")
+    places = {"folder": tmp_path / "in", "dense": tmp_path / "dense.keras"}
+    done = convert(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_as_it_is_typed(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "in")
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_mae.weights", "in", "model.keras"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("model.keras: MAEPretrainer\n")
