@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import keras_mae
 from keras_mae import MAEImageProcessor
+from keras_mae.data import load_photos
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_real_photographs_equal_the_hugging_face_processor(tmp_path):
     pytest.importorskip("skimage")
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-    photos = keras_mae.data.load_photos()
+    photos = load_photos()
     photos = [photo for photo in [*photos.training, *photos.held_out] if photo.ndim > 2]
     assert len(photos) >= 5
     # what the hub's vit-mae-base says, in the words of the day it was published

@@ -9,10 +9,9 @@ import urllib.request
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-
 import keras_mae
 
+torch = pytest.importorskip("torch")
 if not os.environ.get("KERAS_MAE_GOLDEN"):
     pytest.skip("downloads 4 GB; set KERAS_MAE_GOLDEN=1", allow_module_level=True)
 
