@@ -1,7 +1,5 @@
 """The hub, played by a server on this machine: cache, revision, token, offline."""
 
-import http.server
-import threading
 import time
 
 import numpy as np
@@ -10,51 +8,7 @@ from huggingface_hub import constants
 
 import keras_mae
 from keras_mae.weights import PortError
-
-NAME = "facebook/vit-mae-base"
-COMMITS = {"main": "a" * 40, "v2": "b" * 40}
-TOKEN = "hf_secret"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """Answers `resolve` requests from `self.server.folders[revision]`."""
-
-    def log_message(self, *_):
-        pass
-
-    def refuse(self, status, code):
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self):
-        self.server.seen.append(self.path)
-        repository, _, rest = self.path[1:].partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        names = {commit: name for name, commit in COMMITS.items()}
-        revision = names.get(revision, revision)
-        if repository == "me/private":
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self.refuse(401, "GatedRepo")
-        elif repository != NAME:
-            return self.refuse(404, "RepoNotFound")
-        if revision not in COMMITS:
-            return self.refuse(404, "RevisionNotFound")
-        path = self.server.folders[revision] / name
-        if not path.is_file():
-            return self.refuse(404, "EntryNotFound")
-        content = path.read_bytes()
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMITS[revision])
-        self.send_header("ETag", f'"{revision}-{name}-{len(content)}"')
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-        return None
-
-    do_GET = do_HEAD
+from tests.hub_server import NAME, TOKEN, serve
 
 
 def use_endpoint(monkeypatch, endpoint):
@@ -75,19 +29,13 @@ def hub(models, tmp_path, monkeypatch):
         folder = tmp_path / revision
         model.save_pretrained(folder)
         keras_mae.MAEImageProcessor(32).save_pretrained(folder)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.folders = {revision: tmp_path / revision for revision in models}
-    server.seen = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    endpoint = f"http://127.0.0.1:{server.server_port}"
-
-    use_endpoint(monkeypatch, endpoint)
+    folders = {revision: tmp_path / revision for revision in models}
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve(folders) as (server, endpoint):
+        use_endpoint(monkeypatch, endpoint)
+        yield server
 
 
 def assert_same_weights(one, two):

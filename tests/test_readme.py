@@ -1,19 +1,64 @@
 """The README: its Python runs as pasted, and its commands and numbers exist."""
 
+import os
 import re
 import subprocess
 import sys
 
+import pytest
+
 import keras_mae
+from tests.hub_server import serve
 from tests.scripts import ROOT
 
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_python_blocks_run_in_order(tmp_path):
+@pytest.fixture
+def stand_in(tmp_path):
+    """A hub whose vit-mae-base has few parameters, and a folder to work in."""
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_base", hidden_dim=24, num_heads=2, mlp_dim=8, decoder_mlp_dim=8
+    )
+    model.save_pretrained(tmp_path / "hub")
+    keras_mae.MAEImageProcessor().save_pretrained(tmp_path / "hub")
+    work = tmp_path / "work"
+    work.mkdir()
+    with serve({"main": tmp_path / "hub"}) as (_, endpoint):
+        cache = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
+        yield work, {**os.environ, **cache}
+
+
+def test_python_blocks_run_in_order(stand_in):
+    folder, environment = stand_in
     code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    assert (tmp_path / "look.png").exists() and (tmp_path / "mae.keras").exists()
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    for name in ("look.png", "mae.keras", "for-transformers/model.safetensors"):
+        assert (folder / name).exists()
+    report = re.search(r"```text\n(facebook/vit-mae-base: .*?)```", TEXT, re.DOTALL)
+    assert report[1] in finished.stdout
+
+
+def test_weights_are_converted_as_pasted(stand_in):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    folder, environment = stand_in
+    tiny = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    tiny.save_pretrained(folder, "facebook")
+    (folder / "model.pth").rename(folder / "mae_pretrain_vit_base_full.pth")
+    lines = re.findall(r"^python (-m keras_mae\.weights .*)$", TEXT, re.MULTILINE)
+    assert len(lines) == 3
+    for line in lines:
+        command = [sys.executable, *line.split()]
+        subprocess.run(command, check=True, cwd=folder, env=environment)
+    assert (folder / "for-timm" / "model.safetensors").exists()
 
 
 def test_flags_named_in_commands_exist():
