@@ -11,6 +11,8 @@ import pytest
 from keras_mae import MAEClassifier
 from keras_mae.flags import run_script
 from keras_mae.weights import __main__ as command
+from keras_mae.weights.check import compare_with_torch
+from keras_mae.weights.reader import open_checkpoint
 from tests.scripts import environment
 
 
@@ -69,6 +71,20 @@ def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
     done = convert(tmp_path / "in/model.pth", tmp_path / "two.keras", "--check")
     assert done.returncode == 0, done.stderr
     assert "two.keras: MAEClassifier" in done.stdout
+
+
+@pytest.mark.parametrize("format", ["huggingface", "timm"])
+def test_a_difference_is_found(format, make_model, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    encoder = make_model(qkv_bias=format == "huggingface").encoder
+    encoder.save_pretrained(tmp_path, format)
+    checkpoint = open_checkpoint(tmp_path)
+    assert compare_with_torch(encoder, checkpoint) < 1e-5
+    kernel = encoder.blocks[1].mlp.fc2.kernel
+    kernel.assign(kernel * 1.01)
+    with pytest.raises(ValueError, match="outputs differ from PyTorch's by"):
+        compare_with_torch(encoder, checkpoint)
 
 
 def test_one_format_becomes_another(make_model, tmp_path, convert):

@@ -15,8 +15,8 @@ def compare_with_torch(model, checkpoint):
     """Runs the model, and PyTorch on the checkpoint, with the same images and mask.
 
     Hugging Face's files run in transformers' own classes. Those of facebook and timm,
-    whose classes need more than PyTorch, run in the few functions below, which read
-    them by their own names.
+    whose classes need more than PyTorch, run in a few lines of PyTorch that read them
+    by their own names.
 
     Args:
         model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
@@ -34,12 +34,8 @@ def compare_with_torch(model, checkpoint):
         import torch
     except ImportError as error:
         raise ValueError("--check needs PyTorch: pip install torch") from error
+    images, noise = _draw_inputs(holder(model).encoder)
     description = describe(checkpoint)
-    encoder = holder(model).encoder
-    rng = np.random.default_rng(0)
-    shape = (2, *encoder.image_size, encoder.num_channels)
-    images = rng.standard_normal(shape).astype("float32")
-    noise = rng.random((2, encoder.num_patches)).astype("float32")
     state = {
         key: torch.tensor(np.asarray(tensor.read(), "float32"))
         for key, tensor in description.tensors.items()
@@ -59,6 +55,14 @@ def compare_with_torch(model, checkpoint):
             f"The outputs differ from PyTorch's by {difference:.1e} of their scale"
         )
     return float(difference)
+
+
+def _draw_inputs(encoder):
+    """Draws two images `(B, H, W, C)` and noise `(B, L)`."""
+    rng = np.random.default_rng(0)
+    shape = (2, *encoder.image_size, encoder.num_channels)
+    images, noise = rng.standard_normal(shape), rng.random((2, encoder.num_patches))
+    return images.astype("float32"), noise.astype("float32")
 
 
 def _huggingface(model, state, checkpoint, images, noise):
@@ -89,58 +93,97 @@ def _huggingface(model, state, checkpoint, images, noise):
 
 
 def _facebook(model, state, checkpoint, images, noise):
-    import torch
-    from torch.nn import functional
+    forward = _FacebookForward(model, state)
+    parts = contents_of(model).parts
+    if "decoder" in parts:
+        return forward.reconstruct(images, noise, model.mask_ratio)
+    tokens = forward.encode(forward.embed(images))
+    return forward.classify(tokens) if parts & {"head", "probe"} else tokens
 
-    sizes, parts = sizes_of(model), contents_of(model).parts
-    epsilon = sizes["layer_norm_epsilon"]
 
-    def linear(x, name):
-        return functional.linear(x, state[f"{name}.weight"], state.get(f"{name}.bias"))
+class _FacebookForward:
+    """What facebook's and timm's models compute, from a state dict alone.
 
-    def norm(x, name):
-        weights = state[f"{name}.weight"], state[f"{name}.bias"]
+    Args:
+        model: The model whose sizes and parts count.
+        state: Dict from facebook's key to tensor.
+    """
+
+    def __init__(self, model, state):
+        self.state = state
+        self.sizes, self.parts = sizes_of(model), contents_of(model).parts
+
+    def _linear(self, x, name):
+        from torch.nn import functional
+
+        bias = self.state.get(f"{name}.bias")  # query, key and value may have none
+        return functional.linear(x, self.state[f"{name}.weight"], bias)
+
+    def _norm(self, x, name):
+        from torch.nn import functional
+
+        weights = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
+        epsilon = self.sizes["layer_norm_epsilon"]
         return functional.layer_norm(x, x.shape[-1:], *weights, epsilon)
 
-    def block(x, name, heads):
+    def _block(self, x, name, heads):
+        from torch.nn import functional
+
         batch, length, width = x.shape
-        qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
+        qkv = self._linear(self._norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
         qkv = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
         y = functional.scaled_dot_product_attention(*qkv)  # (B, heads, N, head_dim)
         y = y.transpose(1, 2).reshape(batch, length, width)  # (B, N, D)
-        x = x + linear(y, f"{name}.attn.proj")
-        y = functional.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
-        return x + linear(y, f"{name}.mlp.fc2")
+        x = x + self._linear(y, f"{name}.attn.proj")
+        y = self._linear(self._norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
+        return x + self._linear(functional.gelu(y), f"{name}.mlp.fc2")
 
-    kernel, bias = state["patch_embed.proj.weight"], state["patch_embed.proj.bias"]
-    x = functional.conv2d(images, kernel, bias, stride=kernel.shape[2:])
-    x = x.flatten(2).transpose(1, 2) + state["pos_embed"][:, 1:]  # (B, L, D)
-    restore = torch.argsort(torch.argsort(noise, dim=1, stable=True), dim=1)
-    visible = x.shape[1]
-    if "decoder" in parts:
-        visible = int(visible * (1 - model.mask_ratio))
-        keep = torch.argsort(restore, dim=1)[:, :visible, None]
-        x = torch.take_along_dim(x, keep, dim=1)  # (B, K, D)
-    first = (state["cls_token"] + state["pos_embed"][:, :1]).expand(len(x), -1, -1)
-    x = torch.cat([first, x], dim=1)  # (B, 1 + K, D)
-    for index in range(sizes["depth"]):
-        x = block(x, f"blocks.{index}", sizes["num_heads"])
-    if "norm" in parts:
-        x = norm(x, "norm")
-    if "decoder" in parts:
-        x = linear(x, "decoder_embed")
-        hidden = state["mask_token"].expand(len(x), noise.shape[1] - visible, -1)
-        x = torch.cat([x, hidden], dim=1)  # (B, 1 + L, D)
-        order = torch.cat([torch.zeros_like(restore[:, :1]), restore + 1], dim=1)
-        x = torch.take_along_dim(x, order[..., None], dim=1)
-        x = x + state["decoder_pos_embed"]
-        for index in range(sizes["decoder_depth"]):
-            x = block(x, f"decoder_blocks.{index}", sizes["decoder_num_heads"])
-        return linear(norm(x, "decoder_norm"), "decoder_pred")[:, 1:]
-    if not parts & {"head", "probe"}:
-        return x
-    x = norm(x[:, 1:].mean(dim=1), "fc_norm") if "head_norm" in parts else x[:, 0]
-    if "probe" not in parts:
-        return linear(x, "head")
-    mean, variance = state["head.0.running_mean"], state["head.0.running_var"]
-    return linear(functional.batch_norm(x, mean, variance, eps=1e-6), "head.1")
+    def embed(self, images):
+        """Returns the patches with their positions, `(B, L, D)`."""
+        from torch.nn import functional
+
+        kernel = self.state["patch_embed.proj.weight"]
+        bias = self.state["patch_embed.proj.bias"]
+        x = functional.conv2d(images, kernel, bias, stride=kernel.shape[2:])
+        return x.flatten(2).transpose(1, 2) + self.state["pos_embed"][:, 1:]
+
+    def encode(self, patches):
+        """Runs the encoder on some patches, `(B, K, D)` to `(B, 1 + K, D)`."""
+        import torch
+
+        first = self.state["cls_token"] + self.state["pos_embed"][:, :1]
+        x = torch.cat([first.expand(len(patches), -1, -1), patches], dim=1)
+        for index in range(self.sizes["depth"]):
+            x = self._block(x, f"blocks.{index}", self.sizes["num_heads"])
+        return self._norm(x, "norm") if "norm" in self.parts else x
+
+    def reconstruct(self, images, noise, mask_ratio):
+        """Predicts every patch from the visible ones, `(B, L, P)`."""
+        import torch
+
+        patches = self.embed(images)
+        visible = int(patches.shape[1] * (1 - mask_ratio))
+        order = torch.argsort(noise, dim=1, stable=True)
+        keep = order[:, :visible, None]
+        x = self.encode(torch.take_along_dim(patches, keep, dim=1))
+        x = self._linear(x, "decoder_embed")
+        removed = noise.shape[1] - visible
+        hidden = self.state["mask_token"].expand(len(x), removed, -1)
+        shuffled = torch.cat([x[:, 1:], hidden], dim=1)
+        restore = torch.argsort(order, dim=1)[..., None]
+        patches = torch.take_along_dim(shuffled, restore, dim=1)  # (B, L, D)
+        x = torch.cat([x[:, :1], patches], dim=1) + self.state["decoder_pos_embed"]
+        for index in range(self.sizes["decoder_depth"]):
+            heads = self.sizes["decoder_num_heads"]
+            x = self._block(x, f"decoder_blocks.{index}", heads)
+        return self._linear(self._norm(x, "decoder_norm"), "decoder_pred")[:, 1:]
+
+    def classify(self, tokens):
+        """Returns the logits of an encoder's tokens, `(B, num_classes)`."""
+        x = tokens[:, 0]  # (B, D)
+        if "head_norm" in self.parts:
+            x = self._norm(tokens[:, 1:].mean(dim=1), "fc_norm")
+        if "probe" not in self.parts:
+            return self._linear(x, "head")
+        mean, variance = (self.state[f"head.0.running_{n}"] for n in ("mean", "var"))
+        return self._linear((x - mean) / (variance + 1e-6).sqrt(), "head.1")
