@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,86 @@ def test_no_name_but_the_few_known_is_answered(name, tmp_path):
     content = f"c{module}\n{attribute}\n.".encode()
     with pytest.raises(PortError, match=name.replace(".", r"\.")):
         read_pickle(zipped(content, tmp_path / "model.pth"))
+
+
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\4tQ"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+# what would stand for a storage, the rest of a tensor, and the complaint
+FORGED = {
+    "no storage": (
+        b"(cargparse\nNamespace\n)\x81X\1\0\0\x000K\4t",
+        b"K\0K\4\x85K\1\x85\x89N",
+        "a tensor is malformed",
+    ),
+    "a float for an offset": (
+        STORAGE,
+        b"G\x7f\xf8\0\0\0\0\0\0K\4\x85K\1\x85\x89N",
+        "a tensor is malformed",
+    ),
+    "a negative step": (
+        STORAGE,
+        b"K\0K\4\x85J\xff\xff\xff\xff\x85\x89N",
+        "a tensor is malformed",
+    ),
+    "too many elements": (
+        STORAGE,
+        b"K\0K\5\x85K\1\x85\x89N",
+        "a tensor lies outside its storage",
+    ),
+    "a changed storage": (
+        STORAGE + b"}b",
+        b"K\0K\4\x85K\1\x85\x89N",
+        "no readable PyTorch file",
+    ),
+    "a changed name": (
+        b"ctorch\nBFloat16Storage\n}b",
+        b"",
+        "no readable PyTorch file",
+    ),
+}
+
+
+@pytest.mark.parametrize(("storage", "rest", "message"), FORGED.values(), ids=FORGED)
+def test_forged_tensors_are_refused(storage, rest, message, tmp_path):
+    content = b"\x80\2" + REBUILD + b"(" + storage + rest + b"tR."
+    path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
+    with pytest.raises(PortError, match=message):
+        read_pickle(path)
+
+
+def test_the_forger_can_write_a_sound_tensor(tmp_path):
+    """Else the refusals above would prove nothing."""
+    rest = b"K\0K\4\x85K\1\x85\x89N"
+    content = b"\x80\2" + REBUILD + b"(" + STORAGE + rest + b"tR."
+    path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
+    assert read_pickle(path).read().tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    {
+        b"\x80\2}r\xff\xff\xff?.": "remembers more than it holds",
+        b"\x80\2(i__main__\nX\n.": "The file has INST",
+        b"\x80\2\x82\1.": "The file has EXT1",
+    }.items(),
+)
+def test_what_no_state_dict_needs_is_refused(content, message, tmp_path):
+    with pytest.raises(PortError, match=message):
+        read_pickle(zipped(content, tmp_path / "model.pth"))
+
+
+def test_numbers_and_paths_beside_the_weights_are_passed_over(tmp_path):
+    torch = pytest.importorskip("torch")
+    args = argparse.Namespace(device=torch.device("cpu"), output=Path("/tmp"), lr=0.1)
+    content = {
+        "model": {"a": torch.zeros(3)},
+        "args": args,
+        "best": np.float64(83.6),
+        "dtype": torch.float32,
+    }
+    torch.save(content, tmp_path / "run.pth")
+    checkpoint = open_checkpoint(tmp_path / "run.pth")
+    assert list(checkpoint.tensors) == ["a"] and checkpoint.args["lr"] == 0.1
 
 
 def test_a_tensor_outside_its_storage_is_refused(tmp_path):
@@ -146,8 +227,8 @@ def test_a_file_cut_off_anywhere_is_named(kind, tmp_path):
     ("content", "message"),
     {
         b"\x89HDF\r\n\x1a\n" + bytes(20): "HDF5",
-        b"hello, this is no file of weights": "no readable PyTorch file",
-        pickle.dumps(7, protocol=2): "does not begin as one",
+        b"hello, this is no file of weights": "is no PyTorch file",
+        pickle.dumps(7, protocol=2): "is no PyTorch file",
     }.items(),
 )
 def test_other_files_are_refused(content, message, tmp_path):

@@ -124,7 +124,7 @@ class Pretrained:
         print(encoder.port_report)
         ```
         """
-        from keras_mae.weights.pretrained import build_pretrained
+        from keras_mae.weights.loading import build_pretrained
 
         return build_pretrained(
             cls,

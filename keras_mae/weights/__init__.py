@@ -4,8 +4,8 @@ Command: python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]
 """
 
 from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.loading import load_weights
 from keras_mae.weights.port import export_weights
-from keras_mae.weights.pretrained import load_weights
 from keras_mae.weights.report import PortReport
 
 __all__ = ["PortError", "PortReport", "export_weights", "load_weights"]

@@ -8,14 +8,16 @@ Tensors stay in the file until they are read.
 import collections
 import os
 import pickle
+import pickletools
 import zipfile
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from keras_mae.weights.checkpoint import LazyTensor, PortError
 
-_STORAGES = {
+_DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "BoolStorage": np.dtype("bool"),
     "ByteStorage": np.dtype("uint8"),
@@ -27,25 +29,95 @@ _STORAGES = {
     "LongStorage": np.dtype("int64"),
     "ShortStorage": np.dtype("int16"),
 }
+# what training scripts keep beside the weights, and nothing here asks for
+_IGNORED = {
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy.core.multiarray", "scalar"),
+    ("pathlib", "PosixPath"),
+    ("torch", "bfloat16"),
+    ("torch", "device"),
+    ("torch", "float16"),
+    ("torch", "float32"),
+}
+# all that torch.save writes for tensors, containers, numbers and texts
+_OPCODES = frozenset(
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "BINFLOAT",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_DICT",
+        "SETITEM",
+        "SETITEMS",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "REDUCE",
+        "NEWOBJ",
+        "BUILD",
+        "BINPERSID",
+        "BINPUT",
+        "LONG_BINPUT",
+        "BINGET",
+        "LONG_BINGET",
+        "MEMOIZE",
+    ]
+)
+# a pickle holds names and shapes; those of a long training run take a megabyte
+_LONGEST = 2**25
 # the first of the pickles in a file older than the zip container, PyTorch < 1.6
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Storage(NamedTuple):
+    """A run of numbers in the file, of which tensors are views."""
+
+    dtype: np.dtype
+    key: str
+    count: int
 
 
 class _Unpickler(pickle.Unpickler):
     """Builds containers and `LazyTensor`s, and refuses every other name.
 
     Args:
-        file: Binary file with the pickle.
+        file: Binary file that stands before a pickle.
         path: Path of the checkpoint, for errors.
         places: Dict from a storage's key to its `(offset, bytes)` in the checkpoint;
             may be filled after loading.
     """
 
     def __init__(self, file, path, places):
+        _check_opcodes(file, path)
         super().__init__(file, encoding="utf-8")
         self.path = path
         self.places = places
-        self.tensors = []
+        self.storages = {}
+        ignored = {
+            "__init__": lambda self, *args: None,
+            "__setstate__": lambda self, state: None,
+        }
         # made for this one file: a pickle may set attributes on what it is given
         self.known = {
             ("collections", "OrderedDict"): collections.OrderedDict,
@@ -54,11 +126,12 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
             ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
+            **{name: type("Ignored", (), ignored) for name in _IGNORED},
         }
 
     def find_class(self, module, name):
-        if module in ("torch", "torch.storage") and name in _STORAGES:
-            return _STORAGES[name]
+        if module in ("torch", "torch.storage") and name in _DTYPES:
+            return name
         if (module, name) not in self.known:
             raise PortError(
                 f"{self.path}: only tensors in plain containers are read, nothing is "
@@ -67,17 +140,23 @@ class _Unpickler(pickle.Unpickler):
         return self.known[module, name]
 
     def persistent_load(self, pid):
-        kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or not isinstance(dtype, np.dtype):
-            raise PortError(f"{self.path}: unknown storage {pid[:3]}")
-        return dtype, str(key), int(count)
+        kind, name, key, _, count, *view = pid
+        if kind != "storage" or type(count) is not int or count < 0 or any(view):
+            raise PortError(f"{self.path}: unknown storage {pid}")
+        storage = _Storage(_DTYPES[name], str(key), count)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise PortError(f"{self.path}: storage {key} is there twice")
+        return storage
 
     def _tensor(self, storage, offset, shape, strides, *_):
+        numbers = (offset, *shape, *strides)
+        if type(storage) is not _Storage or not all(
+            type(number) is int and number >= 0 for number in numbers
+        ):
+            raise PortError(f"{self.path}: a tensor is malformed")
         dtype, key, count = storage
-        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
         extent = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        wanted = 0 if 0 in shape else offset + extent + 1
-        if min(offset, 0, *shape, *strides) < 0 or wanted > count:
+        if offset + (0 if 0 in shape else extent + 1) > count:
             raise PortError(f"{self.path}: a tensor lies outside its storage {key}")
 
         def read():
@@ -85,14 +164,31 @@ class _Unpickler(pickle.Unpickler):
             steps = [step * dtype.itemsize for step in strides]
             return np.lib.stride_tricks.as_strided(raw[offset:], shape, steps)
 
-        self.tensors.append((key, count * dtype.itemsize))
-        return LazyTensor(shape, dtype, read, str(self.path))
+        return LazyTensor(tuple(shape), dtype, read, str(self.path))
 
     def check(self):
         """Raises if a storage is absent or cut off."""
-        for key, size in self.tensors:
-            if self.places.get(key, (0, -1))[1] < size:
+        size = os.path.getsize(self.path)
+        for dtype, key, count in self.storages.values():
+            offset, stored = self.places.get(key, (0, -1))
+            if stored < count * dtype.itemsize or offset + stored > size:
                 raise PortError(f"{self.path}: storage {key} is missing or cut off")
+
+
+def _check_opcodes(file, path):
+    """Raises on a pickle that does what no state dict needs; leaves the file there."""
+    start, length = file.tell(), 0
+    for opcode, argument, position in pickletools.genops(file):
+        length = position - start
+        if opcode.name not in _OPCODES or length > _LONGEST:
+            raise PortError(
+                f"{path}: only tensors in plain containers are read. The file has "
+                f"{opcode.name} at byte {position}"
+            )
+        # a place in the memo is taken for each thing that is written
+        if opcode.name.endswith("PUT") and argument > length:
+            raise PortError(f"{path}: a pickle remembers more than it holds")
+    file.seek(start)
 
 
 def read_pickle(path):
@@ -159,18 +255,17 @@ def _read_zip(path):
 def _read_legacy(path, file):
     """Reads the older container: pickles one after the other, then the storages."""
     places = {}
-    if _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
-        raise PortError(f"{path} is no PyTorch file: it does not begin as one")
+    begins = file.peek(1)[:1] == pickle.PROTO
+    if not begins or _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
+        raise PortError(f"{path} is no PyTorch file, or is cut off")
     for _ in range(2):  # protocol and machine
         _Unpickler(file, path, places).load()
     unpickler = _Unpickler(file, path, places)
     content = unpickler.load()
-    sizes = dict(unpickler.tensors)
     for key in _Unpickler(file, path, places).load():
-        offset = file.tell() + 8  # behind the count of elements
-        file.seek(offset + sizes.get(key, 0))
-        places[key] = (offset, sizes.get(key, 0))
-    if file.tell() > os.path.getsize(path):
-        raise PortError(f"{path} is cut off")
+        count = int.from_bytes(file.read(8), "little")
+        size = count * unpickler.storages[key].dtype.itemsize
+        places[key] = (file.tell(), size)
+        file.seek(size, os.SEEK_CUR)
     unpickler.check()
     return content
