@@ -67,6 +67,18 @@ def test_save_and_config_round_trip(classifier, images, tmp_path):
     assert copy.get_config() == classifier.get_config()
 
 
+def test_a_resumed_run_keeps_the_optimizer(classifier, images, tmp_path, recwarn):
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(optimizer="adam", loss=loss)
+    classifier.fit(images, np.array([0, 1, 2, 0]), verbose=0)
+    classifier.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    ours, theirs = classifier.optimizer.variables, loaded.optimizer.variables
+    for one, two in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one.numpy(), two.numpy())
+    assert not [w for w in recwarn if "Skipping variable" in str(w.message)]
+
+
 def test_presets_and_precision(images):
     classifier = MAEClassifier.from_preset(
         "mae_tiny", num_classes=5, pooling="cls", dtype="mixed_bfloat16"
@@ -80,6 +92,7 @@ def test_presets_and_precision(images):
     ("arguments", "message"),
     [
         ({"num_classes": 0}, r"num_classes must be a positive int. Received: 0"),
+        ({"num_classes": "3"}, r"num_classes must be a positive int. Received: '3'"),
         ({"num_classes": 2, "pooling": "max"}, r"pooling must be mean or cls.*'max'"),
     ],
 )

@@ -52,7 +52,7 @@ def test_there_and_back_again(format, make_model, tmp_path, convert):
         tmp_path / "one.keras", tmp_path / "out", f"--format={format}", "--check"
     )
     assert there.returncode == 0, there.stderr
-    assert "largest difference from PyTorch: " in there.stdout
+    assert " of the scale from PyTorch" in there.stdout
     back = convert(tmp_path / "out", tmp_path / "two.keras", "--check")
     assert back.returncode == 0, back.stderr
     assert "/variable" in back.stdout  # the progress bar
@@ -87,15 +87,22 @@ def test_a_difference_is_found(format, make_model, tmp_path):
         compare_with_torch(encoder, checkpoint)
 
 
-def test_one_format_becomes_another(make_model, tmp_path, convert):
+@pytest.mark.parametrize("model", ["encoder", "pretrainer"])
+def test_one_format_becomes_another(model, make_model, tmp_path, convert):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     make_model().save_pretrained(tmp_path / "in")
     done = convert(
-        tmp_path / "in", tmp_path / "out", "--format=timm", "--model=encoder", "--check"
+        tmp_path / "in",
+        tmp_path / "out",
+        "--format=timm",
+        f"--model={model}",
+        "--check",
     )
     assert done.returncode == 0, done.stderr
     assert "left out: " in done.stdout
+    assert done.stdout.count("from PyTorch") == 2  # source and destination
+    assert "UNEXPECTED" not in done.stdout + done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json",
         "model.safetensors",
@@ -111,6 +118,7 @@ def test_one_format_becomes_another(make_model, tmp_path, convert):
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
         (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
         (["{folder}"], "required: destination"),
+        (["{dense}", "out.keras"], "One of SOURCE and DESTINATION must be PyTorch's"),
     ],
 )
 def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):

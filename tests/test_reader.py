@@ -17,6 +17,7 @@ import keras_mae
 from keras_mae.weights import PortError
 from keras_mae.weights.pickles import read_pickle
 from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.tables import FACEBOOK
 from tests.scripts import ROOT
 
 
@@ -269,10 +270,16 @@ def test_an_index_that_does_not_fit_lists_both_differences(tmp_path):
     with pytest.raises(PortError) as error:
         open_checkpoint(tmp_path)
     lines = str(error.value).splitlines()
-    assert lines[1:] == ["  missing key: c", "  missing key: z", "  unknown key: b"]
+    assert lines[1:] == [
+        "  missing key: c",
+        "  missing key: z",
+        "  unused key: b (2,)",
+    ]
 
 
-@pytest.mark.parametrize("weight_map", [None, {"a": 3}, {"a": "../secret"}])
+@pytest.mark.parametrize(
+    "weight_map", [None, {}, {"a": 3}, {"a": "../secret"}, {"a": ".."}, {"a": ""}]
+)
 def test_an_index_names_files_beside_it(weight_map, tmp_path):
     shards(tmp_path, {}, weight_map)
     with pytest.raises(PortError, match="weight_map must give a file name"):
@@ -323,6 +330,13 @@ def test_wrong_json_is_named(text, folder):
         ({"patch_size": 16}, r"patch_size is \(16, 16\), but .*projection.weight"),
         ({"image_size": 64}, r"16 positions of patches 8x8 must be .*64"),
         ({"image_size": "big"}, r"config\.json: image_size must be a positive int"),
+        ({"num_attention_heads": None}, r"num_attention_heads must be a positive int"),
+        ({"num_attention_heads": "3"}, r"must be a positive int. Received: '3'"),
+        ({"layer_norm_eps": True}, r"layer_norm_eps must be a number.*True"),
+        ({"layer_norm_eps": -1}, r"layer_norm_eps must be a number, 0 or more"),
+        ({"hidden_act": ["gelu"]}, r"hidden_act must be a text"),
+        ({"norm_pix_loss": "yes"}, r"norm_pix_loss must be a bool.*'yes'"),
+        ({"mask_ratio": None}, r"mask_ratio must be a number.*None"),
     ],
 )  # fmt: skip
 def test_a_configuration_that_contradicts_is_named(change, message, folder):
@@ -330,6 +344,112 @@ def test_a_configuration_that_contradicts_is_named(change, message, folder):
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ValueError, match=message):
         keras_mae.MAEPretrainer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"norm_pix_loss": [True]}, r"model\.pth: args.norm_pix_loss must be a bool"),
+        ({"num_heads": [3]}, r"args.num_heads must be a positive int"),
+        ({"input_size": 16.0}, r"args.input_size must be a positive int or a pair"),
+        (
+            {"layer_norm_epsilon": float("nan")},
+            r"args.layer_norm_epsilon must be",
+        ),
+    ],
+)
+def test_odd_training_arguments_are_named(args, message, make_model, tmp_path):
+    torch = pytest.importorskip("torch")
+    make_model().save_pretrained(tmp_path, "facebook")
+    content = torch.load(tmp_path / "model.pth")
+    torch.save({**content, "args": {**content["args"], **args}}, tmp_path / "model.pth")
+    with pytest.raises(PortError, match=message):
+        keras_mae.MAEPretrainer.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 99}, r"depth is 99, but"),
+        ({"embed_dim": 99}, r"hidden_dim is 99, but cls_token"),
+        ({"patch_size": 99}, r"patch_size is \(99, 99\), but"),
+        ({"mlp_ratio": 9}, r"mlp_dim is 144, but blocks\.0\.mlp\.fc1"),
+        ({"qkv_bias": False}, r"qkv_bias is False, but"),
+        ({"class_token": False}, r"class_token must be true"),
+        ({"num_heads": "3"}, r"num_heads must be a positive int. Received: '3'"),
+        ({"pre_norm": True}, r"not known here: pre_norm"),
+        (["list"], r"model_args must be an object"),
+    ],
+)
+def test_a_timm_configuration_that_contradicts_is_named(
+    change, message, make_model, tmp_path
+):
+    make_model().encoder.save_pretrained(tmp_path, "timm")
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["model_args"] = (
+        {**config["model_args"], **change} if isinstance(change, dict) else change
+    )
+    path.write_text(json.dumps(config))
+    with pytest.raises(PortError, match=message):
+        keras_mae.MAEEncoder.from_pretrained(tmp_path)
+
+
+def test_a_configuration_of_something_else_says_nothing(make_model, tmp_path):
+    state = keras_mae.weights.export_weights(make_model().encoder, FACEBOOK)
+    save_file(state, tmp_path / "vit.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet50"}')
+    path = tmp_path / "vit.safetensors"
+    encoder = keras_mae.MAEEncoder.from_pretrained(path, num_heads=2)
+    assert encoder.port_report.format == "facebook, safetensors"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, r"source must be a hub id, a path, or a dict.*NoneType"),
+        (3, r"source must be a hub id, a path, or a dict.*int"),
+        ("", r"source must be a file, a folder, or a hub id"),
+        ({"a": "text"}, r"in no known format"),
+        ({"a": {}}, r"a must be an array. Received: dict"),
+        ({3: np.zeros(2)}, r"in no known format.*Received keys: 3"),
+    ],
+)
+def test_no_source_at_all_is_refused(source, message):
+    with pytest.raises(PortError, match=message):
+        keras_mae.MAEEncoder.from_pretrained(source)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("pos_embed", np.zeros((1, 1, 16)), r"pos_embed is empty"),
+        ("pos_embed", np.zeros((1, 0, 16)), r"pos_embed is empty"),
+        ("patch_embed.proj.weight", np.zeros((16, 3, 0, 0)), r"proj\.weight is empty"),
+        (
+            "cls_token",
+            np.zeros((1, 1, 16), "int64"),
+            r"type of cls_token: wanted fl",
+        ),
+    ],
+)
+def test_empty_and_whole_number_tensors_are_named(key, value, message, make_model):
+    state = keras_mae.weights.export_weights(make_model(), FACEBOOK)
+    with pytest.raises(PortError, match=message):
+        keras_mae.weights.load_weights(make_model(), {**state, key: value})
+
+
+def test_a_live_pytorch_model_is_a_source(make_model):
+    torch = pytest.importorskip("torch")
+    state = keras_mae.weights.export_weights(make_model())
+    tensors = {
+        key: torch.nn.Parameter(torch.tensor(value)).bfloat16()
+        for key, value in state.items()
+    }
+    model = make_model()
+    keras_mae.weights.load_weights(model, tensors)
+    token = tensors["decoder.mask_token"].detach().float().numpy()
+    np.testing.assert_array_equal(model.decoder.mask_token.numpy(), token)
 
 
 def test_an_unknown_format_says_what_is_known(tmp_path):

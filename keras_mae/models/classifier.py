@@ -54,9 +54,9 @@ class MAEClassifier(Pretrained, keras.Model):
     ):
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
-        if num_classes < 1:
+        if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(
-                f"num_classes must be a positive int. Received: {num_classes}"
+                f"num_classes must be a positive int. Received: {num_classes!r}"
             )
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be mean or cls. Received: {pooling!r}")
@@ -93,11 +93,18 @@ class MAEClassifier(Pretrained, keras.Model):
 
     @property
     def trainable_weights(self):
-        """Those that the logits depend on: mean pooling leaves a norm unused."""
+        return self._without_unused(super().trainable_weights)
+
+    @property
+    def trainable_variables(self):
+        return self._without_unused(super().trainable_variables)
+
+    def _without_unused(self, variables):
+        """Drops the encoder's final norm where the mean leaves it without gradient."""
         unused = set()
         if self.pooling == "mean":
             unused = {id(weight) for weight in self.encoder.norm.weights}
-        return [w for w in super().trainable_weights if id(w) not in unused]
+        return [variable for variable in variables if id(variable) not in unused]
 
     def call(self, images, training=None):
         if self.pooling == "mean":

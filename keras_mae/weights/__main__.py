@@ -47,32 +47,39 @@ class Config:
 
 def convert(config):
     """Reads the source, writes the destination, and prints what was done."""
-    keras_file = Path(config.source).suffix == ".keras"
-    if keras_file:
-        if not Path(config.source).is_file():
-            raise ValueError(f"There is no file {config.source}")
-        model = keras.models.load_model(config.source, compile=False)
-        if not isinstance(model, tuple(MODELS.values())):
-            names = ", ".join(kind.__name__ for kind in MODELS.values())
-            raise ValueError(
-                f"{config.source} must hold one of {names}. "
-                f"Received: {type(model).__name__}"
-            )
+    source, destination = Path(config.source), Path(config.destination)
+    if source.suffix == destination.suffix == ".keras":
+        raise ValueError("One of SOURCE and DESTINATION must be PyTorch's")
+    compared = []
+    if source.suffix == ".keras":
+        model = _load_keras(source)
     else:
-        checkpoint = open_checkpoint(config.source, revision=config.revision)
-        model = _read(config, checkpoint)
+        compared.append(open_checkpoint(config.source, revision=config.revision))
+        model = _read(config, compared[0])
         print(model.port_report)
-    if Path(config.destination).suffix == ".keras":
-        save_atomically(model, config.destination)
-        print(f"{config.destination}: {type(model).__name__}")
+    if destination.suffix == ".keras":
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        save_atomically(model, destination)
+        print(f"{destination}: {type(model).__name__}")
     else:
-        print(model.save_pretrained(config.destination, config.format))
-    if config.check:
-        if keras_file:
-            checkpoint = open_checkpoint(config.destination)
-        print(
-            f"largest difference from PyTorch: {compare_with_torch(model, checkpoint)}"
+        print(model.save_pretrained(destination, config.format))
+        compared.append(destination)
+    for place in compared if config.check else ():
+        checkpoint = open_checkpoint(place)
+        difference = compare_with_torch(model, checkpoint)
+        print(f"{checkpoint.source}: {difference:.1e} of the scale from PyTorch")
+
+
+def _load_keras(path):
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}")
+    model = keras.models.load_model(path, compile=False)
+    if not isinstance(model, tuple(MODELS.values())):
+        names = ", ".join(kind.__name__ for kind in MODELS.values())
+        raise ValueError(
+            f"{path} must hold one of {names}. Received: {type(model).__name__}"
         )
+    return model
 
 
 def _read(config, checkpoint):

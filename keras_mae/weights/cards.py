@@ -142,8 +142,11 @@ def to_facebook(model):
     notes = _check_fixed(sizes, ["activation", "qkv_bias"])
     if "decoder_hidden_dim" in sizes:
         _check_alike(sizes, True)
-    names = FACEBOOK_ARGS.items()
-    args = {theirs: sizes[ours] for ours, theirs in names if ours in sizes}
+    args = {
+        theirs: sizes[ours]
+        for ours, (theirs, _) in FACEBOOK_ARGS.items()
+        if ours in sizes
+    }
     return args, notes
 
 

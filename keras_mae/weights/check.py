@@ -7,6 +7,7 @@ from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.weights import cards
 from keras_mae.weights.formats import describe
 from keras_mae.weights.port import contents_of, holder, sizes_of
+from keras_mae.weights.tables import port_rows
 
 _TOLERANCE = 1e-4
 
@@ -34,11 +35,15 @@ def compare_with_torch(model, checkpoint):
         import torch
     except ImportError as error:
         raise ValueError("--check needs PyTorch: pip install torch") from error
-    images, noise = _draw_inputs(holder(model).encoder)
     description = describe(checkpoint)
+    if isinstance(model, MAEPretrainer) and "decoder" not in description.contents.parts:
+        model = model.encoder  # all that the file holds
+    images, noise = _draw_inputs(holder(model).encoder)
+    rows = port_rows(contents_of(model), description.naming)
     state = {
-        key: torch.tensor(np.asarray(tensor.read(), "float32"))
-        for key, tensor in description.tensors.items()
+        key: torch.tensor(np.asarray(description.tensors[key].read(), "float32"))
+        for row in rows
+        for key in row.keys
     }
     run = _huggingface if description.naming.family == "huggingface" else _facebook
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())

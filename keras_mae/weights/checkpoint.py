@@ -11,6 +11,28 @@ class PortError(ValueError):
     """Weights can't be read, or keys and variables did not meet; sorted."""
 
 
+def key_differences(wanted, tensors):
+    """Lists the keys that are missing, then those left over, sorted.
+
+    Args:
+        wanted: Iterable of keys.
+        tensors: Dict from key to `LazyTensor`.
+
+    Returns:
+        A list of lines.
+
+    Example:
+
+    ```python
+    assert key_differences(["a"], {}) == ["missing key: a"]
+    ```
+    """
+    wanted = set(wanted)
+    missing = [f"missing key: {key}" for key in sorted(wanted - set(tensors))]
+    left_over = sorted(set(tensors) - wanted)
+    return missing + [f"unused key: {key} {tensors[key].shape}" for key in left_over]
+
+
 class LazyTensor(NamedTuple):
     """A tensor of a file: its shape and type are known, its values wait to be read."""
 
@@ -28,6 +50,7 @@ class Checkpoint:
         source: What the user named.
         tensors: Dict from foreign key to `LazyTensor`.
         container: `"safetensors"`, `"PyTorch pickle"` or `"state dict"`.
+        file: Path of the file that holds the weights, or of the index of several.
         config: Dict, the `config.json` beside the weights, or `None`.
         config_file: Path of that file.
         args: Dict, the training arguments that the file keeps beside the weights.
@@ -36,6 +59,7 @@ class Checkpoint:
     source: str
     tensors: dict
     container: str
+    file: str = ""
     config: dict | None = None
     config_file: str | None = None
     args: dict = dataclasses.field(default_factory=dict)
@@ -45,10 +69,13 @@ class Checkpoint:
         """Wraps a dict of arrays, say a PyTorch model's `state_dict()`.
 
         Args:
-            state: Dict from foreign key to array or CPU tensor.
+            state: Dict from foreign key to array or tensor.
 
         Returns:
             A `Checkpoint`.
+
+        Raises:
+            PortError: If a value is no array.
 
         Example:
 
@@ -57,9 +84,21 @@ class Checkpoint:
         assert checkpoint.tensors["cls_token"].shape == (1, 1, 8)
         ```
         """
-        arrays = {key: np.asarray(value) for key, value in state.items()}
+        arrays = {str(key): _as_array(key, value) for key, value in state.items()}
         tensors = {
             key: LazyTensor(array.shape, array.dtype, lambda array=array: array, "dict")
             for key, array in arrays.items()
         }
         return cls("state dict", tensors, "state dict")
+
+
+def _as_array(key, value):
+    """Turns an array, or a tensor of PyTorch, into an array."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        # NumPy doesn't know the type; nothing is lost
+        value = value.float() if "bfloat16" in str(value.dtype) else value
+    array = np.asarray(value)
+    if array.dtype == object:
+        raise PortError(f"{key} must be an array. Received: {type(value).__name__}")
+    return array

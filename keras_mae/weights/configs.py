@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import keras
 
@@ -47,14 +48,14 @@ ACTIVATIONS = {
         "swish": "silu",
     }.items()
 }
-# what the training arguments in a file may say, ours -> theirs
+# what the training arguments in a file may say, ours -> theirs, and an example
 FACEBOOK_ARGS = {
-    "image_size": "input_size",
-    "mask_ratio": "mask_ratio",
-    "norm_pix_loss": "norm_pix_loss",
-    "num_heads": "num_heads",
-    "decoder_num_heads": "decoder_num_heads",
-    "layer_norm_epsilon": "layer_norm_epsilon",
+    "image_size": ("input_size", 224),
+    "mask_ratio": ("mask_ratio", 0.75),
+    "norm_pix_loss": ("norm_pix_loss", True),
+    "num_heads": ("num_heads", 12),
+    "decoder_num_heads": ("decoder_num_heads", 16),
+    "layer_norm_epsilon": ("layer_norm_epsilon", 1e-6),
 }
 # the published files whose names, and nothing else, tell the target
 _PUBLISHED_TARGETS = {
@@ -64,24 +65,48 @@ _PUBLISHED_TARGETS = {
 # what the code of facebook and timm fixes
 FACEBOOK_EPSILON = 1e-6
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
+# what changes nothing, or is looked at by itself, has no name of ours
 _TIMM_ARGS = {
-    "img_size",
-    "patch_size",
-    "in_chans",
-    "num_classes",
-    "global_pool",
-    "embed_dim",
-    "depth",
-    "num_heads",
-    "mlp_ratio",
-    "qkv_bias",
-    "class_token",
-    "fc_norm",
-    "dynamic_img_size",
-    "strict_img_size",
-    "drop_rate",
-    "drop_path_rate",
+    "in_chans": ("num_channels", 3),
+    "embed_dim": ("hidden_dim", 768),
+    "depth": ("depth", 12),
+    "num_heads": ("num_heads", 12),
+    "qkv_bias": ("qkv_bias", True),
+    **dict.fromkeys(
+        (
+            "img_size",
+            "patch_size",
+            "mlp_ratio",
+            "class_token",
+            "global_pool",
+            "num_classes",
+            "fc_norm",
+            "dynamic_img_size",
+            "strict_img_size",
+            "drop_rate",
+            "drop_path_rate",
+        ),
+        (None, None),
+    ),
 }
+
+
+def is_timm(config):
+    """Whether a configuration is of a Vision Transformer of timm.
+
+    Args:
+        config: Dict or `None`.
+
+    Returns:
+        A bool.
+
+    Example:
+
+    ```python
+    assert is_timm({"architecture": "vit_base_patch16_224"})
+    ```
+    """
+    return str((config or {}).get("architecture")).startswith("vit_")
 
 
 def told_sizes(checkpoint, description):
@@ -101,10 +126,10 @@ def told_sizes(checkpoint, description):
     said_by = checkpoint.config_file
     if family == "facebook":
         told = {"layer_norm_epsilon": FACEBOOK_EPSILON}
-        if "architecture" in config:
+        if is_timm(config):
             told.update(_from_timm(config, description, said_by))
-        told.update(_from_args(checkpoint.args))
-        told.update(_from_name(checkpoint.source))
+        told.update(_from_args(checkpoint.args, checkpoint.file))
+        told.update(_from_name(checkpoint.file))
     elif "model_type" in config:
         told = _from_huggingface(config, said_by)
     else:
@@ -116,14 +141,37 @@ def told_sizes(checkpoint, description):
     return told
 
 
+def _typed(value, like, name):
+    """Checks a value to be of the kind of an example, and of a possible size."""
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    kind, fits = {
+        bool: ("a bool", isinstance(value, bool)),
+        int: ("a positive int", number and isinstance(value, int) and value > 0),
+        float: ("a number, 0 or more", number and 0 <= value < math.inf),
+        str: ("a text", isinstance(value, str)),
+    }[type(like)]
+    if not fits:
+        raise PortError(f"{name} must be {kind}. Received: {value!r}")
+    return value
+
+
+def _size(value, name):
+    try:
+        return as_pair(value, name)
+    except ValueError as error:
+        raise PortError(str(error)) from error
+
+
 def _from_huggingface(config, path):
     kind = config["model_type"]
     if kind not in ("vit_mae", "vit"):
         raise PortError(f"{path}: model_type must be vit_mae or vit. Received: {kind}")
     table = {**HUGGINGFACE, **(HUGGINGFACE_MAE if kind == "vit_mae" else {})}
-    told = {ours: config.get(*theirs) for ours, theirs in table.items()}
-    for name in ("image_size", "patch_size"):
-        told[name] = as_pair(told[name], f"{path}: {name}")
+    told = {}
+    for ours, (theirs, default) in table.items():
+        value, name = config.get(theirs, default), f"{path}: {theirs}"
+        sized = ours in ("image_size", "patch_size")
+        told[ours] = _size(value, name) if sized else _typed(value, default, name)
     if told["activation"] not in ACTIVATIONS:
         raise PortError(
             f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)}. "
@@ -134,40 +182,61 @@ def _from_huggingface(config, path):
 
 
 def _from_timm(config, description, path):
-    args = config.get("model_args") or {}
-    unknown = sorted(set(args) - _TIMM_ARGS)
+    args, card = config.get("model_args") or {}, config.get("pretrained_cfg") or config
+    for name, value in (("model_args", args), ("pretrained_cfg", card)):
+        if not isinstance(value, dict):
+            raise PortError(f"{path}: {name} must be an object. Received: {value!r}")
+    unknown = sorted(set(args) - _TIMM_ARGS.keys())
     if unknown:
         raise PortError(f"{path}: model_args not known here: {', '.join(unknown)}")
-    card = config.get("pretrained_cfg") or config
-    pool = args.get("global_pool", config.get("global_pool", "token"))
+    _check_pooling(
+        args.get("global_pool", config.get("global_pool")), description, path
+    )
+    told = {}
+    for theirs, (ours, like) in _TIMM_ARGS.items():
+        if ours and args.get(theirs) is not None:
+            told[ours] = _typed(args[theirs], like, f"{path}: {theirs}")
+    if args.get("class_token") is False:
+        raise PortError(f"{path}: class_token must be true")
+    if "mlp_ratio" in args:
+        ratio = _typed(args["mlp_ratio"], 4.0, f"{path}: mlp_ratio")
+        told["mlp_dim"] = int(description.sizes["hidden_dim"] * ratio)
+    sizes = {"image_size": args.get("img_size"), "patch_size": args.get("patch_size")}
+    if sizes["image_size"] is None and isinstance(card.get("input_size"), list):
+        sizes["image_size"] = card["input_size"][1:]
+    for name, value in sizes.items():
+        if value is not None:
+            told[name] = _size(value, f"{path}: {name}")
+    match = re.match(r"vit_([a-z]+)_patch", config["architecture"])
+    if match and match[1] in _TIMM_HEADS:
+        told.setdefault("num_heads", _TIMM_HEADS[match[1]])
+    return told
+
+
+def _check_pooling(pool, description, path):
+    """Raises where timm pools otherwise than the keys let us think."""
     parts = description.contents.parts
-    if "head" in parts and (pool == "avg") != ("head_norm" in parts):
+    if "head" in parts and pool and (pool == "avg") != ("head_norm" in parts):
         raise PortError(
             f"{path}: global_pool must be token, or avg with an fc_norm. Received: "
             f"{pool}, {'with' if 'head_norm' in parts else 'without'} fc_norm"
         )
+
+
+def _from_args(args, path):
     told = {}
-    size = args.get("img_size") or (card.get("input_size") or [None])[1:]
-    if size:
-        told["image_size"] = as_pair(size, f"{path}: image size")
-    match = re.match(r"vit_([a-z]+)_patch", config["architecture"])
-    heads = args.get("num_heads", _TIMM_HEADS.get(match[1]) if match else None)
-    if heads:
-        told["num_heads"] = heads
+    for ours, (theirs, like) in FACEBOOK_ARGS.items():
+        if args.get(theirs) is not None:
+            name = f"{path}: args.{theirs}"
+            sized = ours == "image_size"
+            value = args[theirs]
+            told[ours] = _size(value, name) if sized else _typed(value, like, name)
     return told
 
 
-def _from_args(args):
-    return {
-        ours: args[theirs]
-        for ours, theirs in FACEBOOK_ARGS.items()
-        if isinstance(args.get(theirs), (bool, int, float, list, tuple))
-    }
-
-
-def _from_name(source):
+def _from_name(path):
     for pattern, norm_pix_loss in _PUBLISHED_TARGETS.items():
-        if re.search(f"{pattern}$", source):
+        if re.fullmatch(pattern, Path(path).name):
             return {"norm_pix_loss": norm_pix_loss}
     return {}
 
@@ -180,7 +249,7 @@ def _compare(told, description, said_by):
         if wanted != found:
             key = description.evidence.get(name, "the keys")
             shape = description.tensors[key].shape if key in description.tensors else ""
-            problems.append(f"{name} is {wanted}, but {key} {shape} tells {found}")
+            problems.append(f"{name} is {wanted!r}, but {key} {shape} tells {found!r}")
     if problems:
         raise PortError(
             f"{said_by} contradicts the weights:\n  " + "\n  ".join(problems)
@@ -220,8 +289,8 @@ def find_image_size(sizes, wanted, source):
         source: What the error names.
 
     Returns:
-        Pair `(height, width)`: as told, else as wanted where the count of positions
-        fits, else a square.
+        Pair `(height, width)`: as told, else a square, else as wanted where the count
+        of positions fits.
 
     Raises:
         PortError: If the count of positions fits none.
@@ -230,7 +299,8 @@ def find_image_size(sizes, wanted, source):
     count = sizes["positions"] - 1
     side = math.isqrt(count)
     told = sizes.get("image_size")
-    choices = [told] if told else [wanted, (side * height, side * width)]
+    # a square before what the user wants, which may just have as many patches
+    choices = [told] if told else [(side * height, side * width), wanted]
     for size in filter(None, choices):
         size = as_pair(size, "image_size")
         grid = size[0] / height, size[1] / width

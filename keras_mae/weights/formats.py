@@ -3,13 +3,20 @@
 import re
 from typing import NamedTuple
 
-from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.checkpoint import PortError, key_differences
 from keras_mae.weights.tables import NAMINGS, Contents, Naming, port_rows
 
 # before every key of a model that was wrapped for training
 _WRAPPERS = ("module.", "_orig_mod.")
 # counts the batches that a running mean has seen; nothing is computed from it
 COUNTER = "head.0.num_batches_tracked"
+# keys that need fill nothing: a plain ViT may have a pooler, which MAE never has
+_WITHOUT_USE = {COUNTER} | {
+    f"{prefix}pooler.dense.{name}"
+    for prefix in ("", "vit.")
+    for name in ("weight", "bias")
+}
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 # ours -> the key whose shape tells, the axis, and the number of axes
 _SIZES = {
     "hidden_dim": ("encoder.patch_embedding.cls_token", 2, 3),
@@ -63,10 +70,11 @@ def describe(checkpoint):
     except ValueError as error:
         raise PortError(f"{checkpoint.source}: {error}") from error
     wanted = {key for row in rows for key in row.keys}
-    problems = [f"missing key: {key}" for key in sorted(wanted - set(tensors))]
+    problems = key_differences(wanted | (_WITHOUT_USE & set(tensors)), tensors)
     problems += [
-        f"unused key: {key} {tensors[key].shape}"
-        for key in sorted(set(tensors) - wanted - {COUNTER})
+        f"type of {key}: wanted floats, received {tensors[key].dtype}"
+        for key in sorted(wanted & set(tensors))
+        if tensors[key].dtype.name not in _FLOATS
     ]
     if problems:
         raise PortError(
@@ -161,6 +169,11 @@ def _find_sizes(tensors, contents, rows):
             )
         sizes[name], evidence[name] = shape[axis], key
     kernel = keys["encoder.patch_embedding.projection.kernel"]
+    for name, key in [*evidence.items(), ("patch_size", kernel)]:
+        if 0 in tensors[key].shape or (name == "positions" and sizes[name] < 2):
+            raise PortError(
+                f"{tensors[key].file}: {key} is empty. Received: {tensors[key].shape}"
+            )
     sizes["patch_size"] = tuple(tensors[kernel].shape[2:])
     evidence["patch_size"] = kernel
     sizes["depth"], sizes["qkv_bias"] = contents.depth, contents.qkv_bias

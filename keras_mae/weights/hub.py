@@ -43,7 +43,7 @@ class Location:
         local_files_only=False,
     ):
         self.source = str(source)
-        self.is_folder = Path(source).is_dir()
+        self.is_folder = bool(self.source) and Path(source).is_dir()
         if not self.is_folder and (
             self.source.endswith(_FILE_ENDINGS) or not _HUB_ID.fullmatch(self.source)
         ):
@@ -82,15 +82,16 @@ class Location:
             )
         except errors.LocalEntryNotFoundError as error:
             raise PortError(
-                f"{name} of {self.source} is not in the hub's cache, and the hub can't "
-                f"be reached (or offline mode is on): {error}"
+                f"There is no folder {self.source}; {name} of that name is not in the "
+                f"hub's cache, and the hub can't be reached (or is offline): {error}"
             ) from error
         except errors.EntryNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise PortError(
-                f"{name} of {self.source} can't be fetched from the hub (no such "
-                f"repository or revision, or a token is needed): {error}"
+                f"There is no folder {self.source}, and {name} of that name can't be "
+                "fetched from the hub (no such repository or revision, or a token is "
+                f"needed): {error}"
             ) from error
 
     def require(self, name):

@@ -46,7 +46,7 @@ class _Study(NamedTuple):
     def is_timm(self):
         """Whether the keys and a configuration say that timm wrote the source."""
         facebook = self.description.naming.family == "facebook"
-        return facebook and "architecture" in (self.checkpoint.config or {})
+        return facebook and configs.is_timm(self.checkpoint.config)
 
     @property
     def format(self):
@@ -55,6 +55,14 @@ class _Study(NamedTuple):
         if naming.family == "facebook":
             return "timm" if self.is_timm else "facebook"
         return naming.title
+
+    @property
+    def target(self):
+        """What the source's decoder predicts, if it has one and something tells."""
+        if "decoder" not in self.description.contents.parts:
+            return None
+        normalized = self.told.get("norm_pix_loss")
+        return {True: "normalized pixels", False: "pixels"}.get(normalized)
 
     @property
     def title(self):
@@ -138,7 +146,7 @@ def build_pretrained(cls, source, overrides, **options):
 
 
 def load_weights(model, source, **options):
-    """Fills a model that is there; on any error it stays as it was.
+    """Fills a model that is there; where the source doesn't fit, it stays as it was.
 
     Args:
         model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
@@ -165,10 +173,11 @@ def load_weights(model, source, **options):
     study, options = _study(type(model), source, options)
     sizes = sizes_of(model)
     for name in ("num_heads", "decoder_num_heads"):
-        if sizes.get(name) != study.told.get(name, sizes.get(name)):
+        told = study.told.get(name)
+        if name in sizes and told not in (None, sizes[name]):
             raise PortError(
-                f"{study.title}: {name} must be the model's, {sizes.get(name)}. "
-                f"Received: {study.told[name]}"
+                f"{study.title}: {name} must be the model's, {sizes[name]}. "
+                f"Received: {told}"
             )
     return _fill(model, study, study.image_size(sizes["image_size"]), options)
 
@@ -204,21 +213,14 @@ def _complete_sizes(cls, study, overrides):
 
 def _fill(model, study, image_size, options, notes=()):
     """Fills the model from a studied source, and reports."""
-    description, encoder = study.description, holder(model).encoder
-    have, want = description.contents, contents_of(model)
-    shared = have.parts & want.parts
-    if not _same_head(model, description):
-        shared -= _HEADS
+    description = study.description
+    have, naming = description.contents, description.naming
+    want, shared = _match_parts(model, study)
     fresh = want.parts - shared
-    if "norm" in fresh:
-        raise PortError(
-            f"{study.title} has no final norm: it was fine-tuned with mean pooling. "
-            "MAEClassifier reads it, or an encoder with final_norm=False"
-        )
-    kept = port_rows(have._replace(parts=shared), description.naming)
-    kept = {key for row in kept for key in row.keys}
-    left_out = sorted(set(description.tensors) - kept)
+    kept = port_rows(have._replace(parts=shared), naming)
+    tensors = {key: description.tensors[key] for row in kept for key in row.keys}
     resize = options.position_resize or ("timm" if study.is_timm else "torch")
+    encoder = holder(model).encoder
     fit = Fit(
         old_grid=grid_shape(image_size, description.sizes["patch_size"]),
         new_grid=encoder.grid,
@@ -227,29 +229,41 @@ def _fill(model, study, image_size, options, notes=()):
         new_channels=encoder.num_channels,
         merge=options.channel_merge,
     )
-    rows = port_rows(want._replace(parts=shared), description.naming)
-    tensors = {key: description.tensors[key] for key in kept}
+    rows = port_rows(want._replace(parts=shared), naming)
     bar = keras.utils.Progbar(len(rows), unit_name="variable")
     progress = bar.update if options.progress else None
     import_weights(model, tensors, rows, fit, fresh, progress)
-    target = study.told.get("norm_pix_loss") if "decoder" in have.parts else None
     return PortReport(
         place=study.checkpoint.source,
         format=f"{study.format}, {study.checkpoint.container}",
         filled=len(tensors),
-        target={True: "normalized pixels", False: "pixels"}.get(target),
-        left_out=tuple(left_out),
+        target=study.target,
+        left_out=tuple(sorted(set(description.tensors) - set(tensors))),
         fresh=tuple(sorted(fresh)),
         resized=_resized(fit, resize, shared),
         notes=(*notes, *_differences(model, study, tensors)),
     )
 
 
-def _same_head(model, description):
-    """Whether the source's head is the one that the model has."""
-    have, want = description.contents.parts & _HEADS, contents_of(model).parts & _HEADS
-    classes = description.sizes.get("num_classes")
-    return have == want and getattr(model, "num_classes", classes) == classes
+def _match_parts(model, study):
+    """Says what the model consists of, and which of these parts the source fills."""
+    have, want = study.description.contents.parts, contents_of(model)
+    parts = want.parts
+    if holder(model).encoder.final_norm:
+        # also where a mean leaves it unused: the encoder is good for more
+        parts |= have & {"norm"}
+    shared = have & parts
+    classes = study.description.sizes.get("num_classes")
+    if (have ^ parts) & {"head_norm"}:
+        shared -= _HEADS  # a head is trained on one way of pooling
+    elif (have ^ parts) & _HEADS or classes != getattr(model, "num_classes", classes):
+        shared -= {"head", "probe"}
+    if "norm" in parts - shared:
+        raise PortError(
+            f"{study.title} has no final norm: it was fine-tuned with mean pooling. "
+            "MAEClassifier reads it, or an encoder with final_norm=False"
+        )
+    return want._replace(parts=parts), shared
 
 
 def _resized(fit, resize, shared):
@@ -270,12 +284,18 @@ def _differences(model, study, tensors):
     """Sentences on settings that differ from the source's, and on its types."""
     sizes = sizes_of(model)
     ignored = {"image_size", "patch_size", "num_channels"}
+    sentences = []
     if "decoder" not in study.description.contents.parts:
         ignored |= {"mask_ratio", "norm_pix_loss"}
-    sentences = [
+    elif study.target is None and "norm_pix_loss" in sizes:
+        sentences.append(
+            "the source doesn't tell whether the pixels were normalized; norm_pix_loss "
+            f"is {sizes['norm_pix_loss']}"
+        )
+    sentences += [
         f"{name} is {sizes[name]}; the source says {value}"
         for name, value in sorted(study.told.items())
         if name in sizes and name not in ignored and sizes[name] != value
     ]
-    types = {str(tensor.dtype) for tensor in tensors.values()} - {"float32"}
+    types = {tensor.dtype.name for tensor in tensors.values()} - {"float32"}
     return [*sentences, *(f"some tensors are stored as {t}" for t in sorted(types))]

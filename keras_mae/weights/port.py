@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_mae.positions import resize_positions
-from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.checkpoint import PortError, key_differences
 from keras_mae.weights.tables import (
     HUGGINGFACE,
     TRANSFORMS,
@@ -166,7 +166,7 @@ def _adapt(kind, value, fit):
         return ops.convert_to_numpy(table)[None]  # (1, 1 + L, D)
     if fit.old_channels == fit.new_channels:
         return value
-    value = ops.convert_to_numpy(value)
+    value = ops.convert_to_numpy(value).astype("float32")
     old, new = fit.old_channels, fit.new_channels
     if kind == "patch_kernel":
         kernels = value.reshape(-1, old, value.shape[-1])  # (p * p, C, D)
@@ -196,31 +196,9 @@ def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
         PortError: If a key is missing, left over, or of another shape, or a variable
             is not filled.
     """
-    patch_size = holder(model).encoder.patch_size
-    keys = {key for row in rows for key in row.keys}
-    problems = [f"missing key: {key}" for key in sorted(keys - set(tensors))]
-    problems += [
-        f"unused key: {key} {tensors[key].shape}" for key in sorted(set(tensors) - keys)
-    ]
-    kept = [getattr(model, name) for part in fresh for name in _PARTS_OF[part]]
-    filled = {id(weight) for layer in kept for weight in layer.weights}
-    filled |= {id(find_variable(model, row.path)) for row in rows}
-    problems += [
-        f"unfilled variable: {variable.path} {tuple(variable.shape)}"
-        for variable in _parameters(model)
-        if id(variable) not in filled
-    ]
-    for row in rows:
-        variable = find_variable(model, row.path)
-        shape = _source_shape(row.kind, tuple(variable.shape), fit)
-        blank = np.broadcast_to(np.float32(0), shape)
-        wanted = TRANSFORMS[row.kind][1](blank, len(row.keys), patch_size)
-        for key, array in zip(row.keys, wanted, strict=True):
-            if key in tensors and tensors[key].shape != array.shape:
-                problems.append(
-                    f"shape of {key}: wanted {array.shape} for {row.path}, "
-                    f"received {tensors[key].shape} in {tensors[key].file}"
-                )
+    problems = key_differences([key for row in rows for key in row.keys], tensors)
+    problems += _unfilled(model, rows, fresh)
+    problems += _wrong_shapes(model, tensors, rows, fit)
     if problems:
         raise PortError("The weights don't fit:\n  " + "\n  ".join(problems))
     for done, row in enumerate(rows, 1):
@@ -228,6 +206,34 @@ def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
         find_variable(model, row.path).assign(_adapt(row.kind, value, fit))
         if progress:
             progress(done)
+
+
+def _unfilled(model, rows, fresh):
+    """Lists the variables that neither a row nor a fresh part accounts for."""
+    kept = [getattr(model, name) for part in fresh for name in _PARTS_OF[part]]
+    filled = {id(weight) for layer in kept for weight in layer.weights}
+    filled |= {id(find_variable(model, row.path)) for row in rows}
+    return [
+        f"unfilled variable: {variable.path} {tuple(variable.shape)}"
+        for variable in _parameters(model)
+        if id(variable) not in filled
+    ]
+
+
+def _wrong_shapes(model, tensors, rows, fit):
+    """Lists the tensors that are not of the shape that their row needs."""
+    patch_size, problems = holder(model).encoder.patch_size, []
+    for row in rows:
+        shape = tuple(find_variable(model, row.path).shape)
+        blank = np.broadcast_to(np.float32(0), _source_shape(row.kind, shape, fit))
+        wanted = TRANSFORMS[row.kind][1](blank, len(row.keys), patch_size)
+        for key, array in zip(row.keys, wanted, strict=True):
+            if key in tensors and tensors[key].shape != array.shape:
+                problems.append(
+                    f"shape of {key}: wanted {array.shape} for {row.path}, "
+                    f"received {tensors[key].shape} in {tensors[key].file}"
+                )
+    return problems
 
 
 def export_weights(model, naming=HUGGINGFACE, values=None):
@@ -240,7 +246,7 @@ def export_weights(model, naming=HUGGINGFACE, values=None):
             their gradients); a path that is missing is left out.
 
     Returns:
-        Dict from foreign key to NumPy array.
+        Dict from foreign key to contiguous NumPy array.
 
     Raises:
         ValueError: If the library has no name for a part of the model.
@@ -263,5 +269,7 @@ def export_weights(model, naming=HUGGINGFACE, values=None):
             continue
         patch_size = holder(model).encoder.patch_size
         arrays = TRANSFORMS[row.kind][1](value, len(row.keys), patch_size)
+        # rows in order: some writers take the memory as it lies
+        arrays = [np.ascontiguousarray(array) for array in arrays]
         state.update(zip(row.keys, arrays, strict=True))
     return state

@@ -2,12 +2,18 @@
 
 import collections
 import json
+import os
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
-from keras_mae.weights.checkpoint import Checkpoint, LazyTensor, PortError
+from keras_mae.weights.checkpoint import (
+    Checkpoint,
+    LazyTensor,
+    PortError,
+    key_differences,
+)
 from keras_mae.weights.hub import Location, read_json
 from keras_mae.weights.pickles import read_pickle
 
@@ -58,6 +64,12 @@ def open_checkpoint(source, **options):
         return source
     if isinstance(source, collections.abc.Mapping):
         return Checkpoint.from_state(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise PortError(
+            "source must be a hub id, a path, or a dict of arrays. "
+            f"Received: {type(source).__name__}"
+        )
+    source = os.path.expanduser(source)
     if Path(source).is_file():
         path = Path(source)
         location = Location(path.parent)
@@ -94,8 +106,13 @@ def _find_weights(location):
 def _open_shards(location, index):
     """Opens the files that an index names, and holds them against it."""
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in shards.values()
+    if (
+        not shards
+        or not isinstance(shards, dict)
+        or not all(
+            isinstance(name, str) and name != ".." and Path(name).name == name != ""
+            for name in shards.values()
+        )
     ):
         raise PortError(f"{index}: weight_map must give a file name for each key")
     tensors, container = {}, None
@@ -106,12 +123,11 @@ def _open_shards(location, index):
             if key in tensors:
                 raise PortError(f"{key} is in {tensors[key].file} and in {tensor.file}")
             tensors[key] = tensor
-    problems = [f"missing key: {key}" for key in sorted(set(shards) - set(tensors))]
-    problems += [f"unknown key: {key}" for key in sorted(set(tensors) - set(shards))]
+    problems = key_differences(shards, tensors)
     if problems:
         lines = "\n  ".join(problems)
         raise PortError(f"{index} and its files don't fit:\n  {lines}")
-    return Checkpoint(str(index), tensors, container)
+    return Checkpoint(str(index), tensors, container, file=str(index))
 
 
 def _open_file(path):
@@ -121,7 +137,8 @@ def _open_file(path):
     if start[:4] == _HDF5:
         raise PortError(f"{path} is an HDF5 file; only PyTorch's formats are read")
     if start[8:] == b"{":
-        return Checkpoint(str(path), _open_safetensors(path), "safetensors")
+        tensors = _open_safetensors(path)
+        return Checkpoint(str(path), tensors, "safetensors", file=str(path))
     content = read_pickle(path)
     state, args = content, {}
     if isinstance(content, dict):
@@ -132,11 +149,13 @@ def _open_file(path):
         isinstance(value, LazyTensor) for value in state.values()
     ):
         raise PortError(f"{path} holds no dict of tensors")
-    others = [key for key, value in state.items() if not isinstance(value, LazyTensor)]
-    if others:
-        raise PortError(f"{path}: {others[0]} is no tensor")
-    args = args if isinstance(args, dict) else getattr(args, "__dict__", {})
-    return Checkpoint(str(path), dict(state), "PyTorch pickle", args=dict(args))
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, LazyTensor):
+            raise PortError(f"{path}: {key!r} is no name of a tensor")
+    args = dict(args if isinstance(args, dict) else getattr(args, "__dict__", {}))
+    return Checkpoint(
+        str(path), dict(state), "PyTorch pickle", file=str(path), args=args
+    )
 
 
 def _open_safetensors(path):

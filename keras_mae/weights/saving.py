@@ -1,5 +1,6 @@
 """Writes a model as another library reads it: weights, and what stands beside them."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -30,8 +31,7 @@ def save_pretrained(model, folder, format="huggingface"):
 
     Raises:
         ValueError: If the format is unknown, can't hold the model, or the folder has
-            other weights.
-        ImportError: If `"facebook"` is wanted and PyTorch is not installed.
+            other weights; if `"facebook"` is wanted and PyTorch is not installed.
 
     Example:
 
@@ -48,23 +48,15 @@ def save_pretrained(model, folder, format="huggingface"):
             f"format must be one of {', '.join(_WRITERS)}. Received: {format!r}"
         )
     name, prepare, write = _WRITERS[format]
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     others = [other for other in WEIGHT_FILES if (folder / other).exists()]
     if set(others) - {name}:
         raise ValueError(
             f"{folder} must hold no other weights. Received: {', '.join(others)}"
         )
     state, config, left_out, notes = prepare(model)
-    # rows in order, as PyTorch lays tensors out
-    state = {key: np.ascontiguousarray(value) for key, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".part-{name}"
-    write(state, config, part)
-    os.replace(part, folder / name)
-    if write is _write_safetensors:
-        part = folder / f".part-{CONFIG_FILE}"
-        part.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        os.replace(part, folder / CONFIG_FILE)
+    write(state, config, folder)
     target = None
     if hasattr(model, "norm_pix_loss") and not left_out:
         target = "normalized pixels" if model.norm_pix_loss else "pixels"
@@ -102,30 +94,56 @@ def _prepare_timm(model):
 
 
 def _prepare_facebook(model):
+    _import_torch()
+    args, notes = cards.to_facebook(model)
     state = export_weights(model, FACEBOOK)
     if "probe" in contents_of(model).parts:
         state[COUNTER] = np.zeros((), "int64")
-    args, notes = cards.to_facebook(model)
     return state, args, (), notes
 
 
-def _write_safetensors(state, config, path):
-    from safetensors.numpy import save_file
-
-    # the mark that transformers looks for
-    save_file(state, path, metadata={"format": "pt"})
-
-
-def _write_torch(state, args, path):
+def _import_torch():
     try:
         import torch
     except ImportError as error:
-        raise ImportError(
+        raise ValueError(
             "format='facebook' is a PyTorch file, and PyTorch writes it: pip install "
             "torch, or save in the format huggingface and convert it elsewhere"
         ) from error
-    tensors = {key: torch.tensor(value) for key, value in state.items()}
-    torch.save({"model": tensors, "args": args}, path)
+    return torch
+
+
+def _write_safetensors(state, config, folder):
+    from safetensors.numpy import save_file
+
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    with _replacing(folder / _SAFETENSORS) as path:
+        # the mark that transformers looks for
+        save_file(state, path, metadata={"format": "pt"})
+    with _replacing(folder / CONFIG_FILE) as path:
+        path.write_text(text)
+
+
+def _write_torch(state, args, folder):
+    torch = _import_torch()
+    tensors = {}
+    for key, value in state.items():
+        # PyTorch doesn't know NumPy's bfloat16; nothing is lost on the way
+        wide = value.astype("float32") if value.dtype.name == "bfloat16" else value
+        tensors[key] = torch.tensor(wide).to(getattr(torch, value.dtype.name))
+    with _replacing(folder / _TORCH) as path:
+        torch.save({"model": tensors, "args": args}, path)
+
+
+@contextlib.contextmanager
+def _replacing(path):
+    """Gives a path to write to, which takes the place of `path` in one step."""
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 # format -> the file of weights, what goes into it, and how it is written
