@@ -2,7 +2,8 @@
 
 While it is being loaded, TensorFlow 2.21 ignores `TF_CPP_MIN_LOG_LEVEL` and writes
 straight to file descriptor 2 (tensorflow issue 100442). Where the variable asks for
-silence, this module keeps it; what was written is shown if the import fails.
+silence, this module keeps it; what was written is shown if the import fails. The
+package's own commands, `python -m keras_mae...`, always ask for it.
 """
 
 import os
@@ -31,7 +32,7 @@ def _import_quietly():
 
 
 if sys.argv[:1] == ["-m"]:
-    # a command of this package: what it sets by itself would come too late
+    # Python is looking for a command in this package, whose own wish comes too late
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") > "0" and "keras" not in sys.modules:

@@ -13,6 +13,7 @@ from keras_mae.flags import run_script
 from keras_mae.weights import __main__ as command
 from keras_mae.weights.check import compare_with_torch
 from keras_mae.weights.reader import open_checkpoint
+from tests.comparison import assert_same_weights
 from tests.scripts import environment
 
 
@@ -35,11 +36,6 @@ def convert(capfd):
         return Done(code, *capfd.readouterr())
 
     return run
-
-
-def assert_same_weights(one, two):
-    for a, b in zip(one.weights, two.weights, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
 @pytest.mark.parametrize("format", ["huggingface", "facebook"])

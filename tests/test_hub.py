@@ -2,12 +2,12 @@
 
 import time
 
-import numpy as np
 import pytest
 from huggingface_hub import constants
 
 import keras_mae
 from keras_mae.weights import PortError
+from tests.comparison import assert_same_weights
 from tests.hub_server import NAME, TOKEN, serve
 
 
@@ -36,11 +36,6 @@ def hub(models, tmp_path, monkeypatch):
     with serve(folders) as (server, endpoint):
         use_endpoint(monkeypatch, endpoint)
         yield server
-
-
-def assert_same_weights(one, two):
-    for a, b in zip(one.weights, two.weights, strict=True):
-        np.testing.assert_array_equal(a.numpy(), b.numpy())
 
 
 def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):

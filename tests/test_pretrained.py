@@ -12,6 +12,7 @@ from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.positions import resize_positions
 from keras_mae.weights import PortError, PortReport, export_weights, load_weights
 from keras_mae.weights.tables import FACEBOOK
+from tests.comparison import assert_same_weights
 
 
 @pytest.fixture
@@ -166,8 +167,7 @@ def test_a_missing_decoder_is_an_error_that_names_files_with_one(saved, tmp_path
     assert loaded.port_report.fresh == ("decoder",)
     # the paper's, but for what was stated
     assert loaded.decoder.hidden_dim == 512 and len(loaded.decoder.blocks) == 1
-    for one, two in zip(loaded.encoder.weights, model.encoder.weights, strict=True):
-        assert_equal(one, two)
+    assert_same_weights(loaded.encoder, model.encoder)
 
 
 def test_an_encoder_leaves_the_decoder_out_and_says_so(saved):
@@ -301,8 +301,7 @@ def test_a_saved_keras_model_keeps_the_weights(saved, tmp_path):
     loaded.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.port_report is None
-    for one, two in zip(loaded.weights, again.weights, strict=True):
-        assert_equal(one, two)
+    assert_same_weights(again, loaded)
 
 
 @pytest.mark.parametrize("activation", ["relu", "silu", gelu_tanh])
@@ -400,8 +399,7 @@ def test_a_part_is_filled_from_a_whole_file(build, saved, make_model):
     assert report.left_out
     encoder = getattr(target, "encoder", target)
     # also the final norm, which the mean leaves unused
-    for one, two in zip(encoder.weights, model.encoder.weights, strict=True):
-        assert_equal(one, two)
+    assert_same_weights(encoder, model.encoder)
 
 
 @pytest.mark.parametrize("format", ["huggingface", "timm", "facebook"])
@@ -411,8 +409,7 @@ def test_low_precision_models_are_written(format, tmp_path):
     encoder = MAEEncoder.from_preset("mae_tiny", dtype="bfloat16")
     encoder.save_pretrained(tmp_path, format)
     again = MAEEncoder.from_pretrained(tmp_path, dtype="bfloat16")
-    for one, two in zip(encoder.weights, again.weights, strict=True):
-        assert_equal(one, two)
+    assert_same_weights(again, encoder)
 
 
 def test_progress_is_shown(saved, capsys):

@@ -439,6 +439,14 @@ def test_empty_and_whole_number_tensors_are_named(key, value, message, make_mode
         keras_mae.weights.load_weights(make_model(), {**state, key: value})
 
 
+def test_a_pooler_is_left_out(make_model):
+    """Hugging Face's plain ViT has one; the features don't go through it."""
+    state = keras_mae.weights.export_weights(make_model())
+    pooler = {f"vit.pooler.dense.{name}": np.zeros(3) for name in ("weight", "bias")}
+    report = keras_mae.weights.load_weights(make_model(), {**state, **pooler})
+    assert report.left_out == ("vit.pooler.dense.bias", "vit.pooler.dense.weight")
+
+
 def test_a_live_pytorch_model_is_a_source(make_model):
     torch = pytest.importorskip("torch")
     state = keras_mae.weights.export_weights(make_model())

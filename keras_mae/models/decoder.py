@@ -58,7 +58,9 @@ class MAEDecoder(TransformerStack):
         mlp_dim=2048,
         **kwargs,
     ):
-        super().__init__(hidden_dim, depth, num_heads, mlp_dim, **kwargs)
+        super().__init__(
+            hidden_dim, depth, num_heads, mlp_dim, final_norm=True, **kwargs
+        )
         self.grid = tuple(grid)
         self.patch_dim = patch_dim
         self.latent_dim = latent_dim

@@ -29,8 +29,10 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
         num_heads: Int.
         mlp_dim: Int, the blocks' MLP width.
         seed: Int or `None`, the seed of the masks drawn without one.
+        final_norm: Whether a norm follows the last block; encoders that were
+            fine-tuned with mean pooling have none.
         **kwargs: Those of `TransformerStack` (activation, dropouts, epsilon,
-            initializers, final norm) and of `keras.Model`.
+            initializers) and of `keras.Model`.
 
     Call arguments:
         images: `(B, H, W, C)` float tensor, channels last, normalized as by
@@ -79,11 +81,18 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
         num_heads=12,
         mlp_dim=3072,
         seed=None,
+        final_norm=True,
         **kwargs,
     ):
         # no autocast: images become targets, which stay float32
         super().__init__(
-            hidden_dim, depth, num_heads, mlp_dim, autocast=False, **kwargs
+            hidden_dim,
+            depth,
+            num_heads,
+            mlp_dim,
+            final_norm=final_norm,
+            autocast=False,
+            **kwargs,
         )
         self.image_size = as_pair(image_size, "image_size")
         self.patch_size = as_pair(patch_size, "patch_size")
@@ -188,4 +197,5 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             "patch_size": self.patch_size,
             "num_channels": self.num_channels,
             "seed": self.seed,
+            "final_norm": self.final_norm,
         }

@@ -23,7 +23,7 @@ class TransformerStack(keras.Model):
             paper (appendix A.1).
         initializer_range: Float, the deviation of the normal that draws the CLS or
             mask token.
-        final_norm: Whether a norm follows the last block.
+        final_norm: Whether a norm follows the last block; the subclass's to store.
         **kwargs: Those of `keras.Model`.
     """
 
@@ -97,5 +97,4 @@ class TransformerStack(keras.Model):
             "depth": len(self.blocks),
             **self._block_config,
             "initializer_range": self.initializer_range,
-            "final_norm": self.final_norm,
         }
