@@ -13,7 +13,7 @@ demo: $(VENV)/demo-installed
 test: $(VENV)/test-installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 test-slow: $(VENV)/test-installed
 	$(VENV)/bin/python -m pytest -m slow

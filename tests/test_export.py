@@ -192,7 +192,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     "broken, message",
     [
         ("model.keras", "is no readable model"),
-        ("preprocessor_config.json", "no readable image processor"),
+        ("preprocessor_config.json", "no readable JSON"),
     ],
 )
 def test_broken_runs_are_named(run_folder, tmp_path, broken, message):

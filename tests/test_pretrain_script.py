@@ -67,6 +67,7 @@ def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
     finished = run(
         SCRIPT,

@@ -180,7 +180,13 @@ CASES = {
 }
 
 
-@pytest.fixture(params=FAMILIES)
+# large differs from base in its depth alone: its share is left to the slow run
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "large"))
+        for name in FAMILIES
+    ]
+)
 def family(request):
     return request.param
 
