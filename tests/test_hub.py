@@ -1,5 +1,6 @@
 """The hub, played by a server on this machine: cache, revision, token, offline."""
 
+import shutil
 import time
 
 import pytest
@@ -49,6 +50,26 @@ def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same_weights(keras_mae.MAEPretrainer.from_pretrained(NAME), model)
     assert not hub.seen
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_an_older_repository_is_read_offline_too(
+    remembered, hub, models, tmp_path, monkeypatch
+):
+    """The first choice, model.safetensors, is neither there nor in the cache."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "main"
+    (folder / "model.safetensors").unlink()
+    state = keras_mae.weights.export_weights(models["main"])
+    tensors = {key: torch.tensor(value) for key, value in state.items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    keras_mae.MAEPretrainer.from_pretrained(NAME)
+    for path in (tmp_path / "cache").rglob(".no_exist"):
+        if not remembered:
+            shutil.rmtree(path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = keras_mae.MAEPretrainer.from_pretrained(NAME)
+    assert_same_weights(model, models["main"])
 
 
 def test_local_files_only_asks_nobody(hub):

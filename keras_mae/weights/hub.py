@@ -11,6 +11,10 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FILE_ENDINGS = (".bin", ".h5", ".json", ".keras", ".pt", ".pth", ".safetensors")
 
 
+class Unreached(PortError):
+    """A file is neither cached nor to be had from the hub now."""
+
+
 class Location:
     """A folder or a hub repository, whose files are found by name.
 
@@ -68,7 +72,8 @@ class Location:
             Its `Path`, or `None` where the source has no such file.
 
         Raises:
-            PortError: If the hub can't be reached, or has no such repository.
+            Unreached: If the file is not cached, and the hub can't be reached.
+            PortError: If the hub has no such repository.
         """
         if self.is_folder:
             path = Path(self.source, name)
@@ -81,7 +86,11 @@ class Location:
                 huggingface_hub.hf_hub_download(self.source, name, **self.options)
             )
         except errors.LocalEntryNotFoundError as error:
-            raise PortError(
+            # the rest is looked up in the cache alone, without waiting for the hub
+            self.options["local_files_only"] = True
+            if self._is_known_to_be_absent(name):
+                return None
+            raise Unreached(
                 f"There is no folder {self.source}; {name} of that name is not in the "
                 f"hub's cache, and the hub can't be reached (or is offline): {error}"
             ) from error
@@ -93,6 +102,16 @@ class Location:
                 "fetched from the hub (no such repository or revision, or a token is "
                 f"needed): {error}"
             ) from error
+
+    def _is_known_to_be_absent(self, name):
+        """Whether the cache remembers that the repository has no such file."""
+        import huggingface_hub
+
+        names = ("cache_dir", "revision")
+        found = huggingface_hub.try_to_load_from_cache(
+            self.source, name, **{key: self.options[key] for key in names}
+        )
+        return found is not None and not isinstance(found, str)
 
     def require(self, name):
         """Finds a file that must be there.

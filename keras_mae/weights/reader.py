@@ -14,7 +14,7 @@ from keras_mae.weights.checkpoint import (
     PortError,
     key_differences,
 )
-from keras_mae.weights.hub import Location, read_json
+from keras_mae.weights.hub import Location, Unreached, read_json
 from keras_mae.weights.pickles import read_pickle
 
 # what a folder or repository may hold, in the order of preference
@@ -88,10 +88,18 @@ def open_checkpoint(source, **options):
 
 
 def _find_weights(location):
+    unreached = None
     for name in WEIGHT_FILES:
-        path = location.find(name)
+        try:
+            path = location.find(name)
+        except Unreached as error:
+            # another of the files may be in the cache
+            unreached = unreached or error
+            continue
         if path is not None:
             return path
+    if unreached:
+        raise unreached
     others = []
     if location.is_folder:
         endings = (".pth", ".pt", ".bin", ".safetensors")
