@@ -17,6 +17,7 @@ def run_demo(folder, *arguments):
     return finished, json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_demo_does_the_whole_job(tmp_path):
     folder = tmp_path / "demo"
     finished, results = run_demo(folder, "--epochs=12")

@@ -52,7 +52,7 @@ def train(strategy, replicas):
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("replicas", [2, 4])
+@pytest.mark.parametrize("replicas", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_mirrored_replicas_equal_one(replicas):
     _, losses, weights = train("cpu", 1)
     count, mirrored_losses, mirrored_weights = train("mirrored", replicas)

@@ -89,6 +89,7 @@ def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
     assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
     finished = run(
         SCRIPT,
