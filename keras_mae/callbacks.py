@@ -1,12 +1,12 @@
 """Callbacks for pretraining: safe checkpoints, pictures, a stop on non-finite loss."""
 
 import math
-import os
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from keras_mae.files import replacing
 from keras_mae.visualization import draw_reconstructions
 
 
@@ -27,12 +27,8 @@ def save_atomically(model, path):
         save_atomically(model, f"{folder}/model.keras")
     ```
     """
-    path = Path(path)
-    part = path.with_name(f".part-{path.name}")
-    model.save(part)
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    with replacing(path) as part:
+        model.save(part)
 
 
 def _check_interval(every):

@@ -1,12 +1,11 @@
 """Writes a model as another library reads it: weights, and what stands beside them."""
 
-import contextlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from keras_mae.files import replacing
 from keras_mae.weights import cards
 from keras_mae.weights.formats import COUNTER
 from keras_mae.weights.port import contents_of, export_weights
@@ -117,10 +116,10 @@ def _write_safetensors(state, config, folder):
     from safetensors.numpy import save_file
 
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    with _replacing(folder / _SAFETENSORS) as path:
+    with replacing(folder / _SAFETENSORS) as path:
         # the mark that transformers looks for
         save_file(state, path, metadata={"format": "pt"})
-    with _replacing(folder / CONFIG_FILE) as path:
+    with replacing(folder / CONFIG_FILE) as path:
         path.write_text(text)
 
 
@@ -131,19 +130,8 @@ def _write_torch(state, args, folder):
         # PyTorch doesn't know NumPy's bfloat16; nothing is lost on the way
         wide = value.astype("float32") if value.dtype.name == "bfloat16" else value
         tensors[key] = torch.tensor(wide).to(getattr(torch, value.dtype.name))
-    with _replacing(folder / _TORCH) as path:
+    with replacing(folder / _TORCH) as path:
         torch.save({"model": tensors, "args": args}, path)
-
-
-@contextlib.contextmanager
-def _replacing(path):
-    """Gives a path to write to, which takes the place of `path` in one step."""
-    part = path.with_name(f".part-{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 # format -> the file of weights, what goes into it, and how it is written

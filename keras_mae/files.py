@@ -1,0 +1,37 @@
+"""Files that are whole at every instant."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Gives a path to write to, which takes the place of `path` in one step.
+
+    Args:
+        path: Path of the file; an older one stays until the new one is on the disk.
+
+    Yields:
+        A `Path` beside it, with the same ending.
+
+    Example:
+
+    ```python
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        with replacing(f"{folder}/notes.txt") as part:
+            part.write_text("whole")
+        assert Path(folder, "notes.txt").read_text() == "whole"
+    ```
+    """
+    path = Path(path)
+    part = path.with_name(f".part-{path.name}")
+    try:
+        yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
