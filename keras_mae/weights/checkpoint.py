@@ -33,6 +33,26 @@ def key_differences(wanted, tensors):
     return missing + [f"unused key: {key} {tensors[key].shape}" for key in left_over]
 
 
+def raise_problems(title, problems):
+    """Raises one error that lists all problems, if there is any.
+
+    Args:
+        title: What doesn't fit.
+        problems: List of lines.
+
+    Raises:
+        PortError: If the list is not empty.
+
+    Example:
+
+    ```python
+    raise_problems("The weights don't fit", [])
+    ```
+    """
+    if problems:
+        raise PortError("\n  ".join([f"{title}:", *problems]))
+
+
 class LazyTensor(NamedTuple):
     """A tensor of a file: its shape and type are known, its values wait to be read."""
 

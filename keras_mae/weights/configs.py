@@ -9,7 +9,7 @@ import keras
 from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.patches import as_pair
 from keras_mae.presets import PRESETS
-from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.checkpoint import PortError, raise_problems
 
 # ours -> Hugging Face's, and what an absent one means there
 HUGGINGFACE = {
@@ -250,10 +250,7 @@ def _compare(told, description, said_by):
             key = description.evidence.get(name, "the keys")
             shape = description.tensors[key].shape if key in description.tensors else ""
             problems.append(f"{name} is {wanted!r}, but {key} {shape} tells {found!r}")
-    if problems:
-        raise PortError(
-            f"{said_by} contradicts the weights:\n  " + "\n  ".join(problems)
-        )
+    raise_problems(f"{said_by} contradicts the weights", problems)
 
 
 def preset_like(sizes, prefix=""):

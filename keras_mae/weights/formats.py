@@ -3,7 +3,11 @@
 import re
 from typing import NamedTuple
 
-from keras_mae.weights.checkpoint import PortError, key_differences
+from keras_mae.weights.checkpoint import (
+    PortError,
+    key_differences,
+    raise_problems,
+)
 from keras_mae.weights.tables import NAMINGS, Contents, Naming, port_rows
 
 # before every key of a model that was wrapped for training
@@ -36,7 +40,6 @@ class Description(NamedTuple):
         naming: The `Naming` of its keys.
         contents: Its `Contents`.
         tensors: Dict from key to `LazyTensor`, wrappers' prefixes taken off.
-        rows: List of `Row`, one for each variable that the source could fill.
         sizes: Dict of what the shapes tell, by our names; `positions` counts CLS.
         evidence: Dict from our name to the key whose shape told it.
     """
@@ -44,7 +47,6 @@ class Description(NamedTuple):
     naming: Naming
     contents: Contents
     tensors: dict
-    rows: list
     sizes: dict
     evidence: dict
 
@@ -76,13 +78,9 @@ def describe(checkpoint):
         for key in sorted(wanted & set(tensors))
         if tensors[key].dtype.name not in _FLOATS
     ]
-    if problems:
-        raise PortError(
-            f"{checkpoint.source} ({naming.title}) doesn't fit:\n  "
-            + "\n  ".join(problems)
-        )
+    raise_problems(f"{checkpoint.source} ({naming.title}) doesn't fit", problems)
     sizes, evidence = _find_sizes(tensors, contents, rows)
-    return Description(naming, contents, tensors, rows, sizes, evidence)
+    return Description(naming, contents, tensors, sizes, evidence)
 
 
 def _unwrapped(checkpoint):
@@ -131,16 +129,18 @@ def _find_contents(tensors, naming):
         found = (re.match(rf"{re.escape(root)}\.(\d+)\.", key) for key in tensors)
         return len({match[1] for match in found if match})
 
+    def keys_of(*parts):
+        contents = Contents(0, 0, frozenset(parts), qkv_bias=False)
+        return {key for row in port_rows(contents, naming) for key in row.keys}
+
+    bare = keys_of()
+
     def has(part):
-        contents = Contents(0, 0, frozenset({part}), qkv_bias=False)
         try:
-            keys = {key for row in port_rows(contents, naming) for key in row.keys}
+            return not tensors.keys().isdisjoint(keys_of(part) - bare)
         except ValueError:
             return False  # this library has no such part
-        bare = {key for row in port_rows(bare_encoder, naming) for key in row.keys}
-        return any(key in tensors for key in keys - bare)
 
-    bare_encoder = Contents(0, None, frozenset(), qkv_bias=False)
     parts = ("norm", "decoder", "head_norm", "head", "probe")
     parts = frozenset(part for part in parts if has(part))
     if "probe" in parts:

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from keras_mae.positions import resize_positions
-from keras_mae.weights.checkpoint import PortError, key_differences
+from keras_mae.weights.checkpoint import key_differences, raise_problems
 from keras_mae.weights.tables import (
     HUGGINGFACE,
     TRANSFORMS,
@@ -199,8 +199,7 @@ def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
     problems = key_differences([key for row in rows for key in row.keys], tensors)
     problems += _unfilled(model, rows, fresh)
     problems += _wrong_shapes(model, tensors, rows, fit)
-    if problems:
-        raise PortError("The weights don't fit:\n  " + "\n  ".join(problems))
+    raise_problems("The weights don't fit", problems)
     for done, row in enumerate(rows, 1):
         value = TRANSFORMS[row.kind][0]([tensors[key].read() for key in row.keys])
         find_variable(model, row.path).assign(_adapt(row.kind, value, fit))

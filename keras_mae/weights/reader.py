@@ -13,6 +13,7 @@ from keras_mae.weights.checkpoint import (
     LazyTensor,
     PortError,
     key_differences,
+    raise_problems,
 )
 from keras_mae.weights.hub import Location, Unreached, read_json
 from keras_mae.weights.pickles import read_pickle
@@ -132,9 +133,7 @@ def _open_shards(location, index):
                 raise PortError(f"{key} is in {tensors[key].file} and in {tensor.file}")
             tensors[key] = tensor
     problems = key_differences(shards, tensors)
-    if problems:
-        lines = "\n  ".join(problems)
-        raise PortError(f"{index} and its files don't fit:\n  {lines}")
+    raise_problems(f"{index} and its files don't fit", problems)
     return Checkpoint(str(index), tensors, container, file=str(index))
 
 
