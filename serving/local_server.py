@@ -1,321 +1,211 @@
-"""Serve a SavedModel on a laptop, by TF Serving's REST protocol.
+"""Serve SavedModels on a laptop, by TF Serving's protocol.
 
 Run: python serving/local_server.py --model_name=mae --model_base_path=models/mae
 
-Answers `POST /v1/models/NAME[/versions/N]:predict` in row and column format and
-`GET /v1/models/NAME[/versions/N]`, for the newest version in the folder. It is bound
-to loopback unless told otherwise. For production use TF Serving itself, which takes
-the same flags and the same folder.
+Answers gRPC on --port and REST on --rest_api_port, and shows a page to try a model at
+the REST address itself. Folders are looked at each second: a new version answers before
+the old one is unloaded. It is bound to loopback unless told otherwise.
+
+For production use TF Serving itself, which takes the same flags and folders: this
+server neither batches requests nor reports metrics.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a taken port is one line, ours
 import keras_mae  # noqa: F401, before TensorFlow, whose chatter it silences
 
 # isort: split
-import base64
-import binascii
+import asyncio
 import dataclasses
-import json
-import re
 import signal
-import sys
+import socket
+from concurrent import futures
 from pathlib import Path
 
-import flask
-import numpy as np
-import tensorflow as tf
-import waitress
+import uvicorn
+from google.protobuf import text_format
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mae import flags
 from keras_mae.flags import flag
+from keras_mae.server.errors import RequestError
+from keras_mae.server.rest import RestApi
+from keras_mae.server.rpc import make_grpc_server
+from keras_mae.server.service import Service, read_config
+from keras_mae.server.versions import ModelConfig, Models
 
-MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_BODY_BYTES = 64 * 2**20
+MAX_MESSAGE_BYTES = 512 * 2**20
+# for a request's body to come in, and for the last answers to go out
+BODY_SECONDS, GRACE_SECONDS = 60, 30
 
 
 @dataclasses.dataclass
 class ServerConfig:
-    """The flags of this script."""
+    """The flags of this script: TF Serving's where it has them."""
 
-    model_base_path: str = flag("folder whose numbered folders are SavedModels")
-    model_name: str = flag("the NAME in the addresses", "mae")
-    rest_api_port: int = flag("port of the REST API; 0 takes a free one", 8501)
+    model_base_path: str | None = flag("folder of numbered SavedModels", None)
+    model_name: str = flag("the model's name in requests", "mae")
+    model_config_file: str | None = flag("ModelServerConfig, instead of these", None)
+    model_config_file_poll_wait_seconds: int = flag("0 reads that file once", 0)
+    file_system_poll_wait_seconds: float = flag("time between looks; 0: one look", 1.0)
+    port: int = flag("gRPC port; 0 takes a free one", 8500)
+    rest_api_port: int = flag("REST port; 0 takes a free one", 8501)
     host: str = flag("address to bind to", "127.0.0.1")
     threads: int = flag("requests answered at the same time", 4)
+    max_enqueued: int = flag("the most requests that wait meanwhile", 100)
+    max_batch_size: int = flag("the most images a request may hold", 1024)
 
 
-class RequestError(Exception):
-    """What is wrong with a request, and its HTTP status."""
-
-    def __init__(self, message, status=400):
-        super().__init__(message)
-        self.status = status
-
-
-class ServedModel:
-    """The newest version of a model, with its signatures.
+class ConfigFile:
+    """The file that lists models, read again when it has changed.
 
     Args:
-        name: The model's name in the addresses.
-        base_path: Path of the folder that holds the numbered versions.
-
-    Raises:
-        ValueError: If the folder holds no version, or it can't be loaded.
+        path: Path of a text `ModelServerConfig`.
     """
 
-    def __init__(self, name, base_path):
-        folder = Path(base_path)
-        names = [path.name for path in folder.glob("*/")]
-        versions = [int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)]
-        if not versions:
+    def __init__(self, path):
+        self._path = Path(path)
+        self._text = None
+
+    def read(self):
+        """Returns the list of `ModelConfig`, or raises `ValueError`."""
+        try:
+            self._text = self._path.read_text()
+            message = model_server_config_pb2.ModelServerConfig()
+            return read_config(text_format.Parse(self._text, message))
+        except (OSError, ValueError, text_format.ParseError, RequestError) as error:
             raise ValueError(
-                f"model_base_path must hold folders named by a number. Received: "
-                f"{base_path}"
-            )
-        self.name = name
-        self.version = max(versions)
-        path = folder / str(self.version)
+                f"--model_config_file must be a ModelServerConfig: {error}"
+            ) from error
+
+    def follow(self, models):
+        """Configures the models again if the file has changed; keeps them on errors."""
         try:
-            self._loaded = tf.saved_model.load(str(path))
-        except (OSError, tf.errors.OpError) as error:
-            raise ValueError(f"{path} is no readable SavedModel: {error}") from error
-
-    def signature(self, name):
-        """Returns a signature's function, or raises `RequestError`."""
-        signatures = self._loaded.signatures
-        if not isinstance(name, str) or name not in signatures:
-            raise RequestError(
-                f'Serving signature name: "{name}" not found in signature def'
-            )
-        return signatures[name]
-
-    def predict(self, body):
-        """Answers the body of a predict request.
-
-        Args:
-            body: Dict with `instances` (rows) or `inputs` (columns), and perhaps
-                `signature_name`.
-
-        Returns:
-            Dict with `predictions` or `outputs`.
-
-        Raises:
-            RequestError: If the request does not fit the signature.
-        """
-        function = self.signature(body.get("signature_name", "serving_default"))
-        specs = function.structured_input_signature[1]
-        if ("instances" in body) == ("inputs" in body):
-            raise RequestError("Missing 'inputs' or 'instances' key, or both are given")
-        rows = "instances" in body
-        columns = (
-            _columns_of_rows(body["instances"], specs)
-            if rows
-            else _columns(body["inputs"], specs)
-        )
-        tensors = {name: _tensor(columns[name], spec) for name, spec in specs.items()}
-        try:
-            outputs = function(**tensors)
-        except tf.errors.InvalidArgumentError as error:
-            raise RequestError(error.message) from error
-        outputs = {name: value.numpy() for name, value in sorted(outputs.items())}
-        outputs = {name: _to_json(name, value) for name, value in outputs.items()}
-        alone = next(iter(outputs.values())) if len(outputs) == 1 else None
-        if not rows:
-            return {"outputs": outputs if alone is None else alone}
-        if alone is not None:
-            return {"predictions": alone}
-        items = zip(*outputs.values(), strict=True)
-        return {"predictions": [dict(zip(outputs, row, strict=True)) for row in items]}
+            if self._path.read_text() != self._text:
+                models.configure(self.read())
+        except (OSError, ValueError, RequestError) as error:
+            print(f"{self._path} is not followed: {error}", flush=True)
 
 
-def _columns_of_rows(instances, specs):
-    """Turns TF Serving's row format into a dict from input name to a list of rows."""
-    if not isinstance(instances, list):
-        raise RequestError("Expecting 'instances' value to be a list")
-    named = [isinstance(row, dict) and set(row) != {"b64"} for row in instances]
-    if not any(named):
-        if instances and len(specs) > 1:
-            raise RequestError(
-                f"Each instance must be an object with the keys {sorted(specs)}"
-            )
-        return {name: instances for name in specs}
-    if not all(named):
-        raise RequestError("Expecting every instance to be an object, or none")
-    for row in instances:
-        _check_names(row, specs, "instances")
-    return {name: [row[name] for row in instances] for name in specs}
-
-
-def _columns(inputs, specs):
-    """Turns TF Serving's column format into a dict from input name to its value."""
-    if isinstance(inputs, dict) and set(inputs) != {"b64"}:
-        _check_names(inputs, specs, "inputs")
-        return inputs
-    if len(specs) > 1:
-        raise RequestError(f"'inputs' must be an object with the keys {sorted(specs)}")
-    return {name: inputs for name in specs}
-
-
-def _check_names(given, specs, where):
-    missing = sorted(set(specs) - set(given))
-    if missing:
-        raise RequestError(f"Missing named input: {missing[0]} in '{where}' object.")
-    extra = sorted(set(given) - set(specs))
-    if extra:
-        raise RequestError(f"Unknown named input: {extra[0]} in '{where}' object.")
-
-
-def _tensor(value, spec):
-    """Turns parsed JSON into a tensor of a signature's type and shape."""
-    leaves = []
-    shape = _shape(value, leaves, depth=spec.shape.rank)
-    if spec.dtype == tf.string:
-        array = np.array([_bytes(leaf) for leaf in leaves], dtype=object)
+def start_models(config):
+    """Loads the models and starts to follow their folders."""
+    if (config.model_base_path is None) == (config.model_config_file is None):
+        raise ValueError("Give either --model_base_path or --model_config_file")
+    if config.model_config_file is None:
+        models = Models([ModelConfig(config.model_name, config.model_base_path)])
     else:
-        kinds = (int, float) if spec.dtype.is_floating else (int,)
-        for leaf in leaves:
-            if isinstance(leaf, bool) or not isinstance(leaf, kinds):
-                raise RequestError(
-                    f"JSON Value: {json.dumps(leaf)[:80]} Type: "
-                    f"{type(leaf).__name__} is not of expected type: {spec.dtype.name}"
-                )
-        try:
-            array = np.array(leaves, dtype=spec.dtype.as_numpy_dtype)
-        except OverflowError as error:
-            raise RequestError(f"{error} for type {spec.dtype.name}") from error
-    if not leaves and spec.shape.rank is not None:
-        # an empty batch can't tell the sizes behind its first axis
-        shape = (0, *spec.shape[1:])
-    if not spec.shape.is_compatible_with(shape):
-        raise RequestError(
-            f"Input {spec.name} must have the shape {spec.shape}. Received: {shape}"
-        )
-    return tf.constant(array.reshape(shape), spec.dtype)
-
-
-def _shape(value, leaves, depth):
-    """Returns the shape of nested lists and appends what they hold to `leaves`."""
-    if not isinstance(value, list):
-        leaves.append(value)
-        return ()
-    if depth == 0:
-        raise RequestError("Input tensor has more dimensions than its signature")
-    shapes = [_shape(item, leaves, depth - 1) for item in value]
-    for shape in shapes:
-        if shape != shapes[0]:
-            raise RequestError(
-                f"Expecting tensor size: {shapes[0]} but got: {shape} (ragged rows)"
+        file = ConfigFile(config.model_config_file)
+        models = Models(file.read())
+        if config.model_config_file_poll_wait_seconds:
+            models.keep_polling(
+                config.model_config_file_poll_wait_seconds,
+                lambda: file.follow(models),
             )
-    return (len(value), *(shapes[0] if shapes else ()))
+    if config.file_system_poll_wait_seconds > 0:
+        models.keep_polling(config.file_system_poll_wait_seconds)
+    return models
 
 
-def _bytes(leaf):
-    """Reads a JSON string, or `{"b64": "..."}`, as bytes."""
-    if isinstance(leaf, str):
-        # a lone surrogate, which JSON can say, has no bytes of its own
-        return leaf.encode(errors="replace")
-    if isinstance(leaf, dict) and set(leaf) == {"b64"}:
+async def read_body(request):
+    """Reads a request's body, or raises `ValueError` as soon as it is too long."""
+    problem = ValueError(f"a body must have at most {MAX_BODY_BYTES} bytes")
+    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
+        raise problem
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise problem
+    return bytes(body)
+
+
+def make_app(service):
+    """Builds the ASGI application: the REST API, and the page beside it."""
+    answer = RestApi(service)
+    pool = futures.ThreadPoolExecutor(service.most_threads)
+
+    async def api(request):
         try:
-            return base64.b64decode(leaf["b64"], validate=True)
-        except (TypeError, ValueError, binascii.Error) as error:
-            raise RequestError(f"Unable to base64 decode: {error}") from error
-    raise RequestError(
-        f"JSON Value: {json.dumps(leaf)[:80]} Type: {type(leaf).__name__} is not of "
-        "expected type: string"
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await read_body(request)
+        except (TimeoutError, ValueError) as error:
+            late = isinstance(error, TimeoutError)
+            text = f"no body within {BODY_SECONDS} s" if late else str(error)
+            # the rest stays unread: the connection can't be used again
+            headers = {"Connection": "close"}
+            return JSONResponse({"error": text}, 408 if late else 413, headers)
+        path = request.scope["raw_path"].decode("latin-1")
+        status, text = await asyncio.get_running_loop().run_in_executor(
+            pool, answer, request.method, path, body
+        )
+        return Response(text, status, media_type="application/json")
+
+    methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+    page = StaticFiles(directory=Path(__file__).parent / "page", html=True)
+    return Starlette(
+        routes=[Route("/v1/{rest:path}", api, methods=methods), Mount("/", page)]
     )
 
 
-def _to_json(name, value):
-    """Turns an output into nested lists, bytes as b64 where the name ends in _bytes."""
-    if value.dtype != object:
-        return value.tolist()
-    encode = (
-        (lambda item: {"b64": base64.b64encode(item).decode()})
-        if name.endswith("_bytes")
-        else bytes.decode
-    )
-    return [encode(item) for item in value.tolist()]
-
-
-def make_app(model):
-    """Builds the WSGI application around a model.
-
-    Args:
-        model: A `ServedModel`.
-
-    Returns:
-        A `flask.Flask`.
-    """
-    app = flask.Flask(__name__)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-
-    def check(name, version, message):
-        if name != model.name or version not in (None, model.version):
-            raise RequestError(message, 404)
-
-    @app.post("/v1/models/<name>:predict")
-    @app.post("/v1/models/<name>/versions/<int:version>:predict")
-    def predict(name, version=None):
-        wanted = (
-            f"Latest({name})" if version is None else f"Specific({name}, {version})"
+def bind(host, port):
+    """Binds the socket of the REST API."""
+    try:
+        listening = socket.create_server((host, port), backlog=1024)
+        # or else an answer's second packet waits 40 ms for the first one's receipt
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
+    except OSError as error:
+        raise ValueError(f"The REST port {port} of {host} can't be had: {error}") from (
+            error
         )
-        check(name, version, f"Servable not found for request: {wanted}")
-        try:
-            body = json.loads(flask.request.get_data())
-        except (ValueError, RecursionError) as error:
-            raise RequestError(f"JSON Parse error: {error}") from error
-        if not isinstance(body, dict):
-            raise RequestError("JSON Parse error: the body must be an object")
-        return flask.Response(
-            json.dumps(model.predict(body)), mimetype="application/json"
-        )
-
-    @app.get("/v1/models/<name>")
-    @app.get("/v1/models/<name>/versions/<int:version>")
-    def status(name, version=None):
-        check(name, version, f"Could not find any versions of model {name}")
-        version_status = {
-            "version": str(model.version),
-            "state": "AVAILABLE",
-            "status": {"error_code": "OK", "error_message": ""},
-        }
-        return {"model_version_status": [version_status]}
-
-    @app.errorhandler(RequestError)
-    def refuse(error):
-        return {"error": str(error)}, error.status
-
-    @app.errorhandler(404)
-    @app.errorhandler(405)
-    @app.errorhandler(413)
-    @app.errorhandler(500)
-    def reject(error):
-        message = f"Malformed request: {flask.request.method} {flask.request.path}"
-        return {"error": f"{message}: {error.name}"}, error.code
-
-    return app
 
 
 def main(config):
-    """Loads the model and serves it until SIGTERM or SIGINT."""
-    model = ServedModel(config.model_name, config.model_base_path)
-    if not 0 <= config.rest_api_port < 65536:
-        raise ValueError(
-            f"rest_api_port must be in [0, 65535]. Received: {config.rest_api_port}"
-        )
-    server = waitress.create_server(
-        make_app(model),
-        host=config.host,
-        port=config.rest_api_port,
-        threads=config.threads,
-        max_request_body_size=MAX_BODY_BYTES,
+    """Loads the models and serves them until SIGTERM or SIGINT."""
+    for name in ("port", "rest_api_port"):
+        if not 0 <= getattr(config, name) < 65536:
+            raise ValueError(
+                f"{name} must be in [0, 65535]. Received: {getattr(config, name)}"
+            )
+    for name in ("threads", "max_batch_size", "max_enqueued"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{name} must be at least 1. Received: {getattr(config, name)}"
+            )
+    models = start_models(config)
+    service = Service(
+        models, config.threads, config.max_enqueued, config.max_batch_size
     )
-    # waitress finishes the requests in hand when it meets SystemExit
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    address = f"http://{config.host}:{server.effective_port}/v1/models/{model.name}"
-    print(f"Serving version {model.version} at {address}", flush=True)
-    server.run()
+    server, port = make_grpc_server(
+        service, config.host, config.port, MAX_MESSAGE_BYTES
+    )
+    rest = uvicorn.Config(
+        make_app(service),
+        log_level="error",
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
+    try:
+        listening = bind(config.host, config.rest_api_port)
+        print(
+            f"REST: http://{config.host}:{listening.getsockname()[1]}  "
+            f"gRPC: {config.host}:{port}",
+            flush=True,
+        )
+        server.start()
+        # uvicorn ends by the signal that stopped it, once requests are answered
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        signal.signal(signal.SIGINT, lambda *_: None)
+        uvicorn.Server(rest).run([listening])
+    finally:
+        server.stop(GRACE_SECONDS).wait()
+        models.close()
 
 
 if __name__ == "__main__":

@@ -1,207 +1,172 @@
-"""serving/local_server.py: TF Serving's REST protocol, by a real socket."""
+"""serving/local_server.py: flags, limits, a stop that finishes requests, the page.
 
-import base64
+What it shares with TF Serving is in `tests/conformance`.
+"""
+
+import contextlib
 import http.client
-import io
 import json
-import re
 import signal
-import subprocess
-import urllib.error
-import urllib.parse
-import urllib.request
+import socket
+import threading
+import time
 
-import keras
+import grpc
 import numpy as np
 import pytest
-from PIL import Image
+import tensorflow as tf
 
-import keras_mae
-from tests.scripts import command, environment, load, run
+from keras_mae.server.process import running
+from tests.conformance.calls import Caller
+from tests.conformance.conftest import Server
+from tests.conformance.models import save_echo
+from tests.scripts import ROOT, environment, run
 
 SCRIPT = "serving/local_server.py"
+X = {"inputs": {"x": [[1.0, 2.0]]}}
 
-pytest.importorskip("flask")
-pytest.importorskip("waitress")
+
+class Slow(tf.Module):
+    """Multiplies matrices for about as many milliseconds as it is told."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int64, "n")])
+    def work(self, n):
+        matrix = tf.eye(256)
+        for _ in tf.range(n[0]):
+            matrix = tf.linalg.matmul(matrix, matrix)
+        return {"n": n + tf.cast(matrix[0, 0] - 1, tf.int64)}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
-    """Exports a small model, serves it, and yields model, processor and address."""
-    keras.utils.set_random_seed(0)
+def folder(tmp_path_factory):
+    """A folder with `echo/1` and `slow/1`."""
     folder = tmp_path_factory.mktemp("models")
-    model = keras_mae.MAEPretrainer.from_preset(
-        "mae_tiny", patch_size=8, depth=1, decoder_depth=1
+    save_echo(folder / "echo" / "1")
+    slow = Slow()
+    signature = slow.work.get_concrete_function()
+    tf.saved_model.save(slow, str(folder / "slow" / "1"), signatures=signature)
+    return folder
+
+
+@pytest.fixture
+def start():
+    """Starts servers, and stops those that a test leaves."""
+    processes = []
+    with contextlib.ExitStack() as stack:
+
+        def start_one(*flags):
+            server = running(ROOT / SCRIPT, *flags, env=environment())
+            rest, grpc_address, process = stack.enter_context(server)
+            processes.append(process)
+            return process, Caller(Server(grpc_address, rest, None))
+
+        yield start_one
+    assert not any(process.returncode for process in processes)
+
+
+def in_background(function, *arguments):
+    """Calls a function in a thread; returns the thread and the list it answers in."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(function(*arguments)))
+    thread.start()
+    return thread, answers
+
+
+def test_a_stop_finishes_the_requests_in_hand(folder, start):
+    process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
+    body = {"inputs": {"n": [1000]}}
+    caller.post("slow:predict", {"inputs": {"n": [1]}})
+    http_thread, http_answers = in_background(caller.post, "slow:predict", body)
+    grpc_thread, grpc_answers = in_background(
+        caller.predict, "slow", {"n": np.int64([1000])}
     )
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    export = load("serving/export.py")
-    for version in (2, 10):
-        export.export(model, processor, folder / str(version))
-    # none of these is a version
-    for name in ("part-11-unfinished", "011", "\u00b2"):
-        (folder / name).mkdir()
-    (folder / "12").write_text("a file")
-    server = start(folder)
-    yield model, processor, address_of(server)
-    server.terminate()
-    assert server.wait(timeout=20) == 0
+    time.sleep(0.3)
+    assert http_thread.is_alive() and grpc_thread.is_alive()
+    process.send_signal(signal.SIGTERM)
+    http_thread.join()
+    grpc_thread.join()
+    assert http_answers == [(200, {"outputs": [1000]})]
+    assert grpc_answers[0][0]["n"].tolist() == [1000]
+    assert process.wait(timeout=20) == 0
 
 
-def start(folder):
-    return subprocess.Popen(
-        command(SCRIPT, f"--model_base_path={folder}", "--rest_api_port=0"),
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**environment(), "PYTHONUNBUFFERED": "1"},
+def test_a_full_queue_is_unavailable_and_drains(folder, start):
+    _, caller = start(
+        f"--model_base_path={folder / 'slow'}",
+        "--model_name=slow",
+        "--threads=1",
+        "--max_enqueued=1",
     )
+    caller.predict("slow", {"n": np.int64([1])})  # connects
+    body = {"inputs": {"n": [3000]}}
+    waiting = [in_background(caller.post, "slow:predict", body) for _ in range(5)]
+    time.sleep(0.3)
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.predict("slow", {"n": np.int64([1])})
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    for thread, _ in waiting:
+        thread.join()
+    statuses = sorted(answers[0][0] for _, answers in waiting)
+    assert statuses == [200, 200, 503, 503, 503]
+    assert caller.post("slow:predict", {"inputs": {"n": [1]}})[0] == 200
 
 
-def address_of(server):
-    return re.search(r"http://\S+", server.stdout.readline()).group()
-
-
-def post(url, body):
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    try:
-        with urllib.request.urlopen(url, data=data, timeout=60) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
-
-
-def png(seed=0):
-    levels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), "uint8")
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, "PNG")
-    return levels, {"b64": base64.b64encode(file.getvalue()).decode()}
-
-
-def test_rows_and_columns_give_the_models_features(served):
-    model, processor, url = served
-    (first, one), (second, two) = png(0), png(1)
-    wanted = model.encoder(processor([first, second]))
-    for body, key in (
-        ({"instances": [one, two]}, "predictions"),
-        ({"instances": [{"image_bytes": one}, {"image_bytes": two}]}, "predictions"),
-        ({"inputs": {"image_bytes": [one, two]}}, "outputs"),
-        ({"inputs": [one, two]}, "outputs"),
-    ):
-        status, answer = post(f"{url}:predict", body)
-        assert status == 200 and set(answer) == {key}
-        np.testing.assert_allclose(answer[key], wanted, atol=1e-4)
-
-
-def test_pixels_and_several_outputs(served):
-    model, processor, url = served
-    levels, encoded = png()
-    pixels = processor(levels)
-    body = {
-        "signature_name": "reconstruct_from_pixels",
-        "inputs": {"pixels": pixels.tolist(), "seed": [7]},
-    }
-    status, columns = post(f"{url}:predict", body)
-    assert status == 200
-    wanted = model.reconstruct(pixels, seed=7)
-    np.testing.assert_array_equal(columns["outputs"]["mask"], wanted["mask"])
-    np.testing.assert_allclose(columns["outputs"]["loss"], wanted["loss"], rtol=1e-4)
-    body = {
-        "signature_name": "reconstruct",
-        "instances": [{"image_bytes": encoded, "seed": 7}] * 2,
-    }
-    status, rows = post(f"{url}:predict", body)
-    assert status == 200 and len(rows["predictions"]) == 2
-    row = rows["predictions"][1]
-    assert set(row) == {"reconstruction", "mask", "loss"}
-    np.testing.assert_array_equal(row["mask"], wanted["mask"][0])
-    assert np.shape(row["reconstruction"]) == (32, 32, 3)
-
-
-def test_an_empty_batch_is_answered(served):
-    status, answer = post(f"{served[2]}:predict", {"instances": []})
-    assert (status, answer) == (200, {"predictions": []})
-
-
-def test_status_names_the_newest_version(served):
-    with urllib.request.urlopen(served[2]) as response:
-        answer = json.load(response)
-    assert answer["model_version_status"] == [
-        {
-            "version": "10",
-            "state": "AVAILABLE",
-            "status": {"error_code": "OK", "error_message": ""},
-        }
-    ]
-    status, _ = post(f"{served[2]}/versions/10:predict", {"instances": [png()[1]]})
-    assert status == 200
-
-
-PIXELS = {"signature_name": "features_from_pixels"}
-
-
-@pytest.mark.parametrize(
-    "path, body, status, message",
-    [
-        (":predict", b"{", 400, "JSON Parse error"),
-        (":predict", b"[" * 100_000, 400, "JSON Parse error"),
-        (":predict", b"[1]", 400, "JSON Parse error"),
-        (":predict", b"\xff\xfe", 400, "JSON Parse error"),
-        (":predict", {}, 400, "Missing 'inputs' or 'instances' key"),
-        (":predict", {"instances": 3}, 400, "to be a list"),
-        (":predict", {"instances": [1]}, 400, "not of expected type: string"),
-        (":predict", {"instances": [{"b64": "%"}]}, 400, "base64"),
-        (":predict", {"instances": [{"b64": ""}]}, 400, "Input is empty"),
-        (":predict", {"instances": ["x"]}, 400, "Unknown image file format"),
-        (":predict", {"instances": ["\ud800"]}, 400, "Unknown image file format"),
-        (":predict", {"instances": [["x"]]}, 400, "more dimensions"),
-        (
-            ":predict",
-            b'{"instances":' + b"[" * 900 + b"]" * 900 + b"}",
-            400,
-            "more dim",
-        ),
-        (":predict", {"instances": ["x", {"image_bytes": "x"}]}, 400, "or none"),
-        (":predict", {"instances": [{"pic": "x"}]}, 400, "input: image_bytes in"),
-        (":predict", {"inputs": {"image_bytes": ["x"], "y": 1}}, 400, "input: y in"),
-        (":predict", {"instances": ["x"], "signature_name": "no"}, 400, '"no" not fo'),
-        (":predict", {"instances": ["x"], "signature_name": [1]}, 400, "not found"),
-        (":predict", {"inputs": [[1], [2, 3]], **PIXELS}, 400, "tensor size"),
-        (":predict", {"inputs": [["a"]], **PIXELS}, 400, "expected type: float"),
-        (":predict", {"inputs": [[1, 2]], **PIXELS}, 400, "must have the shape"),
-        (":predict", {"inputs": [[None]], **PIXELS}, 400, "expected type: float"),
-        ("/versions/2:predict", {}, 404, "Specific(mae, 2)"),
-        ("x:predict", {}, 404, "Latest(maex)"),
-        (":classify", {}, 405, "Malformed request"),
-        ("/versions/10", {}, 405, "Malformed request"),
-    ],
-)
-def test_errors_say_what_is_wrong(served, path, body, status, message):
-    got, answer = post(served[2] + path, body)
-    assert (got, set(answer)) == (status, {"error"})
-    assert message in answer["error"]
-
-
-def test_an_image_without_its_batch_axis_is_an_error_not_a_crash(served):
-    body = {"instances": np.zeros((32, 32, 3)).tolist(), **PIXELS}
-    assert post(f"{served[2]}:predict", body)[0] == 400
-    assert post(f"{served[2]}:predict", {"instances": []})[0] == 200
-
-
-def test_a_huge_body_is_refused_before_it_is_sent(served):
-    address = urllib.parse.urlsplit(served[2])
-    connection = http.client.HTTPConnection(address.hostname, address.port, timeout=20)
-    connection.putrequest("POST", f"{address.path}:predict")
+def test_batches_and_bodies_are_bounded(folder, start):
+    process, caller = start(
+        f"--model_base_path={folder / 'echo'}",
+        "--model_name=echo",
+        "--max_batch_size=4",
+    )
+    message = "Task size 5 is larger than maximum input batch size 4"
+    status, answer = caller.post("echo:predict", {"instances": [[1, 2]] * 5})
+    assert (status, answer) == (400, {"error": message})
+    with pytest.raises(grpc.RpcError, match=message):
+        caller.predict("echo", {"x": np.ones((5, 2), "float32")})
+    host, port = caller.server.rest.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection.putrequest("POST", "/v1/models/echo:predict")
     connection.putheader("Content-Length", str(65 * 2**20))
     connection.endheaders()
     assert connection.getresponse().status == 413
+    with pytest.raises((AssertionError, OSError)):
+        chunks = (b" " * 2**20 for _ in range(80))
+        assert caller.http("POST", "/v1/models/echo:predict", chunks)[0] != 413
+    assert caller.post("echo:predict", X)[0] == 200
+    assert process.poll() is None
 
 
-def test_a_server_stops_on_sigterm(served, tmp_path):
-    folder = tmp_path / "mae"
-    load("serving/export.py").export(served[0], served[1], folder / "1")
-    server = start(folder)
-    address_of(server)
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(timeout=20) == 0
+def test_a_configuration_file_is_followed(folder, start, tmp_path):
+    file = tmp_path / "models.config"
+    text = f'config {{ name: "echo" base_path: "{folder}/echo" }}'
+    file.write_text(f"model_config_list {{ {text} }}")
+    _, caller = start(
+        f"--model_config_file={file}",
+        "--model_config_file_poll_wait_seconds=1",
+        "--file_system_poll_wait_seconds=0.2",
+    )
+    assert caller.get("slow")[0] == 404
+    file.write_text("model_config_list { broken")
+    time.sleep(1.5)
+    assert caller.post("echo:predict", X)[0] == 200
+    more = f'config {{ name: "slow" base_path: "{folder}/slow" }}'
+    file.write_text(f"model_config_list {{ {text} {more} }}")
+    end = time.monotonic() + 30
+    while caller.get("slow")[0] == 404:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert caller.post("echo:predict", X)[0] == 200
+
+
+def test_it_listens_on_loopback_and_shows_the_page(folder, start):
+    _, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
+    for address in (caller.server.rest, caller.server.grpc):
+        assert address.startswith("127.0.0.1:")
+    connection = http.client.HTTPConnection(caller.server.rest, timeout=20)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert response.status == 200
+    assert response.getheader("Content-Type").startswith("text/html")
+    assert b"<html" in response.read()
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "1").mkdir()])
@@ -213,10 +178,45 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, make):
     assert str(tmp_path) in finished.stderr
 
 
-@pytest.mark.parametrize("name, extra", [("seed", [1]), ("mask", [[1.0] + [0.0] * 15])])
-def test_every_image_needs_its_own_seed_or_mask(served, name, extra):
-    signature = "reconstruct" if name == "seed" else "reconstruct_with_mask"
-    inputs = {"image_bytes": [png()[1]] * 3, name: extra}
-    body = {"signature_name": signature, "inputs": inputs}
-    status, answer = post(f"{served[2]}:predict", body)
-    assert status == 400 and f"give a {name} an image" in answer["error"]
+@pytest.mark.slow  # each run imports TensorFlow
+def test_wrong_flags_are_one_line(folder, tmp_path):
+    echo = f"--model_base_path={folder / 'echo'}"
+    broken = tmp_path / "broken.config"
+    broken.write_text("models!")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags, message in (
+            ([], "either --model_base_path or --model_config_file"),
+            ([echo, f"--model_config_file={broken}"], "either --model_base_path"),
+            ([f"--model_config_file={broken}"], "must be a ModelServerConfig"),
+            ([echo, "--port=70000"], "port must be in [0, 65535]"),
+            ([echo, "--threads=0"], "threads must be at least 1"),
+            ([echo, "--port=0", f"--rest_api_port={port}"], "can't be had"),
+            ([echo, f"--port={port}"], "can't be had"),
+        ):
+            finished = run(SCRIPT, *flags)
+            assert finished.returncode == 2, flags
+            assert message in finished.stderr, finished.stderr
+            assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_answers_are_json():
+    from keras_mae.server import json_outputs
+
+    for outputs, rows, wanted in (
+        ({"y": np.float32([[0.1]])}, True, {"predictions": [[0.1]]}),
+        ({"y": np.float32([[0.1]])}, False, {"outputs": [[0.1]]}),
+        ({"y": np.zeros((0, 3), "f4")}, False, {"outputs": []}),
+        ({"y": np.float32([0.1, np.inf])}, True, {"predictions": [0.1, np.inf]}),
+        (
+            {"y": np.int64([1, 2]), "x_bytes": np.array([b"a", b"b"], object)},
+            True,
+            {
+                "predictions": [
+                    {"x_bytes": {"b64": "YQ=="}, "y": 1},
+                    {"x_bytes": {"b64": "Yg=="}, "y": 2},
+                ]
+            },
+        ),
+    ):
+        assert json.loads(json_outputs.write_outputs(outputs, rows)) == wanted

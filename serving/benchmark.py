@@ -1,0 +1,313 @@
+"""Measure a server of a SavedModel: images a second and latencies, and long load.
+
+Run: python serving/benchmark.py --model_base_path=models/mae
+     python serving/benchmark.py --preset=mae_base
+     python serving/benchmark.py --preset=mae_tiny --soak_minutes=10
+
+Starts the embedded server, or asks the one at --endpoint and --rest_endpoint. locust
+sends features requests, by REST with pixels, by REST with JPEGs and by gRPC with JPEGs,
+from a process of its own on the same machine; beside them stands a bare session on the
+same pictures, without a server. With --soak_minutes there is a new version each minute
+instead, and what counts is failed requests and the server's memory.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras_mae  # before keras, which it imports without TensorFlow's chatter
+
+# isort: split
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tensorflow_serving.apis import predict_pb2
+
+from keras_mae import flags
+from keras_mae.flags import flag
+from keras_mae.server.bundle import Bundle
+from keras_mae.server.process import running
+from keras_mae.serving.savedmodel import export
+
+FOLDER = Path(__file__).parent
+PHOTO = (500, 375)
+SOAK_USERS = 4
+RPC = "/tensorflow.serving.PredictionService/Predict"
+
+
+@dataclasses.dataclass
+class BenchmarkConfig:
+    """The flags of this script."""
+
+    model_base_path: str | None = flag("folder of numbered SavedModels", None)
+    preset: str = flag("what to export with fresh weights, without that", "mae_tiny")
+    endpoint: str | None = flag("HOST:PORT of another server's gRPC", None)
+    rest_endpoint: str | None = flag("HOST:PORT of its REST API", None)
+    model_name: str = flag("the model's name there", "mae")
+    batch_sizes: str = flag("images a request, by commas", "1,8")
+    concurrency: str = flag("requests at the same time, by commas", "1,4")
+    seconds: int = flag("how long a row is measured", 10)
+    soak_minutes: int = flag("load with a new version each minute", 0)
+    out: str | None = flag("where to write the rows as JSON", None)
+
+
+def find_model(config, folder):
+    """Returns the folder of the versions to serve; makes one of a preset."""
+    if config.model_base_path:
+        return Path(config.model_base_path)
+    model = keras_mae.MAEPretrainer.from_preset(config.preset)
+    processor = keras_mae.MAEImageProcessor(model.encoder.image_size)
+    export(model, processor, folder / "models" / "1")
+    return folder / "models"
+
+
+def newest(base_path):
+    """Returns the path of the newest version."""
+    return max(
+        (path for path in base_path.iterdir() if path.name.isdigit()),
+        key=lambda path: int(path.name),
+    )
+
+
+@contextlib.contextmanager
+def serve(config, base_path):
+    """Yields REST address, gRPC address and process of the server to measure."""
+    if config.endpoint and config.rest_endpoint:
+        yield config.rest_endpoint, config.endpoint, None
+        return
+    flags = [f"--model_base_path={base_path}", f"--model_name={config.model_name}"]
+    with running(FOLDER / "local_server.py", *flags) as addresses:
+        yield addresses
+
+
+class Requests:
+    """The bodies of `features` requests for some pictures.
+
+    Args:
+        bundle: The `Bundle` that is served.
+        name: Str, the model's name.
+        batch_size: Int, pictures a request.
+    """
+
+    def __init__(self, bundle, name, batch_size):
+        rng = np.random.default_rng(0)
+        self._encoded = [draw_jpeg(rng) for _ in range(batch_size)]
+        info = bundle.signatures["features_from_pixels"].inputs["pixels"]
+        sizes = [dimension.size for dimension in info.tensor_shape.dim[1:]]
+        self._pixels = rng.standard_normal((batch_size, *sizes)).astype("float32")
+        self._name = name
+        self.arrays = {"image_bytes": np.array(self._encoded, object)}
+
+    def rest_bytes(self):
+        """Returns the body of a REST request with JPEGs."""
+        rows = [{"b64": base64.b64encode(one).decode()} for one in self._encoded]
+        return json.dumps({"instances": rows}).encode()
+
+    def rest_pixels(self):
+        """Returns the body of a REST request with pixels, as JSON."""
+        body = {
+            "signature_name": "features_from_pixels",
+            "instances": self._pixels.round(4).tolist(),
+        }
+        return json.dumps(body).encode()
+
+    def grpc_bytes(self):
+        """Returns the serialized gRPC request with JPEGs."""
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = self._name
+        request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(self._encoded))
+        return request.SerializeToString()
+
+
+def draw_jpeg(rng):
+    """Draws a smooth picture of a photograph's size; returns its JPEG."""
+    levels = rng.integers(0, 256, (12, 16, 3), "uint8")
+    file = io.BytesIO()
+    Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC).save(file, "JPEG")
+    return file.getvalue()
+
+
+def load(kind, body, addresses, name, users, seconds):
+    """Lets locust send a request for some time; returns its statistics."""
+    protocol = kind.partition("_")[0]
+    path = f"/v1/models/{name}:predict" if protocol == "rest" else RPC
+    with tempfile.NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(body)
+        command = [sys.executable, "-m", "locust", "-f", str(FOLDER / "locustfile.py")]
+        command += ["--headless", "--only-summary", "--skip-log", "--json"]
+        command += [f"--users={users}", f"--spawn-rate={users}", "--stop-timeout=60"]
+        command += [f"--run-time={seconds}s", f"--host=http://{addresses[protocol]}"]
+        finished = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            env={
+                **os.environ,
+                "LOAD_BODY": file.name,
+                "LOAD_PROTOCOL": protocol,
+                "LOAD_PATH": path,
+            },
+        )
+    try:
+        return json.loads(finished.stdout)[0]
+    except (ValueError, IndexError) as error:
+        raise ValueError(f"locust sent nothing: {finished.stderr}") from error
+
+
+def summarize(latencies, users, failures=0):
+    """Turns milliseconds of requests into a row's numbers.
+
+    Each user asks again as soon as it is answered, so what comes through follows from
+    the mean, and what was under way at both ends of the time doesn't count.
+    """
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+    rate = 1000 * users / np.mean(latencies)
+    return {"requests_s": rate, "p50": p50, "p95": p95, "p99": p99, "failed": failures}
+
+
+def summarize_locust(found, users):
+    """Turns locust's statistics into a row's numbers."""
+    counts = {float(ms): count for ms, count in found["response_times"].items()}
+    latencies = np.repeat(list(counts), list(counts.values()))
+    return summarize(latencies, users, found["num_failures"])
+
+
+def run_session(bundle, inputs, users, seconds):
+    """Calls the session of a SavedModel in threads, without a server."""
+    latencies = []
+    begin = time.monotonic()
+
+    def ask():
+        while time.monotonic() < begin + seconds:
+            before = time.monotonic()
+            bundle.run("features", inputs)
+            latencies.append(1000 * (time.monotonic() - before))
+
+    threads = [threading.Thread(target=ask) for _ in range(users)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return summarize(latencies, users)
+
+
+def measure(config, base_path, addresses):
+    """Measures and prints each row; returns them."""
+    bundle = Bundle(newest(base_path))
+    rows = []
+    print(
+        "| request | images | at once | images/s | of the session | p50 | p95 | p99 |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
+    for batch_size in map(int, config.batch_sizes.split(",")):
+        requests = Requests(bundle, config.model_name, batch_size)
+        for users in map(int, config.concurrency.split(",")):
+            alone = None
+            for kind in ("session", "grpc_bytes", "rest_bytes", "rest_pixels"):
+                if kind == "session":
+                    bundle.run("features", requests.arrays)
+                    row = run_session(bundle, requests.arrays, users, config.seconds)
+                    alone = row["requests_s"]
+                else:
+                    body = getattr(requests, kind)()
+                    arguments = (kind, body, addresses, config.model_name, users)
+                    load(*arguments, 2)  # warms up
+                    row = summarize_locust(load(*arguments, config.seconds), users)
+                row = {"kind": kind, "batch_size": batch_size, "users": users, **row}
+                rows.append(row)
+                print_row(row, alone)
+    bundle.close()
+    return rows
+
+
+def print_row(row, alone):
+    """Prints a row of the table."""
+    name = (
+        row["kind"].replace("_", ", ").replace("rest", "REST").replace("grpc", "gRPC")
+    )
+    name += f" ({row['failed']} failed)" if row["failed"] else ""
+    times = " | ".join(f"{row[key]:.0f} ms" for key in ("p50", "p95", "p99"))
+    print(
+        f"| {name} | {row['batch_size']} | {row['users']} | "
+        f"{row['requests_s'] * row['batch_size']:.1f} | "
+        f"{row['requests_s'] / alone:.0%} | {times} |",
+        flush=True,
+    )
+
+
+def memory_of(process):
+    """Returns the resident memory of a process in MiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
+
+
+def soak(config, base_path, addresses, process):
+    """Loads a server with a new version each minute; returns a row a minute."""
+    if process is None:
+        raise ValueError("--soak_minutes is for the embedded server")
+    bundle = Bundle(newest(base_path))
+    requests = Requests(bundle, config.model_name, 1)
+    bundle.close()
+    rows = []
+    print("| minute | version | requests | failed | p99 | memory of the server |")
+    print("|---|---|---|---|---|---|")
+    for minute in range(1, config.soak_minutes + 1):
+        kind = ("grpc_bytes", "rest_bytes")[minute % 2]
+        timer = threading.Timer(20, add_version, [base_path])
+        timer.start()
+        body = getattr(requests, kind)()
+        found = load(kind, body, addresses, config.model_name, SOAK_USERS, 60)
+        timer.join()
+        row = summarize_locust(found, SOAK_USERS)
+        row |= {"minute": minute, "requests": found["num_requests"]}
+        row |= {"memory": memory_of(process), "version": newest(base_path).name}
+        rows.append(row)
+        print(
+            f"| {minute} | {row['version']} | {row['requests']} | {row['failed']} | "
+            f"{row['p99']:.0f} ms | {row['memory']:.0f} MiB |",
+            flush=True,
+        )
+    return rows
+
+
+def add_version(base_path):
+    """Copies the newest version to the next number, and removes the one before."""
+    old = newest(base_path)
+    aside = base_path / "part-next"
+    shutil.copytree(old, aside)
+    aside.rename(base_path / str(int(old.name) + 1))
+    before = base_path / str(int(old.name) - 1)
+    shutil.rmtree(before, ignore_errors=True)
+
+
+def main(config):
+    """Measures what the flags ask for."""
+    if (config.endpoint is None) != (config.rest_endpoint is None):
+        raise ValueError("Give both --endpoint and --rest_endpoint, or neither")
+    with tempfile.TemporaryDirectory() as folder:
+        base_path = find_model(config, Path(folder))
+        with serve(config, base_path) as (rest, grpc, process):
+            addresses = {"rest": rest, "grpc": grpc}
+            if config.soak_minutes:
+                rows = soak(config, base_path, addresses, process)
+            else:
+                rows = measure(config, base_path, addresses)
+    if config.out:
+        Path(config.out).write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    flags.run_script(main, BenchmarkConfig, __doc__.splitlines()[0])

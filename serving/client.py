@@ -1,0 +1,173 @@
+"""Ask a served MAE for features, reconstructions and classes, by REST or gRPC.
+
+Run: python serving/client.py features cat.jpg --address=localhost:8501
+
+The work is done by the folder `mae_client` beside it, which says what it needs.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+
+import numpy as np
+from mae_client import Client, ServingError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        # one line: argparse would print the whole usage before it
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parse(argv):
+    """Reads the command line; a wrong one ends the process with exit code 2."""
+    every = _Parser(add_help=False)
+    every.add_argument("--grpc", action="store_true", help="gRPC instead of REST")
+    every.add_argument("--address", help="by default localhost:8501, gRPC's :8500")
+    every.add_argument("--model", default="mae", help="its name on the server")
+    which = every.add_mutually_exclusive_group()
+    which.add_argument("--version", type=int, help="by default the server chooses")
+    which.add_argument("--label", help="the server's name of a version")
+    every.add_argument("--timeout", type=float, default=60, help="seconds a request")
+    images = _Parser(add_help=False)
+    images.add_argument("images", nargs="+", help="paths of pictures")
+    parser = _Parser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("features", "classify"):
+        command = commands.add_parser(name, parents=[every, images])
+        command.add_argument("--out", help="file for the arrays, .npz")
+    command = commands.add_parser("reconstruct", parents=[every, images])
+    masking = command.add_mutually_exclusive_group()
+    masking.add_argument("--seed", type=int, help="of the first image's mask, 0")
+    masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = removed")
+    command.add_argument("--out", help="file for a picture, a row an image")
+    for name in ("status", "metadata"):
+        commands.add_parser(name, parents=[every])
+    return parser.parse_args(argv)
+
+
+def _features(client, options):
+    features = client.features(options.images).features
+    yield f"features: shape {features.shape}, float32"
+    for path, values in zip(options.images, features, strict=True):
+        first = " ".join(f"{value:.4f}" for value in values.ravel()[:4])
+        yield f"{path}: mean {values.mean():.4f}, std {values.std():.4f}, {first} ..."
+    yield from _save_arrays(options.out, features=features)
+
+
+def _classify(client, options):
+    answer = client.classify(options.images)
+    columns = (answer.probabilities, answer.class_ids, answer.labels)
+    for path, *rows in zip(options.images, *columns, strict=True):
+        yield path
+        for probability, class_id, label in zip(*rows, strict=True):
+            yield f"  {probability:.4f}  {class_id:5}  {label}"
+    yield from _save_arrays(options.out, **vars(answer))
+
+
+def _save_arrays(path, **arrays):
+    if path:
+        # an open file: np.savez would add .npz to another name
+        with open(path, "wb") as file:
+            np.savez(file, **arrays)
+        yield f"The arrays are in {path}"
+
+
+def _reconstruct(client, options):
+    mask = None if options.mask is None else _read_mask(options.mask)
+    answer = client.reconstruct(options.images, seed=options.seed, mask=mask)
+    for path, row, loss in zip(options.images, answer.mask, answer.loss, strict=True):
+        removed = f"{int(row.sum())} of {len(row)} patches removed"
+        yield f"{path}: loss {loss:.4f}, {removed}"
+    if options.out:
+        answer.save(options.out, options.images)
+        yield f"The picture is in {options.out}"
+
+
+def _read_mask(path):
+    try:
+        return np.load(path)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"--mask must be a .npy file. {path}: {error}") from error
+
+
+def _status(client, _):
+    for version, state, error in client.status():
+        yield f"version {version}: {state} {error}".rstrip()
+
+
+def _metadata(client, _):
+    for name, signature in client.metadata().items():
+        yield name
+        for way, infos in zip(("in", "out"), signature, strict=True):
+            for key, info in infos.items():
+                yield f"  {way:3}  {key}  {info.dtype} {_sizes(info.shape)}"
+
+
+def _sizes(shape):
+    if shape is None:
+        return "of any shape"
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
+
+
+_COMMANDS = {
+    "features": _features,
+    "classify": _classify,
+    "reconstruct": _reconstruct,
+    "status": _status,
+    "metadata": _metadata,
+}
+
+
+def main(argv=None):
+    """Runs a command of the command line.
+
+    Args:
+        argv: List of arguments; by default those of the process.
+
+    Raises:
+        SystemExit: With one line on standard error; code 2 where flags or files are
+            wrong, code 1 where the server refuses or does not answer. Without a line
+            and with code 141 where nobody reads what is printed any more.
+    """
+    options = _parse(argv)
+    names = ("address", "model", "version", "label", "grpc", "timeout")
+    try:
+        with _quiet_stderr() if options.grpc else contextlib.nullcontext():
+            client = Client(**{name: getattr(options, name) for name in names})
+        with client:
+            # all of them before the first is printed: files are written in any case
+            lines = list(_COMMANDS[options.command](client, options))
+        print(*lines, sep="\n", flush=True)
+    except BrokenPipeError:
+        # Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a shell reports SIGPIPE
+    except ServingError as error:
+        _fail(f"{error.code}: {error}", 1)
+    except (ValueError, OSError, ImportError) as error:
+        _fail(error, 2)
+
+
+@contextlib.contextmanager
+def _quiet_stderr():
+    """Silences file descriptor 2, where TensorFlow greets while it is imported."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _fail(error, code):
+    line = " ".join(str(error).split())
+    print(f"{sys.argv[0]}: error: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

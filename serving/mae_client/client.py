@@ -1,0 +1,263 @@
+"""The client: what it is asked for, in batches over either protocol."""
+
+import concurrent.futures
+import dataclasses
+
+import numpy as np
+
+from .images import encode
+from .inputs import read_rows, read_seeds, read_source
+from .rest import RestTransport
+from .results import (
+    Classification,
+    Features,
+    Reconstruction,
+    read_signatures,
+    read_statuses,
+)
+from .retries import call
+
+
+class Client:
+    """Asks a server that speaks TF Serving's protocol.
+
+    Long lists are cut into batches, which are sent at the same time; answers come back
+    in order. A request is sent again, after longer and longer pauses, where the server
+    can't be reached or is overloaded, and never where it refuses the request itself.
+
+    Args:
+        address: `"host:port"`; over REST also `"http://..."` or `"https://..."`, while
+            gRPC is spoken without TLS. By default `localhost` with TF Serving's port.
+        model: Name of the model on the server.
+        version: Int, the version to ask; by default the server chooses.
+        label: Name that the server gave to a version, instead of `version`.
+        grpc: Whether to speak gRPC instead of REST.
+        timeout: Seconds within which each request must be answered, retries included.
+        retries: Int, how often a request is sent again.
+        batch_size: Int, the most images in a request.
+        concurrency: Int, the most requests at the same time.
+
+    Raises:
+        ValueError: If an argument is wrong.
+        ImportError: If gRPC is asked for and `tensorflow-serving-api` is missing.
+
+    Example:
+
+    ```python
+    with Client("localhost:8501", model="mae") as client:
+        features = client.features(["cat.jpg", "dog.jpg"]).features  # (2, 1 + L, D)
+    ```
+    """
+
+    def __init__(
+        self,
+        address=None,
+        model="mae",
+        version=None,
+        label=None,
+        grpc=False,
+        timeout=60,
+        retries=5,
+        batch_size=8,
+        concurrency=4,
+    ):
+        if version is not None and label is not None:
+            raise ValueError(
+                f"Give either version or label. Received: {version} and {label!r}"
+            )
+        least = {"batch_size": batch_size, "concurrency": concurrency}
+        for name, value in least.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1. Received: {value}")
+        # written so that NaN fails as well
+        if not (timeout > 0 and retries >= 0):
+            raise ValueError(
+                "timeout must be positive and retries not negative. Received: "
+                f"timeout={timeout}, retries={retries}"
+            )
+        self._timeout = timeout
+        self._retries = retries
+        self._batch_size = batch_size
+        address = address or ("localhost:8500" if grpc else "localhost:8501")
+        transport = _grpc_transport() if grpc else RestTransport
+        self._transport = transport(address, model, version, label, concurrency)
+        self._executor = concurrent.futures.ThreadPoolExecutor(concurrency)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        """Closes the connections; the client can't be used any more."""
+        self._executor.shutdown(cancel_futures=True)
+        self._transport.close()
+
+    def features(self, images=None, *, pixels=None):
+        """Encodes images, nothing masked.
+
+        Args:
+            images: A path, encoded bytes, a PIL image, an array, or a list of these.
+                Arrays are `(H, W)`, `(H, W, C)` or `(B, H, W, C)`; integers in
+                [0, 255] or floats in [0, 1].
+            pixels: `(H, W, C)` or `(B, H, W, C)` float array, instead of images:
+                already resized and normalized as `MAEImageProcessor` does.
+
+        Returns:
+            `Features`. One image makes a batch of one, no image an empty batch.
+
+        Raises:
+            ValueError: If an argument can't be read as images.
+            OSError: If a file can't be read.
+            ServingError: If the server refuses, or does not answer.
+
+        Example:
+
+        ```python
+        with Client("localhost:8500", grpc=True) as client:
+            features = client.features("cat.jpg").features  # (1, 1 + L, D)
+        ```
+        """
+        return self._predict(Features, "features", *read_source(images, pixels))
+
+    def reconstruct(
+        self, images=None, seed=None, mask=None, noise=None, *, pixels=None
+    ):
+        """Removes patches and paints them again.
+
+        At most one of `seed`, `mask` and `noise` is given; without them the seed is 0.
+        The answer for an image doesn't depend on how the list is cut into batches.
+
+        Args:
+            images: As `features` takes them.
+            seed: Int, or a sequence with an int for each image. An int gives image `i`
+                of the list the seed `seed + i`, so that masks differ.
+            mask: `(B, L)` array, 1 = removed, 0 = visible, or `(L,)` for all images.
+            noise: `(B, L)` array, or `(L,)` for all images: the patches with the
+                largest values are removed, as many as the model's share.
+            pixels: Instead of images, as `features` takes them.
+
+        Returns:
+            `Reconstruction`.
+
+        Raises:
+            ValueError: If an argument can't be read, or has rows for another number
+                of images.
+            OSError: If a file can't be read.
+            ServingError: If the server refuses, or does not answer.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501") as client:
+            answer = client.reconstruct(["cat.jpg", "dog.jpg"], seed=7)
+            answer.save("picture.png", ["cat.jpg", "dog.jpg"])
+        ```
+        """
+        given = {"seed": seed, "mask": mask, "noise": noise}
+        given = {name: value for name, value in given.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"Give only one of {' and '.join(given)}")
+        ((name, value),) = (given or {"seed": 0}).items()
+        signature = "reconstruct" if name == "seed" else f"reconstruct_with_{name}"
+        items, kind = read_source(images, pixels)
+        if name == "seed":
+            rows = read_seeds(value, len(items))
+        else:
+            rows = read_rows(name, value, len(items))
+        return self._predict(Reconstruction, signature, items, kind, {name: rows})
+
+    def classify(self, images=None, *, pixels=None):
+        """Names the likeliest classes of images; for a served classifier.
+
+        Args:
+            images: As `features` takes them.
+            pixels: Instead of images, as `features` takes them.
+
+        Returns:
+            `Classification`.
+
+        Raises:
+            ValueError: If an argument can't be read as images.
+            OSError: If a file can't be read.
+            ServingError: If the server refuses, or does not answer.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501", model="classifier") as client:
+            label = client.classify("cat.jpg").labels[0, 0]
+        ```
+        """
+        return self._predict(Classification, "classify", *read_source(images, pixels))
+
+    def status(self):
+        """Lists the versions of the model that the server knows.
+
+        Returns:
+            List of `VersionStatus`; of one where the client asks for one.
+
+        Raises:
+            ServingError: If the server knows no such model, or does not answer.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501") as client:
+            ready = any(each.state == "AVAILABLE" for each in client.status())
+        ```
+        """
+        return read_statuses(self._call(self._transport.status))
+
+    def metadata(self):
+        """Describes the signatures of the model.
+
+        Returns:
+            Dict from the signature's name to its `Signature`.
+
+        Raises:
+            ServingError: If the server knows no such model, or does not answer.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501") as client:
+            shape = client.metadata()["features"].outputs["features"].shape
+        ```
+        """
+        return read_signatures(self._call(self._transport.metadata))
+
+    def _predict(self, result_class, signature, items, kind, extras=None):
+        """Sends batches at the same time and joins their answers in order."""
+        names = [field.name for field in dataclasses.fields(result_class)]
+        if kind == "pixels":
+            signature += "_from_pixels"
+
+        def ask(start):
+            rows = slice(start, start + self._batch_size)
+            batch = items[rows]
+            if kind == "image_bytes":
+                # encoded here, so that only the batches in hand take memory
+                batch = np.array([encode(image) for image in batch], dtype=object)
+            inputs = {name: value[rows] for name, value in (extras or {}).items()}
+            inputs[kind] = batch
+            return self._call(self._transport.predict, signature, inputs, names)
+
+        # no image is a batch too: the server knows the sizes of its answer
+        starts = range(0, max(len(items), 1), self._batch_size)
+        answers = list(self._executor.map(ask, starts))
+        return result_class(
+            **{name: np.concatenate([a[name] for a in answers]) for name in names}
+        )
+
+    def _call(self, method, *arguments):
+        return call(method, *arguments, timeout=self._timeout, retries=self._retries)
+
+
+def _grpc_transport():
+    try:
+        from .rpc import GrpcTransport
+    except ImportError as error:
+        raise ImportError(f"gRPC needs tensorflow-serving-api: {error}") from error
+    return GrpcTransport

@@ -1,0 +1,53 @@
+"""What a request holds: one row for each image."""
+
+import numpy as np
+
+from .images import as_list
+
+
+def read_source(images, pixels):
+    """Returns what to send, one item an image, and the name of its input."""
+    if (images is None) == (pixels is None):
+        raise ValueError("Give either images or pixels")
+    if pixels is None:
+        return as_list(images), "image_bytes"
+    pixels = np.asarray(pixels, "float32")
+    if pixels.ndim not in (3, 4):
+        raise ValueError(
+            "pixels must be (height, width, channels) or (batch, height, width, "
+            f"channels). Received: shape {pixels.shape}"
+        )
+    return pixels[None] if pixels.ndim == 3 else pixels, "pixels"
+
+
+def read_seeds(seed, count):
+    """Returns an int64 seed for each image; an int counts on from the first."""
+    seeds = np.asarray(seed)
+    if seeds.size and not np.can_cast(seeds.dtype, np.int64):
+        raise ValueError(f"seed must be an int or a sequence of ints. Received: {seed}")
+    if seeds.ndim == 0:
+        seeds = seeds + np.arange(count)
+    if seeds.shape != (count,):
+        raise ValueError(
+            f"seed must be an int, or one int for each of {count} images. Received: "
+            f"shape {seeds.shape}"
+        )
+    return seeds.astype("int64")
+
+
+def read_rows(name, value, count):
+    """Returns a float32 row for each image."""
+    rows = np.asarray(value)
+    if rows.dtype.kind not in "biuf" or rows.ndim not in (1, 2):
+        raise ValueError(
+            f"{name} must be a (B, L) or (L,) array of numbers. Received: shape "
+            f"{rows.shape}, dtype {rows.dtype}"
+        )
+    if rows.ndim == 1:
+        rows = np.broadcast_to(rows, (count, len(rows)))
+    if len(rows) != count:
+        raise ValueError(
+            f"{name} must have a row for each of {count} images. Received: "
+            f"{len(rows)} rows"
+        )
+    return rows.astype("float32")

@@ -1,0 +1,73 @@
+"""Reconstructions as a picture, a row an image."""
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from .images import as_list, to_picture
+
+_TITLES = ("original", "masked", "reconstruction", "pasted")
+_PANEL_WIDTH = 160  # pixels at least: smaller images are enlarged by a whole factor
+_GAP = 4
+_TITLE_HEIGHT = 20
+
+
+def draw(images, reconstruction, mask):
+    """Returns a PIL image of what `Reconstruction.save` describes.
+
+    `reconstruction` is `(B, H, W, C)` in grey levels, `mask` `(B, L)`.
+    """
+    count, height, width, channels = reconstruction.shape
+    images = as_list(images)
+    if len(images) != count or not count or channels not in (1, 3):
+        raise ValueError(
+            "A picture needs an image for each answer, of one or three channels. "
+            f"Received: {len(images)} images for answers of the shape "
+            f"{reconstruction.shape}"
+        )
+    mode = "L" if channels == 1 else "RGB"
+    bilinear = Image.Resampling.BILINEAR
+    originals = [
+        to_picture(image).convert(mode).resize((width, height), bilinear)
+        for image in images
+    ]
+    originals = np.stack(originals).reshape(reconstruction.shape)
+    painted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
+    removed = _spread(mask, height, width)
+    masked = np.where(removed, np.uint8(127), originals)
+    pasted = np.where(removed, painted, originals)
+    return _lay_out([originals, masked, painted, pasted])
+
+
+def _spread(mask, height, width):
+    """Turns a mask of patches into a mask of pixels."""
+    count, length = mask.shape
+    side = round((height * width / max(length, 1)) ** 0.5)
+    rows, columns = height // max(side, 1), width // max(side, 1)
+    if (rows * side, columns * side, rows * columns) != (height, width, length):
+        raise ValueError(
+            f"An image of {height}x{width} pixels can't be cut into {length} square "
+            "patches"
+        )
+    removed = mask.reshape(count, rows, columns, 1) == 1
+    return removed.repeat(side, axis=1).repeat(side, axis=2)  # (B, H, W, 1)
+
+
+def _lay_out(panels):
+    """Lays out batches of uint8 images as the columns of one picture."""
+    count, height, width, channels = panels[0].shape
+    factor = -(-_PANEL_WIDTH // width)
+    height, width = height * factor, width * factor
+    size = (
+        len(panels) * (width + _GAP) - _GAP,
+        _TITLE_HEIGHT + count * (height + _GAP) - _GAP,
+    )
+    picture = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    for column, (panel, title) in enumerate(zip(panels, _TITLES, strict=True)):
+        left = column * (width + _GAP)
+        draw.text((left, 2), title, fill="black", font=font)
+        for row, image in enumerate(panel):
+            tile = Image.fromarray(image[..., 0] if channels == 1 else image)
+            tile = tile.resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(tile, (left, _TITLE_HEIGHT + row * (height + _GAP)))
+    return picture

@@ -1,0 +1,152 @@
+"""TF Serving's REST protocol, in column format."""
+
+import base64
+import json
+import time
+import urllib.parse
+
+import numpy as np
+import urllib3
+
+from .errors import ServingError, check_names, overdue, strange, unavailable
+from .results import read_signatures
+
+# TF Serving's own table, read backwards; 413 and 502 are its proxies'
+_CODES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    413: "RESOURCE_EXHAUSTED",
+    429: "RESOURCE_EXHAUSTED",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+# JSON tells neither the width of a number nor what an empty list would hold; the other
+# outputs are float32
+_DTYPES = {"class_ids": "int64", "labels": "str"}
+
+
+class RestTransport:
+    """Asks by HTTP; each method raises `ServingError`."""
+
+    def __init__(self, address, model, version, label, concurrency):
+        address = address if "://" in address else f"http://{address}"
+        parts = urllib3.util.parse_url(address)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise ValueError(
+                "address must be host:port, http://host:port or https://host:port. "
+                f"Received: {address}"
+            )
+        self._address = address.rstrip("/")
+        self._path = f"/v1/models/{urllib.parse.quote(model, safe='')}"
+        if version is not None:
+            self._path += f"/versions/{version}"
+        if label is not None:
+            self._path += f"/labels/{urllib.parse.quote(label, safe='')}"
+        self._pool = urllib3.PoolManager(maxsize=concurrency)
+
+    def close(self):
+        self._pool.clear()
+
+    def predict(self, signature, inputs, names, deadline):
+        """Returns a dict from each of `names` to an array."""
+        if not len(next(iter(inputs.values()))):
+            # JSON can't say the sizes behind an empty axis
+            return self._empty(signature, names, deadline)
+        columns = {name: _to_json(value) for name, value in inputs.items()}
+        body = {"signature_name": signature, "inputs": columns}
+        outputs = self._request("POST", ":predict", deadline, body, "outputs")
+        if not isinstance(outputs, dict):
+            # a single output comes without its name
+            outputs = {names[0]: outputs}
+        check_names(self._address, outputs, names)
+        return {name: np.array(outputs[name], _dtype(name)) for name in names}
+
+    def status(self, deadline):
+        return self._request("GET", "", deadline, key="model_version_status")
+
+    def metadata(self, deadline):
+        answer = self._request("GET", "/metadata", deadline, key="metadata")
+        return answer["signature_def"]["signature_def"]
+
+    def _empty(self, signature, names, deadline):
+        """Makes the arrays that a server would answer to no image."""
+        known = read_signatures(self.metadata(deadline))
+        if signature not in known:
+            raise ServingError(
+                f'Serving signature name: "{signature}" not found in signature def',
+                "INVALID_ARGUMENT",
+            )
+        outputs = known[signature].outputs
+        check_names(self._address, outputs, names)
+        sizes = {name: (outputs[name].shape or ())[1:] for name in names}
+        return {
+            name: np.zeros((0, *(size or 0 for size in sizes[name])), _dtype(name))
+            for name in names
+        }
+
+    def _request(self, method, suffix, deadline, body=None, key=None):
+        """Sends a request and returns what its answer holds under `key`."""
+        response, data = self._send(method, suffix, deadline, body)
+        try:
+            answer = json.loads(data)
+            if response.status == 200:
+                return answer[key]
+            message = answer["error"]
+        except (ValueError, KeyError, TypeError) as error:
+            message = f"HTTP {response.status} {response.reason}"
+            if response.status == 200:
+                raise strange(self._address, f"no {key} in its JSON") from error
+        raise self._failure(response.status, message)
+
+    def _send(self, method, suffix, deadline, body):
+        """Returns a response and its bytes, whatever its status."""
+        try:
+            response = self._pool.request(
+                method,
+                f"{self._address}{self._path}{suffix}",
+                body=None if body is None else json.dumps(body),
+                headers={"Content-Type": "application/json"},
+                timeout=urllib3.Timeout(total=max(deadline - time.monotonic(), 1e-3)),
+                retries=False,
+                preload_content=False,
+            )
+            data = bytearray()
+            # as it comes, so that a trickle can't outlast the deadline; silence in the
+            # middle ends by the socket's own timeout, which began with the answer
+            while piece := response.read1(2**20):
+                data += piece
+                if time.monotonic() > deadline:
+                    response.close()
+                    raise overdue(self._address)
+        except urllib3.exceptions.HTTPError as error:
+            # a refused connection counts as a timeout in urllib3
+            refused = isinstance(error, urllib3.exceptions.NewConnectionError)
+            if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
+                raise overdue(self._address) from error
+            raise unavailable(self._address, error) from error
+        response.release_conn()
+        return response, data
+
+    def _failure(self, status, message):
+        code = _CODES.get(status, "UNKNOWN")
+        if code == "UNAVAILABLE":
+            return unavailable(self._address, message)
+        return ServingError(message, code)
+
+
+def _dtype(name):
+    return _DTYPES.get(name, "float32")
+
+
+def _to_json(array):
+    """Turns an array into nested lists, bytes into base64."""
+    if array.dtype != object:
+        return array.tolist()
+    return [{"b64": base64.b64encode(item).decode()} for item in array]

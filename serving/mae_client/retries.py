@@ -1,0 +1,30 @@
+"""Asking again: longer and longer pauses, and one deadline over all attempts."""
+
+import itertools
+import random
+import time
+
+from .errors import ServingError
+
+FIRST_PAUSE = 0.2  # seconds before the first retry; each later one waits twice as long
+LONGEST_PAUSE = 5.0
+
+
+def call(method, *arguments, timeout, retries):
+    """Calls `method(*arguments, deadline)` until it answers, fails for good or is late.
+
+    One loop for both protocols: gRPC's retryPolicy ends at 5 attempts and resends no
+    more than 256 kB, and urllib3's Timeout begins anew with each attempt.
+    """
+    deadline = time.monotonic() + timeout
+    for attempt in itertools.count():
+        pause = min(FIRST_PAUSE * 2 ** min(attempt, 16), LONGEST_PAUSE)
+        # jitter: clients that failed together must not come back together
+        pause *= random.uniform(0.5, 1.5)
+        try:
+            return method(*arguments, deadline)
+        except ServingError as error:
+            late = time.monotonic() + pause > deadline
+            if error.code != "UNAVAILABLE" or attempt == retries or late:
+                raise
+        time.sleep(pause)

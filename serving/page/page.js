@@ -1,0 +1,295 @@
+// The demo page: draws masks and asks a model for the rest, by TF Serving's REST API.
+// It is served beside that API; ?model=NAME picks the model ("mae" without it).
+
+const READ_BY_THE_SERVER = /^image\/(jpeg|png|webp|bmp)$/;
+
+const name = new URLSearchParams(location.search).get("model") || "mae";
+const address = `v1/models/${encodeURIComponent(name)}`;
+const element = (id) => document.getElementById(id);
+
+let model; // its sizes, see describe
+let picture; // base64: what is sent; seen: a canvas of the model's size
+let loads = 0; // pictures taken so far: of two, the later one stays
+let order = []; // the patches, in the order in which the slider removes them
+let mask = []; // a number a patch: 1 = removed, 0 = visible
+let cursor = null; // the patch that the keyboard points at
+let [busy, wanted] = [false, false]; // a request is under way; it is out of date
+
+const removedPatches = () => mask.filter(Boolean).length;
+
+function say(text, isError = false) {
+  element("status").textContent = text;
+  element("status").classList.toggle("error", isError);
+}
+
+async function call(path, body) {
+  const options = body && { method: "POST", body: JSON.stringify(body) };
+  const response = await fetch(address + path, options).catch(() => {
+    throw new Error("The server does not answer.");
+  });
+  const answer = await response.json().catch(() => ({ error: "no JSON came back" }));
+  if (!response.ok || answer.error) {
+    throw new Error(`The server says (${response.status}): ${answer.error}`);
+  }
+  return answer;
+}
+
+function describe(metadata) {
+  const signatures = metadata.metadata.signature_def.signature_def;
+  const signature = signatures.reconstruct_with_mask;
+  if (!signature) {
+    throw new Error(`"${name}" has no signature reconstruct_with_mask, as an MAE has.`);
+  }
+  const sizes = (tensor) => tensor.tensor_shape.dim.map((dim) => Number(dim.size));
+  const [, height, width, channels] = sizes(signature.outputs.reconstruction);
+  const [, patches] = sizes(signature.inputs.mask);
+  const side = Math.sqrt((height * width) / patches); // a patch is a square
+  const [rows, columns] = [height / side, width / side];
+  return { height, width, channels, patches, side, rows, columns };
+}
+
+function makeCanvas(width, height, source) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.imageSmoothingQuality = "high";
+  if (source) context.drawImage(source, 0, 0, width, height);
+  return canvas;
+}
+
+function toPng(source) {
+  const scale = Math.min(1, 1024 / Math.max(source.width, source.height));
+  const sizes = [source.width, source.height].map((size) => Math.ceil(size * scale));
+  return new Promise((done) => makeCanvas(...sizes, source).toBlob(done, "image/png"));
+}
+
+async function toBase64(blob) {
+  const reader = new FileReader();
+  const read = new Promise((done) => (reader.onloadend = done));
+  reader.readAsDataURL(blob);
+  await read;
+  return reader.result.split(",")[1];
+}
+
+// Whether EXIF's orientation turns a picture: the server would take it as it lies.
+async function isTurned(blob) {
+  const head = await blob.slice(0, 65536).arrayBuffer();
+  const tag = // in either order of bytes; 1 would be upright
+    /\x01\x12\0\x03\0{3}\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0{3}[\x02-\x08]\0/;
+  return tag.test(new TextDecoder("latin1").decode(head));
+}
+
+async function usePicture(blob) {
+  const turn = ++loads;
+  try {
+    const bitmap = await createImageBitmap(blob);
+    const known = READ_BY_THE_SERVER.test(blob.type);
+    const asIs = known && !(await isTurned(blob));
+    const base64 = await toBase64(asIs ? blob : await toPng(bitmap));
+    if (turn !== loads) return;
+    picture = { base64, seen: makeCanvas(model.width, model.height, bitmap) };
+  } catch {
+    if (turn === loads) say("The browser can't read this file as a picture.", true);
+    return;
+  }
+  if (model.channels === 1) turnGrey(picture.seen);
+  drawMasked();
+  refresh();
+}
+
+function turnGrey(canvas) {
+  const context = canvas.getContext("2d");
+  const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
+  for (let i = 0; i < pixels.data.length; i += 4) {
+    const [red, green, blue] = pixels.data.subarray(i, i + 3);
+    pixels.data.fill(0.299 * red + 0.587 * green + 0.114 * blue, i, i + 3);
+  }
+  context.putImageData(pixels, 0, 0);
+}
+
+// A picture to start with: a gradient, curves, straight edges and a repeated thing.
+function drawSample() {
+  const canvas = makeCanvas(448, 448);
+  const context = canvas.getContext("2d");
+  const fill = (colour, points) => {
+    context.fillStyle = colour;
+    context.beginPath();
+    points.forEach((point) => context.lineTo(...point));
+    context.fill();
+  };
+  const box = (x, y, w, h) => [[x, y], [x + w, y], [x + w, y + h], [x, y + h]];
+  const oval = (x, y, w, h) =>
+    [...Array(90).keys()].map((i) => [x + w * Math.cos(i / 14), y + h * Math.sin(i / 14)]);
+  for (let y = 0; y < 448; y++) fill(`hsl(210 60% ${45 + y / 9}%)`, box(0, y, 448, 1));
+  fill("#fff3c4", oval(340, 100, 42, 42));
+  fill("#6d7fa3", oval(120, 350, 230, 150));
+  fill("#4f7d4a", oval(330, 430, 330, 170));
+  fill("#e9dcc9", box(190, 230, 130, 120));
+  fill("#a8402f", [[175, 232], [255, 165], [335, 232]]);
+  for (const x of [210, 272]) fill("#35506e", box(x, 255, 28, 32));
+  for (let x = -6; x < 448; x += 36) fill("#f3efe6", box(x, 380, 12, 50));
+  return toPng(canvas);
+}
+
+function newMask() {
+  const draws = Array.from({ length: model.patches }, Math.random);
+  order = [...draws.keys()].sort((one, other) => draws[one] - draws[other]);
+  maskByRatio();
+}
+
+function maskByRatio() {
+  const count = Math.round(element("ratio").value * model.patches);
+  mask = Array(model.patches).fill(0);
+  for (const patch of order.slice(0, count)) mask[patch] = 1;
+  maskChanged();
+}
+
+function paint(patch, value) {
+  if (mask[patch] === value) return;
+  mask[patch] = value;
+  element("ratio").value = removedPatches() / model.patches;
+  maskChanged();
+}
+
+function maskChanged() {
+  element("removed").value = `${removedPatches()} of ${model.patches} patches`;
+  drawMasked();
+  refresh();
+}
+
+function drawMasked() {
+  if (!picture) return;
+  const scale = Math.max(1, Math.round(448 / model.width));
+  const canvas = element("masked");
+  Object.assign(canvas, { width: model.width * scale, height: model.height * scale });
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(picture.seen, 0, 0, canvas.width, canvas.height);
+  const side = model.side * scale;
+  mask.forEach((removed, patch) => {
+    const x = (patch % model.columns) * side;
+    const y = Math.floor(patch / model.columns) * side;
+    context.fillStyle = "#808080";
+    if (removed) context.fillRect(x, y, side, side);
+    context.strokeStyle = "#ffffff50";
+    context.lineWidth = 1;
+    context.strokeRect(x + 0.5, y + 0.5, side, side);
+    if (patch !== cursor) return;
+    context.strokeStyle = "#ff9800";
+    context.lineWidth = 4;
+    context.strokeRect(x + 2, y + 2, side - 4, side - 4);
+  });
+}
+
+// One request at a time; what changed meanwhile is asked for when it is back.
+async function refresh() {
+  wanted = true;
+  if (busy || !picture) return;
+  busy = true;
+  while (wanted) {
+    wanted = false;
+    await ask();
+  }
+  busy = false;
+}
+
+async function ask() {
+  element("pictures").classList.add("stale");
+  if (mask.every((value) => value === mask[0])) {
+    return say("Remove at least one patch, and leave at least one.", true);
+  }
+  say("Waiting for the model…");
+  const { base64, seen } = picture; // another one may come while this one is away
+  const instances = [{ image_bytes: { b64: base64 }, mask }];
+  const body = { signature_name: "reconstruct_with_mask", instances };
+  try {
+    const answer = (await call(":predict", body)).predictions[0];
+    if (wanted) return; // another picture or mask by now
+    show(answer, seen);
+    element("pictures").classList.remove("stale");
+  } catch (error) {
+    if (!wanted) say(error.message, true);
+  }
+}
+
+function show(answer, seen) {
+  const { width, height, side, columns } = model;
+  const painted = new ImageData(width, height);
+  const pasted = seen.getContext("2d").getImageData(0, 0, width, height);
+  for (let y = 0; y < height; y++) {
+    for (let x = 0; x < width; x++) {
+      const levels = answer.reconstruction[y][x]; // one of them, or three
+      const pixel = [levels[0], levels.at(-2) ?? levels[0], levels.at(-1), 255];
+      const patch = Math.floor(y / side) * columns + Math.floor(x / side);
+      painted.data.set(pixel, 4 * (y * width + x));
+      if (answer.mask[patch]) pasted.data.set(pixel, 4 * (y * width + x));
+    }
+  }
+  for (const [id, pixels] of Object.entries({ reconstruction: painted, pasted })) {
+    Object.assign(element(id), { width, height });
+    element(id).classList.toggle("small", width < 100);
+    element(id).getContext("2d").putImageData(pixels, 0, 0);
+  }
+  say(`Loss on the removed patches: ${answer.loss.toPrecision(3)}`);
+}
+
+function listenToPictures() {
+  const useSample = async () => usePicture(await drawSample());
+  const use = (files) => files.length && usePicture(files[0]);
+  element("file").addEventListener("change", (event) => use(event.target.files));
+  element("sample").addEventListener("click", useSample);
+  const drag = (event) => {
+    event.preventDefault();
+    element("drop").classList.toggle("over", event.type === "dragover");
+    if (event.type === "drop") use(event.dataTransfer.files);
+  };
+  for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, drag);
+  useSample();
+}
+
+function listenToMasks() {
+  const canvas = element("masked");
+  let value = null; // what the stroke paints
+  const stroke = (event) => {
+    const box = canvas.getBoundingClientRect();
+    const at = (share, count) =>
+      Math.min(Math.max(Math.floor(share * count), 0), count - 1);
+    const column = at((event.clientX - box.left) / box.width, model.columns);
+    const row = at((event.clientY - box.top) / box.height, model.rows);
+    const patch = row * model.columns + column;
+    value ??= 1 - mask[patch];
+    paint(patch, value);
+  };
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    canvas.setPointerCapture(event.pointerId); // a stroke may leave the canvas
+    [value, cursor] = [null, null];
+    stroke(event);
+  });
+  canvas.addEventListener("pointermove", (event) => value !== null && stroke(event));
+  canvas.addEventListener("lostpointercapture", () => (value = null));
+  canvas.addEventListener("keydown", moveOrFlip);
+  element("ratio").addEventListener("input", maskByRatio);
+  element("another").addEventListener("click", newMask);
+}
+
+function moveOrFlip(event) {
+  const { columns, patches } = model;
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  if (!(event.key in steps) && event.key !== " ") return;
+  event.preventDefault();
+  if (event.key === " " && cursor !== null) return paint(cursor, 1 - mask[cursor]);
+  const next = cursor === null ? 0 : cursor + (steps[event.key] ?? 0);
+  if (next >= 0 && next < patches) cursor = next;
+  const place = `row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}`;
+  say(`Patch in ${place}: ${mask[cursor] ? "removed" : "visible"}`);
+  drawMasked();
+}
+
+element("name").textContent = name;
+const failed = (error) => say(error.message, true);
+model = await call("/metadata").then(describe).catch(failed);
+if (model) {
+  listenToMasks();
+  newMask();
+  listenToPictures();
+}

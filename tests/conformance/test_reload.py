@@ -1,0 +1,162 @@
+"""Versions that come and go while requests are answered, and new configurations.
+
+These write into the folder of the server's models, so another server than the embedded
+one needs `--models`.
+"""
+
+import shutil
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+from google.protobuf import text_format
+from tensorflow_serving.apis import model_management_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+X = {"x": np.ones((1, 2), "float32")}
+
+
+@pytest.fixture(scope="module")
+def folder(server):
+    if server.folder is None:
+        pytest.skip("--models names no folder that both see")
+    return server.folder
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing changed"
+        time.sleep(0.05)
+
+
+def put(source, target):
+    """Copies a version aside and renames it into place, as an export does."""
+    aside = target.with_name(f"part-{target.name}")
+    shutil.copytree(source, aside)
+    aside.rename(target)
+
+
+def newest(path):
+    return max(int(folder.name) for folder in path.iterdir() if folder.name.isdigit())
+
+
+def test_a_new_version_takes_over_without_a_failed_request(caller, folder):
+    path = folder / "moving"
+    old = newest(path)
+    stop, seen, errors = threading.Event(), set(), []
+
+    def ask():
+        while not stop.is_set():
+            try:
+                seen.add(caller.predict("moving", X)[1].model_spec.version.value)
+            except grpc.RpcError as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: old in seen)
+        put(path / str(old), path / str(old + 1))
+        wait_for(lambda: old + 1 in seen)
+        wait_for(lambda: caller.status("moving").get(old) in ("END", None))
+        time.sleep(0.3)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not errors and seen == {old, old + 1}
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.predict("moving", X, version=old)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_a_version_that_does_not_load_leaves_the_old_one(caller, folder):
+    path = folder / "moving"
+    old = newest(path)
+    broken = path / str(old + 1)
+    put(path / str(old), broken.with_name("part-broken"))
+    (broken.with_name("part-broken") / "saved_model.pb").write_bytes(b"broken")
+    broken.with_name("part-broken").rename(broken)
+    try:
+        wait_for(lambda: caller.status("moving").get(old + 1) == "END")
+        assert caller.predict("moving", X)[1].model_spec.version.value == old
+        status, answer = caller.get(f"moving/versions/{old + 1}")
+        assert status == 200
+        (row,) = answer["model_version_status"]
+        assert row["state"] == "END" and row["status"]["error_message"]
+        assert row["status"]["error_code"] != "OK"
+    finally:
+        shutil.rmtree(broken)
+
+
+def test_what_is_no_version_is_ignored(caller, folder):
+    path = folder / "moving"
+    before = caller.predict("moving", X)[1].model_spec.version.value
+    for name in ("part-99", "latest", "v7"):
+        (path / name).mkdir(exist_ok=True)
+    (path / "README").write_text("no version")
+    time.sleep(1.5)
+    assert caller.predict("moving", X)[1].model_spec.version.value == before
+
+
+def test_an_emptied_folder_keeps_what_is_served(caller, folder):
+    path = folder / "moving"
+    aside = path.with_name("moving-aside")
+    path.rename(aside)
+    try:
+        time.sleep(1.5)
+        assert caller.predict("moving", X)[0]["doubled"].tolist() == [[2, 2]]
+    finally:
+        aside.rename(path)
+
+
+def reload(caller, text):
+    config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    request = model_management_pb2.ReloadConfigRequest(config=config)
+    return caller.models.HandleReloadConfigRequest(request, timeout=60)
+
+
+@pytest.fixture
+def configuration(caller, folder):
+    text = (folder / "models.config").read_text()
+    yield text
+    assert reload(caller, text).status.error_code == 0
+
+
+def test_labels_move_and_models_come_and_go(caller, folder, configuration):
+    moved = configuration.replace('"stable" value: 1', '"stable" value: 2')
+    extra = f'config {{ name: "again" base_path: "{folder}/echo" }}\n}}'
+    response = reload(caller, moved.rstrip().removesuffix("}") + extra)
+    assert response.status.error_code == 0
+    _, answer = caller.predict(
+        "mae", {"image_bytes": np.zeros(0, "S1")}, label="stable"
+    )
+    assert answer.model_spec.version.value == 2
+    assert caller.predict("again", X)[0]["row_sum"].tolist() == [2]
+    reload(caller, configuration)
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.predict("again", X)
+    assert caught.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "change, code",
+    [
+        (lambda text: text.replace('"stable" value: 1', '"stable" value: 9'), 9),
+        (lambda text: text.replace('"moving" base', '"echo" base'), 3),
+        (lambda text: "custom_model_config {}", 3),
+    ],
+    ids=["label of no version", "listed twice", "custom"],
+)
+def test_a_configuration_that_can_not_be_served_is_refused(
+    caller, configuration, change, code
+):
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(caller, change(configuration))
+    assert caught.value.code().value[0] == code
+    assert caller.predict("echo", X)[0]["row_sum"].tolist() == [2]
+    assert caller.status("mae") == {1: "AVAILABLE", 2: "AVAILABLE"}

@@ -1,0 +1,178 @@
+"""serving/mae_client: what is asked and answered, alike over both protocols."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests import stand_ins
+from tests.stand_ins import PACKAGE, RestStub, connect, grey, level, mae_client
+
+ServingError = mae_client.ServingError
+stub, stub_class = stand_ins.stub, stand_ins.stub_class
+
+
+def test_features_of_one_image_and_of_none(stub):
+    with connect(stub) as asked:
+        features = asked.features(grey(3)).features
+        assert features.shape == (1, 5, 2) and features.dtype == np.float32
+        np.testing.assert_array_equal(features, np.full((1, 5, 2), 3))
+        nothing = asked.features([]).features
+        assert nothing.shape == (0, 5, 2) and nothing.dtype == np.float32
+
+
+def test_no_image_gives_every_output_its_rank(stub):
+    with connect(stub) as asked:
+        answer = asked.reconstruct([])
+    assert answer.reconstruction.shape == (0, 8, 8, 3)
+    assert answer.mask.shape == (0, 4) and answer.loss.shape == (0,)
+
+
+def test_long_lists_come_back_in_order(stub):
+    # the first batches take the longest
+    stub.brain.hold = lambda inputs: (20 - level(inputs["image_bytes"][0])) * 0.02
+    images = [grey(value) for value in range(20)]
+    with connect(stub, batch_size=3, concurrency=4) as asked:
+        features = asked.features(images).features
+    np.testing.assert_array_equal(features[:, 0, 0], np.arange(20))
+    sizes = sorted(len(call[1]["image_bytes"]) for call in stub.brain.calls)
+    assert sizes == [2, 3, 3, 3, 3, 3, 3]
+    assert stub.brain.most_busy == 4
+
+
+def test_seeds_count_on_over_batches(stub):
+    images = [grey(value) for value in range(5)]
+    with connect(stub, batch_size=2) as asked:
+        assert asked.reconstruct(images).loss.tolist() == [0, 1, 2, 3, 4]
+        assert asked.reconstruct(images, seed=7).loss.tolist() == [7, 8, 9, 10, 11]
+        answer = asked.reconstruct(images, seed=[5, 4, 3, 2, 1])
+        assert answer.loss.tolist() == [5, 4, 3, 2, 1]
+        assert answer.loss.dtype == answer.mask.dtype == np.float32
+    signature, inputs, _ = stub.brain.calls[0]
+    assert signature == "reconstruct" and inputs["seed"].dtype == np.int64
+
+
+def test_masks_and_noise_are_cut_with_their_images(stub):
+    images = [grey(value) for value in range(3)]
+    mask = np.float32([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
+    with connect(stub, batch_size=2, concurrency=1) as asked:
+        answer = asked.reconstruct(images, mask=mask)
+        np.testing.assert_array_equal(answer.mask, mask)
+        assert np.isnan(answer.loss).all()  # JSON's bare NaN
+        answer = asked.reconstruct(images, mask=[1, 0, 1, 0])
+        np.testing.assert_array_equal(answer.mask, [[1, 0, 1, 0]] * 3)
+        asked.reconstruct(images, noise=mask / 8)
+    signature, inputs, _ = stub.brain.calls[-1]
+    assert signature == "reconstruct_with_noise"
+    np.testing.assert_array_equal(inputs["noise"], mask[2:] / 8)
+
+
+def test_pixels_go_to_their_own_signatures(stub):
+    pixels = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
+    with connect(stub) as asked:
+        features = asked.features(pixels=pixels).features
+        np.testing.assert_allclose(features[:, 0, 0], pixels.mean((1, 2, 3)), 1e-5)
+        assert asked.features(pixels=pixels[0]).features.shape == (1, 5, 2)
+        asked.reconstruct(pixels=pixels, seed=1)
+        asked.classify(pixels=pixels)
+    signatures = [call[0] for call in stub.brain.calls]
+    assert signatures == [
+        "features_from_pixels",
+        "features_from_pixels",
+        "reconstruct_from_pixels",
+        "classify_from_pixels",
+    ]
+    np.testing.assert_array_equal(stub.brain.calls[0][1]["pixels"], pixels)
+
+
+def test_classes_keep_their_types(stub):
+    with connect(stub) as asked:
+        answer = asked.classify([grey(1), grey(2)])
+    assert answer.class_ids.tolist() == [[7, 2**40]] * 2
+    assert answer.class_ids.dtype == np.int64
+    assert answer.probabilities.dtype == np.float32
+    assert answer.labels.tolist() == [["Käse", "cat"]] * 2
+    assert answer.labels.dtype.kind == "U"
+
+
+def test_status_and_metadata_are_the_same_over_both(stub):
+    with connect(stub) as asked:
+        statuses, signatures = asked.status(), asked.metadata()
+    assert statuses == [(2, "AVAILABLE", ""), (3, "END", "torn")]
+    assert statuses[1].error == "torn"
+    assert set(signatures) == {"features", "reconstruct"}
+    assert signatures["reconstruct"].inputs == {
+        "image_bytes": ("string", (None,)),
+        "seed": ("int64", (None,)),
+    }
+    features = signatures["features"].outputs["features"]
+    assert features == mae_client.TensorInfo("float32", (None, 5, 2))
+
+
+@pytest.mark.parametrize(
+    "options, path",
+    [({"version": 3}, "/versions/3"), ({"label": "a b"}, "/labels/a%20b")],
+)
+def test_versions_and_labels_are_named(stub, options, path):
+    with connect(stub, model="m", **options) as asked:
+        asked.features(grey(1))
+    ((_, _, place),) = stub.brain.calls
+    if not stub.grpc:
+        assert place == f"/v1/models/m{path}:predict"
+    elif "version" in options:
+        assert (place.name, place.version.value) == ("m", 3)
+    else:
+        assert (place.name, place.version_label) == ("m", "a b")
+
+
+def test_the_address_may_name_its_scheme_and_a_folder():
+    with (
+        RestStub() as stub,
+        mae_client.Client(f"http://{stub.address}/behind/a/proxy/") as asked,
+    ):
+        asked.features(grey(1))
+    ((_, _, place),) = stub.brain.calls
+    assert place == "/behind/a/proxy/v1/models/mae:predict"
+
+
+def test_messages_may_be_larger_than_grpcs_default(stub):
+    stub.brain.stretch = 200_000  # 2 million floats, 8 MB
+    pixels = np.zeros((2, 512, 512, 3), "float32")  # 6 MB
+    with connect(stub) as asked:
+        features = asked.features(pixels=pixels).features
+    assert features.shape == (2, 5, 400_000)
+
+
+def test_a_missing_output_is_an_error(stub, monkeypatch):
+    monkeypatch.setattr(
+        stub.brain, "answer", lambda *_: {"x": np.zeros(1), "y": np.zeros(1)}
+    )
+    with (
+        connect(stub) as asked,
+        pytest.raises(mae_client.ServingError, match="features"),
+    ):
+        asked.features(grey(1))
+
+
+def test_a_copied_folder_needs_no_tensorflow(tmp_path):
+    shutil.copytree(PACKAGE, tmp_path / "mae_client")
+    code = (
+        "import sys\n"
+        "from mae_client import Client\n"
+        "with Client(sys.argv[1]) as client:\n"
+        "    print(client.features(b'\\xff\\xd8\\xff').features.shape)\n"
+        "roots = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not roots & {'tensorflow', 'grpc', 'keras', 'keras_mae'}, roots\n"
+    )
+    with RestStub() as stub:
+        stub.brain.answer = lambda *_: {"features": np.zeros((1, 5, 2))}
+        finished = subprocess.run(
+            [sys.executable, "-c", code, stub.address],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "(1, 5, 2)"

@@ -1,0 +1,223 @@
+"""serving/mae_client: wrong arguments, retries, deadlines, and servers that fail."""
+
+import contextlib
+import socket
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tests import stand_ins
+from tests.stand_ins import (
+    GrpcStub,
+    RestHandler,
+    RestStub,
+    connect,
+    grey,
+    mae_client,
+)
+
+ServingError = mae_client.ServingError
+stub, stub_class = stand_ins.stub, stand_ins.stub_class
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "either images or pixels"),
+        ({"images": [], "pixels": np.zeros((1, 8, 8, 3))}, "either images or pixels"),
+        ({"pixels": np.zeros((8, 8))}, "pixels must be"),
+        ({"images": [grey(1)], "seed": 1, "mask": [1, 0]}, "only one of seed and mask"),
+        ({"images": [grey(1)], "seed": [1, 2]}, "for each of 1 images"),
+        ({"images": [grey(1)], "seed": 0.5}, "seed must be an int"),
+        ({"images": [grey(1)], "seed": 2**70}, "seed must be an int"),
+        ({"images": [grey(1)], "mask": np.zeros((2, 4))}, "a row for each of 1"),
+        ({"images": [grey(1)], "noise": np.zeros((1, 2, 2))}, "noise must be"),
+        ({"images": [grey(1)], "mask": ["a"]}, "mask must be"),
+    ],
+)
+def test_wrong_arguments(stub, arguments, message):
+    with connect(stub) as asked, pytest.raises(ValueError, match=message):
+        asked.reconstruct(**arguments)
+    assert not stub.brain.calls
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"concurrency": 0},
+        {"timeout": 0},
+        {"timeout": float("nan")},
+        {"retries": -1},
+        {"version": 1, "label": "stable"},
+        {"address": "ftp://host"},
+        {"address": "http://"},
+        {"address": "host:port"},
+        {"address": "http://host:1", "grpc": True},
+    ],
+)
+def test_wrong_options(options):
+    with pytest.raises(ValueError):
+        mae_client.Client(**options)
+
+
+def test_grpc_says_what_it_needs(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mae_client.rpc", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    with pytest.raises(ImportError, match="needs tensorflow-serving-api"):
+        mae_client.Client(grpc=True)
+
+
+def test_an_overloaded_server_is_asked_again(stub):
+    stub.brain.refusals = [("UNAVAILABLE", "busy")] * 3
+    start = time.monotonic()
+    with connect(stub) as asked:
+        assert asked.features(grey(3)).features[0, 0, 0] == 3
+    assert len(stub.brain.calls) == 4
+    # 0.2 + 0.4 + 0.8 seconds, each times 0.5 to 1.5
+    assert 0.7 < time.monotonic() - start < 5
+
+
+def test_big_requests_are_sent_again_too(stub):
+    stub.brain.refusals = [("UNAVAILABLE", "busy")]
+    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), "uint8")
+    with connect(stub) as asked:
+        asked.features(noise)
+    assert len(stub.brain.calls) == 2
+    assert len(stub.brain.calls[1][1]["image_bytes"][0]) > 500_000
+
+
+def test_retries_end(stub, monkeypatch):
+    monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
+    stub.brain.refusals = [("UNAVAILABLE", "busy")] * 9
+    with connect(stub, retries=6) as asked, pytest.raises(ServingError) as error:
+        asked.features(grey(3))
+    assert error.value.code == "UNAVAILABLE"
+    assert str(error.value).endswith(f"{stub.address} is unavailable: busy")
+    assert len(stub.brain.calls) == 7
+
+
+def test_the_deadline_ends_retries(stub):
+    stub.brain.refusals = [("UNAVAILABLE", "busy")] * 99
+    start = time.monotonic()
+    with (
+        connect(stub, timeout=1, retries=99) as asked,
+        pytest.raises(ServingError) as error,
+    ):
+        asked.features(grey(3))
+    assert time.monotonic() - start < 1.5
+    assert error.value.code == "UNAVAILABLE"
+
+
+@pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND"])
+def test_a_refusal_is_final(stub, code):
+    stub.brain.refusals = [(code, "Input is empty.")] * 2
+    with connect(stub) as asked, pytest.raises(ServingError) as error:
+        asked.features(grey(3))
+    assert (error.value.code, str(error.value)) == (code, "Input is empty.")
+    assert len(stub.brain.calls) == 1
+
+
+def test_an_error_in_one_batch_is_raised(stub):
+    stub.brain.refusals = [("INVALID_ARGUMENT", "bad")]
+    with connect(stub, batch_size=1) as asked, pytest.raises(ServingError, match="bad"):
+        asked.features([grey(value) for value in range(9)])
+
+
+def test_a_late_answer_is_an_error_in_time(stub):
+    stub.brain.hold = 3
+    start = time.monotonic()
+    with connect(stub, timeout=0.5) as asked, pytest.raises(ServingError) as error:
+        asked.features(grey(3))
+    assert time.monotonic() - start < 2
+    assert error.value.code == "DEADLINE_EXCEEDED"
+    assert stub.address in str(error.value)
+    assert len(stub.brain.calls) == 1
+
+
+def free_port():
+    with RestStub() as stub:
+        return int(stub.address.split(":")[1])
+
+
+def test_an_unreachable_server_is_named(stub_class, monkeypatch):
+    monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
+    address = f"127.0.0.1:{free_port()}"
+    with (
+        mae_client.Client(address, grpc=stub_class.grpc) as asked,
+        pytest.raises(ServingError) as error,
+    ):
+        asked.status()
+    assert error.value.code == "UNAVAILABLE"
+    assert address in str(error.value) and "refused" in str(error.value)
+
+
+def test_a_server_may_start_later(stub_class):
+    port = free_port()
+    started = []
+    timer = threading.Timer(1, lambda: started.append(stub_class(port)))
+    timer.start()
+    with mae_client.Client(f"127.0.0.1:{port}", grpc=stub_class.grpc) as asked:
+        assert asked.features(grey(3)).features[0, 0, 0] == 3
+    timer.join()
+    started[0].stop()
+
+
+def delay(source, target, seconds):
+    """Passes bytes on, late, until an end is closed."""
+    with source, target, contextlib.suppress(OSError):
+        while data := source.recv(2**16):
+            time.sleep(seconds)
+            target.sendall(data)
+
+
+def test_grpc_comes_to_a_server_far_away():
+    with GrpcStub() as stub, socket.create_server(("127.0.0.1", 0)) as far:
+
+        def link():
+            near, _ = far.accept()
+            server = socket.create_connection(stub.address.split(":"))
+            for ends in ((near, server), (server, near)):
+                threading.Thread(target=delay, args=(*ends, 0.4), daemon=True).start()
+
+        threading.Thread(target=link, daemon=True).start()
+        # a second attempt to connect would find nobody
+        address = f"127.0.0.1:{far.getsockname()[1]}"
+        with mae_client.Client(address, grpc=True, timeout=20) as asked:
+            assert asked.features(grey(3)).features[0, 0, 0] == 3
+
+
+class Strange(RestHandler):
+    def do_GET(self):
+        if self.path.startswith("/html"):
+            self.send_response(502)
+            self.end_headers()
+            self.close_connection = True
+        elif self.path.startswith("/other"):
+            self.send(200, {"hello": "there"})
+        elif self.path.startswith("/trickle"):
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "path, code",
+    [("html", "UNAVAILABLE"), ("other", "INTERNAL"), ("trickle", "DEADLINE_EXCEEDED")],
+)
+def test_what_is_no_server_of_this_kind_is_an_error(path, code):
+    start = time.monotonic()
+    with (
+        RestStub(handler=Strange) as stub,
+        mae_client.Client(f"{stub.address}/{path}", timeout=1, retries=0) as asked,
+        pytest.raises(ServingError) as error,
+    ):
+        asked.status()
+    assert error.value.code == code and stub.address in str(error.value)
+    assert time.monotonic() - start < 3

@@ -1,0 +1,141 @@
+"""serving/mae_client: which pictures are sent, and the picture of what comes back."""
+
+import io
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tests import stand_ins
+from tests.stand_ins import connect, grey, mae_client
+
+stub, stub_class = stand_ins.stub, stand_ins.stub_class
+
+
+def encoded(image, kind):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return file.getvalue()
+
+
+def sent(stub):
+    """The encoded pictures of the only request."""
+    ((_, inputs, _),) = stub.brain.calls
+    return list(inputs["image_bytes"])
+
+
+def test_known_formats_are_sent_as_they_are(stub, tmp_path):
+    kinds = ("JPEG", "PNG", "WEBP", "BMP")
+    images = [encoded(grey(100), kind) for kind in kinds]
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(images[0])
+    with connect(stub) as asked:
+        asked.features([*images, bytearray(images[1]), path, str(path)])
+    assert sent(stub) == [*images, images[1], images[0], images[0]]
+
+
+def test_other_images_become_png(stub, tmp_path):
+    levels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), "uint8")
+    grey_levels = levels[..., 0]
+    picture = Image.fromarray(levels)
+    alpha = picture.copy()
+    alpha.putalpha(9)
+    palette = picture.quantize(16)
+    file = io.BytesIO()
+    palette.save(file, "BMP")
+    path = tmp_path / "cat.tiff"
+    picture.save(path)
+    kinds = [
+        (picture, levels),
+        (levels, levels),
+        (levels[None], levels),
+        (levels / 255, levels),
+        (np.float32(levels) / np.float32(255), levels),
+        (levels.astype("int64"), levels),
+        (alpha, levels),
+        (np.asarray(alpha), levels),
+        (path, levels),
+        (path.read_bytes(), levels),
+        # TensorFlow would read the palette's indices as grey
+        (file.getvalue(), np.asarray(palette.convert("RGB"))),
+        (grey_levels, grey_levels),
+        (grey_levels[..., None], grey_levels),
+        (Image.fromarray(grey_levels * np.uint16(257)), grey_levels),
+    ]
+    with connect(stub, batch_size=99) as asked:
+        for image, wanted in kinds:
+            stub.brain.calls.clear()
+            asked.features(image)
+            (data,) = sent(stub)
+            assert data.startswith(b"\x89PNG")
+            np.testing.assert_array_equal(
+                tf.io.decode_image(data, 3), Image.fromarray(wanted).convert("RGB")
+            )
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        b"",
+        b"no picture",
+        np.full((4, 4), np.nan),
+        np.full((4, 4), 2.0),
+        np.full((4, 4), -1),
+        np.zeros((4, 4, 2), "uint8"),
+        np.zeros((0, 4, 3), "uint8"),
+        np.zeros(4, "uint8"),
+        np.array(["a"]),
+        Image.new("F", (4, 4)),
+        7,
+    ],
+)
+def test_what_is_no_image_is_refused_here(stub, image):
+    with connect(stub) as asked, pytest.raises(ValueError, match="Received"):
+        asked.features([image])
+    assert not stub.brain.calls
+
+
+def test_a_picture_has_four_panels_a_row(tmp_path):
+    answer = mae_client.Reconstruction(
+        reconstruction=np.full((2, 8, 8, 3), 200.4, "float32"),
+        mask=np.float32([[1, 0, 0, 1], [0, 1, 1, 0]]),
+        loss=np.zeros(2, "float32"),
+    )
+    path = tmp_path / "picture.png"
+    answer.save(path, [grey(10), Image.fromarray(grey(20, (16, 16)))])
+    with Image.open(path) as picture:
+        levels = np.asarray(picture)
+    # panels of 160 pixels, gaps of 4, a title of 20
+    assert levels.shape == (20 + 2 * 164 - 4, 4 * 164 - 4, 3)
+    corners = levels[[[60], [224]], [[40, 204, 368, 532]], 0]
+    assert corners.tolist() == [[10, 127, 200, 200], [20, 20, 200, 20]]
+    right = levels[[[60], [224]], [[120, 284, 448, 612]], 0]
+    assert right.tolist() == [[10, 10, 200, 10], [20, 127, 200, 200]]
+
+
+def test_a_grey_model_gives_a_picture(tmp_path):
+    answer = mae_client.Reconstruction(
+        np.zeros((1, 8, 16, 1)), np.float32([[1, 0]]), np.zeros(1)
+    )
+    answer.save(tmp_path / "picture.png", grey(50, (8, 16)))
+    assert (tmp_path / "picture.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    "shape, length, count",
+    [
+        ((1, 8, 8, 3), 5, 1),
+        ((1, 8, 8, 3), 2, 1),
+        ((1, 8, 8, 3), 0, 1),
+        ((1, 8, 8, 4), 4, 1),
+        ((1, 8, 8, 3), 4, 2),
+        ((0, 8, 8, 3), 4, 0),
+    ],
+)
+def test_what_can_not_be_drawn(tmp_path, shape, length, count):
+    answer = mae_client.Reconstruction(
+        np.zeros(shape), np.zeros((shape[0], length)), np.zeros(shape[0])
+    )
+    with pytest.raises(ValueError):
+        answer.save(tmp_path / "picture.png", [grey(1)] * count)
