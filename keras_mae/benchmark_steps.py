@@ -1,0 +1,171 @@
+"""The steps that are measured: functions that return when their result is there."""
+
+import contextlib
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_mae.costs import flops_per_image
+from keras_mae.layer_decay import finetuning_optimizer
+from keras_mae.models import MAEClassifier, MAEEncoder
+from keras_mae.optimization import pretraining_optimizer
+from keras_mae.pretrainer import MAEPretrainer
+
+CLASSES = 1000
+
+
+def make_step(mode, preset, batch_size, xla="auto", accumulation_steps=1, **overrides):
+    """Builds a model with fresh weights and a step of it, on any backend of Keras.
+
+    Args:
+        mode: `"pretrain-step"`, `"finetune-step"`, `"encode"` or `"reconstruct"`.
+        preset: Name of a preset.
+        batch_size: Int, images a step.
+        xla: As `compile`'s `jit_compile`: `True`, `False` or `"auto"`.
+        accumulation_steps: Int, the parts of a training step's batch.
+        **overrides: Constructor arguments of the model, as for `from_preset`.
+
+    Returns:
+        A tuple: the step, a function without arguments, and its FLOPs, a float.
+
+    Raises:
+        ValueError: If the mode is unknown, or needs another backend.
+
+    Example:
+
+    ```python
+    step, flops = make_step("encode", "mae_tiny", batch_size=2)
+    step()
+    assert flops > 1e6
+    ```
+    """
+    keras.utils.set_random_seed(0)
+    training = {"pretrain-step": _pretraining, "finetune-step": _finetuning}
+    if mode in training:
+        model, data = training[mode](
+            preset, batch_size, xla, accumulation_steps, overrides
+        )
+        flops = batch_size * flops_per_image(model)
+        return _training_step(model, data), flops
+    if mode == "encode":
+        overrides.pop("mask_ratio", None)
+        model = MAEEncoder.from_preset(preset, **overrides)
+        function = model
+    elif mode == "reconstruct":
+        model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
+
+        def function(images):
+            return model.reconstruct(images, seed=0)["reconstruction"]
+
+    else:
+        raise ValueError(f"mode must be a step's. Received: {mode!r}")
+    step = _forward_step(function, model, _draw_images(model, batch_size), xla)
+    return step, batch_size * flops_per_image(model) / 3
+
+
+def _draw_images(model, batch_size):
+    encoder = getattr(model, "encoder", model)
+    shape = (batch_size, *encoder.image_size, encoder.num_channels)
+    return np.random.default_rng(0).standard_normal(shape).astype("float32")
+
+
+def _pretraining(preset, batch_size, xla, accumulation_steps, overrides):
+    model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
+    model.compile(
+        optimizer=pretraining_optimizer(1e-4),
+        jit_compile=xla,
+        accumulation_steps=accumulation_steps,
+    )
+    return model, _draw_images(model, batch_size)
+
+
+def _finetuning(preset, batch_size, xla, accumulation_steps, overrides):
+    overrides.pop("mask_ratio", None)
+    model = MAEClassifier.from_preset(preset, num_classes=CLASSES, **overrides)
+    depth = len(model.encoder.blocks)
+    model.compile(
+        optimizer=finetuning_optimizer(1e-4, layer_decay=0.65, depth=depth),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=xla,
+        accumulation_steps=accumulation_steps,
+    )
+    labels = np.arange(batch_size) % CLASSES
+    return model, (_draw_images(model, batch_size), labels)
+
+
+def _training_step(model, data):
+    """Makes what `fit` runs at each step, without its loop."""
+    if keras.backend.backend() == "jax":
+        return _jax_training_step(model, data)
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError("A training step is measured on TensorFlow and JAX")
+    import tensorflow as tf
+
+    # as fit: a dataset's iterator goes into the graph
+    batches = iter(tf.data.Dataset.from_tensors(data).repeat())
+    model.make_train_function()
+    return lambda: float(model.train_function(batches)["loss"])
+
+
+def _jax_training_step(model, data):
+    import jax
+
+    if not isinstance(model, MAEPretrainer):
+        raise ValueError("On JAX the pretraining step is measured")
+    model.optimizer.build(model.trainable_variables)
+    rows, length = len(data), model.encoder.num_patches
+
+    def loss(trainable, fixed, images, noise):
+        outputs, _ = model.stateless_call(
+            trainable, fixed, images, noise=noise, training=True
+        )
+        return outputs["loss"]
+
+    def update(state, images, seed):
+        trainable, fixed, moments = state
+        noise = jax.random.uniform(jax.random.key(seed), (rows, length))
+        value, gradients = jax.value_and_grad(loss)(trainable, fixed, images, noise)
+        trainable, moments = model.optimizer.stateless_apply(
+            moments, gradients, trainable
+        )
+        return (trainable, fixed, moments), value
+
+    update = jax.jit(update, donate_argnums=0)
+    groups = model.trainable_variables, model.non_trainable_variables
+    groups = (*groups, model.optimizer.variables)
+    held = [[[jax.numpy.copy(v.value) for v in group] for group in groups], 0]
+    images = jax.device_put(data)
+
+    def step():
+        held[0], value = update(held[0], images, held[1])
+        held[1] += 1
+        return float(value)
+
+    return step
+
+
+def _forward_step(function, model, images, xla):
+    backend = keras.backend.backend()
+    images = ops.convert_to_tensor(images)
+    context = contextlib.nullcontext()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        on = xla if xla != "auto" else bool(tf.config.list_physical_devices("GPU"))
+        function = tf.function(function, jit_compile=on)
+    elif backend == "jax":
+        import jax
+
+        function = jax.jit(function)
+    else:
+        import torch
+
+        context = torch.no_grad()
+
+    def step():
+        with context:
+            # a number that needs the whole result
+            return float(ops.convert_to_numpy(ops.max(function(images))))
+
+    return step

@@ -1,0 +1,143 @@
+"""What lies between matrix products, in one pass over memory, where that pays."""
+
+import contextlib
+import contextvars
+import functools
+
+import keras
+
+_LARGE = 10**7
+_FUSING = contextvars.ContextVar("fusing", default=False)
+
+
+def fusing_pays(compiled, parameters):
+    """Says whether `fused` functions should be fused in a training step.
+
+    On CPUs TensorFlow's matrix products are those of oneDNN, which XLA's don't reach,
+    while its other kernels each read and write the whole tensor. Only the latter are
+    compiled by XLA then. On GPUs and TPUs the whole step is.
+
+    Args:
+        compiled: Whether XLA compiles the whole step.
+        parameters: Int, the model's size: a small one's steps would take long to repay
+            the seconds of compiling.
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    assert not fusing_pays(compiled=True, parameters=10**8)
+    ```
+    """
+    if compiled or parameters < _LARGE or keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
+
+
+@contextlib.contextmanager
+def fusing(on):
+    """Switches fusing for the functions that are called in the block.
+
+    Args:
+        on: Bool.
+
+    Example:
+
+    ```python
+    with fusing(True):
+        assert fused(lambda x: x + 1)(keras.ops.ones(2)).shape == (2,)
+    ```
+    """
+    token = _FUSING.set(on)
+    try:
+        yield
+    finally:
+        _FUSING.reset(token)
+
+
+def is_fusing():
+    """Says whether `fused` functions are fused where this is called.
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    assert not is_fusing()
+    ```
+    """
+    return _FUSING.get()
+
+
+def fused(function):
+    """Decorates a function of tensors so that it can be fused.
+
+    Fused, its value is one compiled function and its gradient another, which computes
+    anew what it needs from the inputs: nothing else is kept. Both are equal to those of
+    the plain function but for rounding.
+
+    Args:
+        function: Function of tensors, and of keyword arguments that can be hashed,
+            which returns a tensor or a tuple of tensors; without variables and
+            randomness.
+
+    Returns:
+        A function of the same arguments.
+
+    Example:
+
+    ```python
+    square = fused(lambda x: x * x)
+    with fusing(True):
+        assert float(square(keras.ops.convert_to_tensor(3.0))) == 9.0
+    ```
+    """
+
+    @functools.cache
+    def compiled(**options):
+        return _with_gradient(functools.partial(function, **options))
+
+    @functools.wraps(function)
+    def call(*tensors, **options):
+        if not is_fusing():
+            return function(*tensors, **options)
+        return compiled(**options)(*map(_value_of, tensors))
+
+    return call
+
+
+def _value_of(tensor):
+    """Reads a variable, which a custom gradient must not see."""
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(keras.ops.convert_to_tensor(tensor))
+
+
+def _with_gradient(function):
+    import tensorflow as tf
+
+    forward = tf.function(function, jit_compile=True, autograph=False)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def backward(tensors, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            outputs = function(*tensors)
+        return tape.gradient(outputs, tensors, output_gradients=upstream)
+
+    @tf.custom_gradient
+    def compute(*tensors):
+        outputs = forward(*tensors)
+
+        def differentiate(*upstream):
+            several = isinstance(outputs, (list, tuple))
+            return backward(list(tensors), list(upstream) if several else upstream[0])
+
+        return outputs, differentiate
+
+    return compute

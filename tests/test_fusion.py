@@ -1,0 +1,106 @@
+"""Fused work between matrix products, and training on removed patches alone."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mae
+from keras_mae.fusion import fused, fusing, fusing_pays
+
+NOISE = np.random.default_rng(1).random((4, 16)).astype("float32")
+
+
+def step(model, images, **options):
+    """Returns loss and gradients of a step in a graph."""
+
+    @tf.function(autograph=False)
+    def run():
+        with tf.GradientTape() as tape:
+            loss = model(images, noise=NOISE, training=True, **options)["loss"]
+        return loss, tape.gradient(loss, model.trainable_variables)
+
+    return run()
+
+
+def assert_close(model, got, wanted, tolerance=1e-5):
+    for variable, mine, theirs in zip(
+        model.trainable_variables, got, wanted, strict=True
+    ):
+        mine, theirs = (np.asarray(tf.cast(g, "float32")) for g in (mine, theirs))
+        scale = max(np.abs(theirs).max(), 1e-4)
+        assert np.abs(mine - theirs).max() < tolerance * scale, variable.path
+
+
+@pytest.mark.parametrize("norm_pix_loss", [False, True])
+def test_fusing_and_removed_patches_change_no_gradient(
+    make_model, images, norm_pix_loss
+):
+    model = make_model(norm_pix_loss=norm_pix_loss, decoder_depth=2)
+    wanted_loss, wanted = step(model, images)
+    for on in (False, True):
+        for loss_only in (False, True):
+            with fusing(on):
+                loss, got = step(model, images, loss_only=loss_only)
+            np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
+            assert_close(model, got, wanted)
+
+
+def test_fusing_in_bfloat16_differs_by_rounding(make_model, images):
+    model = make_model(dtype="mixed_bfloat16")
+    _, wanted = step(model, images)
+    with fusing(True):
+        _, got = step(model, images)
+    assert_close(model, got, wanted, tolerance=0.1)
+
+
+@pytest.mark.parametrize("strategy", [None, "mirrored"])
+def test_fused_training_is_plain_training(make_model, images, monkeypatch, strategy):
+    weights = []
+    for large in (10**12, 0):
+        monkeypatch.setattr("keras_mae.fusion._LARGE", large)
+        keras.utils.set_random_seed(0)
+        scope = tf.distribute.get_strategy()
+        if strategy:
+            scope = tf.distribute.MirroredStrategy(["CPU:0"])
+        with scope.scope():
+            model = make_model()
+            optimizer = keras_mae.pretraining_optimizer(1e-3)
+            model.compile(optimizer=optimizer, jit_compile=False)
+        assert model.fuses == (large == 0)
+        model.fit(images, batch_size=4, epochs=3, shuffle=False, verbose=0)
+        weights.append([np.asarray(w) for w in model.trainable_variables])
+    for mine, theirs in zip(*weights, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_where_fusing_pays(monkeypatch):
+    assert fusing_pays(compiled=False, parameters=10**8)
+    assert not fusing_pays(compiled=False, parameters=10**6)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    assert not fusing_pays(compiled=False, parameters=10**8)
+
+
+def test_several_outputs_and_inputs_without_gradient():
+    @fused
+    def both(x, y, power):
+        return x**power * y, x + 0 * y
+
+    x, y = tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])
+    found = []
+    for on in (False, True):
+        with tf.GradientTape() as tape, fusing(on):
+            tape.watch([x, y])
+            product, total = both(x, y, power=2)
+            loss = tf.reduce_sum(product) + tf.reduce_sum(total)
+        found.append([value.numpy() for value in tape.gradient(loss, [x, y])])
+    np.testing.assert_allclose(found[0], found[1])
+
+
+def test_only_removed_patches_are_scored_with_any_mask(make_model, images):
+    model = make_model()
+    mask = np.float32([[1, 0, 0, 1] * 4, [0, 1, 1, 0] * 4] * 2)
+    whole = model(images, mask=mask)["loss"]
+    alone = model(images, mask=mask, loss_only=True)
+    assert set(alone) == {"loss"}
+    np.testing.assert_allclose(alone["loss"], whole, rtol=1e-5)

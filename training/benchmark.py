@@ -1,0 +1,206 @@
+"""Measure how fast a model trains, encodes and reconstructs, alone or against a peer.
+
+Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
+     python training/benchmark.py --mode=encode --against=huggingface
+
+Each side is a process of its own; they take turns, one step each, so that what else the
+machine does falls on both. `--against=huggingface` is transformers' ViTMAE on PyTorch
+with SDPA, autocast for bfloat16, on images of the same size with the same mask ratio
+and AdamW. MFU is the share of what a large matrix product reaches in the same process.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras_mae  # before keras, which it imports without TensorFlow's chatter
+
+# isort: split
+import contextlib
+import dataclasses
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import keras
+
+from keras_mae.benchmark_steps import make_step
+from keras_mae.benchmarking import Worker, compare, serve_steps, take_turns
+from keras_mae.costs import measured_flops
+from keras_mae.flags import flag, run_script
+from keras_mae.presets import preset_sizes
+
+MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
+
+
+@dataclasses.dataclass
+class BenchmarkConfig:
+    """The flags of this script."""
+
+    mode: str = flag("what is measured", "pretrain-step", choices=MODES)
+    preset: str = flag("the model's sizes", "mae_base")
+    batch_size: int = flag("images a step", 16)
+    mask_ratio: float = flag("the share of removed patches", 0.75)
+    precision: str = flag(
+        "dtype policy",
+        "float32",
+        choices=("float32", "mixed_bfloat16", "bfloat16"),
+    )
+    xla: str = flag("jit_compile", "auto", choices=("auto", "on", "off"))
+    backend: str = flag("Keras's", "tensorflow", choices=("tensorflow", "jax", "torch"))
+    rematerialize: bool = flag("compute blocks twice to save memory", False)
+    accumulation_steps: int = flag("parts of a batch, one after the other", 1)
+    image_size: int | None = flag("pixels, instead of the preset's", None)
+    depth: int | None = flag("encoder blocks, instead of the preset's", None)
+    warmup: int = flag("steps that don't count", 2)
+    repeats: int = flag("steps that do", 10)
+    against: str | None = flag("a peer to take turns with", None, ("huggingface",))
+    compile_peer: bool = flag("torch.compile the peer", False)
+    dataset: str = flag("what --mode=input reads, as for pretrain.py", "photos")
+    out: str | None = flag("where to write the numbers as JSON", None)
+    worker: bool = flag("run steps for another process; the script's own use", False)
+
+
+def make_our_step(config):
+    """Returns our side's step and its FLOPs."""
+    if config.mode == "input":
+        return make_input_step(config), 0.0
+    overrides = {"dtype": config.precision, "mask_ratio": config.mask_ratio}
+    overrides["rematerialize"] = config.rematerialize
+    for name in ("image_size", "depth"):
+        if getattr(config, name) is not None:
+            overrides[name] = getattr(config, name)
+    return make_step(
+        config.mode,
+        config.preset,
+        config.batch_size,
+        xla={"on": True, "off": False}.get(config.xla, config.xla),
+        accumulation_steps=config.accumulation_steps,
+        **overrides,
+    )
+
+
+def make_input_step(config):
+    """Returns a function that takes a batch from the training pipeline."""
+    from keras_mae import data
+
+    source = data.load_source(config.dataset)
+    size = config.image_size or preset_sizes(config.preset)["image_size"]
+    processor = keras_mae.MAEImageProcessor(
+        size, source.mean, source.std, resample="bicubic"
+    )
+    batches = iter(data.training_pipeline(source, processor, config.batch_size, seed=0))
+    return lambda: next(batches)
+
+
+def work(config):
+    """Serves our side's steps to the process that compares."""
+    begin = time.perf_counter()
+    step, flops = make_our_step(config)
+    about = {
+        "library": "keras_mae",
+        "keras": keras.__version__,
+        "backend": keras.backend.backend(),
+        "build": time.perf_counter() - begin,
+        "flops": flops,
+        "peak_flops": measured_flops(config.precision) if flops else 0.0,
+    }
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        about["tensorflow"] = tf.__version__
+    serve_steps(step, about)
+
+
+def start_ours(config):
+    """Starts our side's process, with the flags of this one."""
+    command = [sys.executable, __file__, "--worker"]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name in ("worker", "out", "against") or value is None:
+            continue
+        no = "no-" if value is False else ""
+        text = "" if isinstance(value, bool) else f"={value}"
+        command.append(f"--{no}{field.name}{text}")
+    # chosen before Keras is imported
+    return Worker(command, {"KERAS_BACKEND": config.backend})
+
+
+def start_peer(config):
+    """Starts the peer's process, with the sizes of the preset."""
+    if config.mode == "input":
+        raise ValueError("--mode=input has no peer")
+    sizes = preset_sizes(config.preset)
+    sizes |= {"image_size": config.image_size or sizes["image_size"]}
+    sizes |= {"depth": config.depth or sizes["depth"]}
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("benchmark_huggingface.py")),
+    ]
+    command += [f"--{name}={value}" for name, value in sizes.items()]
+    for name in ("mode", "batch_size", "precision", "mask_ratio"):
+        command.append(f"--{name}={getattr(config, name)}")
+    return Worker(command + ["--compile"] * config.compile_peer)
+
+
+def describe(worker, config):
+    """Returns a side's numbers as a dict."""
+    median = statistics.median(worker.seconds)
+    row = {
+        **worker.about,
+        "seconds": worker.seconds,
+        "images_per_second": config.batch_size / median,
+        "peak_memory": worker.peak,
+    }
+    if worker.about.get("flops"):
+        row["mfu"] = worker.about["flops"] / median / worker.about["peak_flops"]
+    return row
+
+
+def report(rows, config):
+    """Prints the sides' numbers, and the ratio where there are two."""
+    print(
+        f"{config.mode}, {config.preset}, {config.precision}, batch "
+        f"{config.batch_size}, median of {config.repeats}:"
+    )
+    for row in rows:
+        mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
+        print(
+            f"  {row['library']}: {row['images_per_second']:.2f} images/s{mfu}, first "
+            f"step {row['first_step']:.1f} s, peak {row['peak_memory'] / 2**30:.2f} GiB"
+        )
+    if len(rows) == 2:
+        ratio, low, high = compare(rows[0]["seconds"], rows[1]["seconds"])
+        memory = rows[0]["peak_memory"] / rows[1]["peak_memory"]
+        print(
+            f"  ratio of images/s: {ratio:.2f} (quartiles of the rounds {low:.2f} to "
+            f"{high:.2f}); of peak memory: {memory:.2f}"
+        )
+
+
+def main(config):
+    """Measures one side or two."""
+    for name in ("batch_size", "repeats", "accumulation_steps"):
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{name} must be at least 1. Received: {getattr(config, name)}"
+            )
+    if config.worker:
+        work(config)
+        return
+    starters = [start_ours, start_peer] if config.against else [start_ours]
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(start(config)) for start in starters]
+        take_turns(workers, config.warmup, config.repeats)
+        rows = [describe(worker, config) for worker in workers]
+    report(rows, config)
+    if config.out:
+        machine = {"machine": platform.processor(), "cores": os.cpu_count()}
+        document = {"config": dataclasses.asdict(config), **machine, "rows": rows}
+        Path(config.out).write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    run_script(main, BenchmarkConfig, __doc__.splitlines()[0])
