@@ -15,12 +15,13 @@ HEADS = {
 
 @pytest.fixture(params=HEADS.values(), ids=HEADS.keys())
 def classifier(request, make_model):
-    return MAEClassifier(make_model().encoder, num_classes=3, **request.param)
+    # a head that is not nearly zero, as the published one is
+    return MAEClassifier(make_model().encoder, 3, head_range=0.2, **request.param)
 
 
 def test_the_mean_leaves_cls_out_and_has_a_norm_of_its_own(make_model, images):
     encoder = make_model().encoder
-    classifier = MAEClassifier(encoder, num_classes=3)
+    classifier = MAEClassifier(encoder, num_classes=3, head_range=0.2)
     encoder.norm.gamma.assign(encoder.norm.gamma * 7)
     outputs = encoder(images, output_hidden_states=True)
     pooled = np.asarray(outputs["hidden_states"][-1])[:, 1:].mean(axis=1)
@@ -32,7 +33,7 @@ def test_the_mean_leaves_cls_out_and_has_a_norm_of_its_own(make_model, images):
 
 def test_cls_comes_after_the_norm(make_model, images):
     encoder = make_model().encoder
-    classifier = MAEClassifier(encoder, num_classes=3, pooling="cls")
+    classifier = MAEClassifier(encoder, num_classes=3, pooling="cls", head_range=0.2)
     wanted = np.asarray(encoder(images))[:, 0] @ classifier.head.kernel.numpy()
     np.testing.assert_allclose(classifier(images), wanted, atol=1e-5)
 
@@ -84,7 +85,8 @@ def test_presets_and_precision(images):
         "mae_tiny", num_classes=5, pooling="cls", dtype="mixed_bfloat16"
     )
     logits = classifier(images)
-    assert logits.shape == (4, 5) and logits.dtype == "bfloat16"
+    assert logits.shape == (4, 5) and logits.dtype == "float32"
+    assert classifier.pooled(images).dtype == "bfloat16"
     assert classifier.head.kernel.dtype == "float32"
 
 
@@ -114,3 +116,95 @@ def test_an_encoder_without_final_norm_gives_the_last_block(images):
     assert not copy.final_norm
     outputs = encoder(images, output_hidden_states=True)
     np.testing.assert_array_equal(outputs["latent"], outputs["hidden_states"][-1])
+
+
+@pytest.mark.parametrize("head, deviation", [({}, 2e-5), ({"batch_norm": True}, 0.01)])
+def test_fresh_heads_are_drawn_as_published(make_model, head, deviation):
+    encoder = make_model(hidden_dim=64).encoder
+    kernel = MAEClassifier(encoder, 500, "cls", **head).head.kernel.numpy()
+    np.testing.assert_allclose(kernel.std(), deviation, rtol=0.02)
+    assert abs(kernel).max() > 3 * deviation  # not truncated
+
+
+class Batches:
+    """Two batches of 8 images, with soft labels."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.images = rng.normal(size=(16, 32, 32, 3)).astype("float32")
+        self.labels = np.eye(3, dtype="float32")[rng.integers(0, 3, 16)]
+
+    def fit(self, classifier, **options):
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+        classifier.compile(
+            optimizer=keras.optimizers.SGD(0.1),
+            loss=loss,
+            weighted_metrics=["accuracy"],
+            **options,
+        )
+        history = classifier.fit(
+            self.images,
+            self.labels,
+            batch_size=8,
+            epochs=2,
+            shuffle=False,
+            verbose=0,
+            validation_data=(self.images, self.labels),
+        )
+        return history.history
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulation_steps": 4},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_parts_graphs_and_xla_train_alike(make_model, options):
+    encoder = make_model(drop_path_rate=0.5, seed=0).encoder
+    first = MAEClassifier(encoder, 3, head_range=0.2)
+    second = MAEClassifier.from_config(first.get_config())
+    second.set_weights(first.get_weights())
+    wanted = Batches().fit(first)
+    got = Batches().fit(second, **options)
+    assert wanted.keys() == got.keys() >= {"loss", "accuracy", "gradient_norm"}
+    for name, values in wanted.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-4, err_msg=name)
+    for mine, theirs in zip(second.weights, first.weights, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5, err_msg=mine.path)
+
+
+def test_keras_itself_trains_to_the_same_numbers(make_model):
+    ours = MAEClassifier(make_model().encoder, 3, head_range=0.2)
+    plain = MAEClassifier.from_config(ours.get_config())
+    plain.set_weights(ours.get_weights())
+    # the train step of any other Keras model
+    plain.train_step = lambda data: keras.Model.train_step(plain, data)
+    wanted, got = Batches().fit(plain), Batches().fit(ours)
+    got.pop("gradient_norm")
+    for name, values in wanted.items():
+        np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_the_last_blocks_alone_are_trained(make_model):
+    classifier = MAEClassifier(make_model().encoder, 3, "cls", head_range=0.2)
+    before = [weight.numpy() for weight in classifier.weights]
+    classifier.encoder.freeze_but_last(1)
+    Batches().fit(classifier)
+    for weight, old in zip(classifier.weights, before, strict=True):
+        parts = ("block_1/", "/norm/", "/head/", "seed_generator")
+        moves = any(part in weight.path for part in parts)
+        assert moves or np.array_equal(weight.numpy(), old), weight.path
+    kernel = classifier.encoder.blocks[1].mlp.fc1.kernel
+    assert any(kernel is weight for weight in classifier.trainable_weights)
+    for wrong in (-1, 3):
+        with pytest.raises(ValueError, match=rf"in \[0, 2\]. Received: {wrong}"):
+            classifier.encoder.freeze_but_last(wrong)
+
+
+def test_images_without_labels_are_refused(classifier, images):
+    classifier.compile("adam", "categorical_crossentropy")
+    with pytest.raises(ValueError, match="trained on"):
+        classifier.fit(images, verbose=0)

@@ -6,12 +6,15 @@ from keras import ops
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.presets import classifier_config
+from keras_mae.train_step import ReplicatedTraining
 
 POOLINGS = ("mean", "cls")
+# the published deviations of a fresh head: fine-tuned, and probed
+FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEClassifier(Pretrained, keras.Model):
+class MAEClassifier(ReplicatedTraining, Pretrained, keras.Model):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
     Args:
@@ -22,15 +25,21 @@ class MAEClassifier(Pretrained, keras.Model):
             CLS token behind the encoder's final norm.
         batch_norm: Whether pooled features are normalized by the statistics of the
             batch, without scale and shift, as for linear probing.
+        head_dropout_rate: Float, dropout of what the head sees.
+        head_range: Float, the deviation of the normal that draws the head's kernel; by
+            default as published, 2e-5, or 0.01 behind `batch_norm`.
         **kwargs: Those of `keras.Model`.
 
     Call arguments:
         images: `(B, H, W, C)` float tensor, channels last, normalized as by
             `MAEImageProcessor`.
-        training: Whether dropout is active and batch statistics are used.
+        factors: `(B, depth, 2)` tensor, those of `StochasticDepth`; by default training
+            draws them where the encoder has a `drop_path_rate`.
+        training: Whether dropout and stochastic depth are active and batch statistics
+            are used.
 
     Returns:
-        `(B, num_classes)` tensor of logits.
+        `(B, num_classes)` tensor of logits, float32 under every dtype policy.
 
     Raises:
         ValueError: If `num_classes` or `pooling` is wrong, or the encoder has no final
@@ -50,7 +59,14 @@ class MAEClassifier(Pretrained, keras.Model):
     """
 
     def __init__(
-        self, encoder, num_classes, pooling="mean", batch_norm=False, **kwargs
+        self,
+        encoder,
+        num_classes,
+        pooling="mean",
+        batch_norm=False,
+        head_dropout_rate=0.0,
+        head_range=None,
+        **kwargs,
     ):
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
@@ -80,7 +96,17 @@ class MAEClassifier(Pretrained, keras.Model):
             self.batch_norm = keras.layers.BatchNormalization(
                 center=False, scale=False, epsilon=1e-6, momentum=0.9, **policy
             )
-        self.head = keras.layers.Dense(num_classes, name="head", **policy)
+        self.head_dropout = keras.layers.Dropout(head_dropout_rate, **policy)
+        if head_range is None:
+            head_range = PROBED_RANGE if batch_norm else FINE_TUNED_RANGE
+        self.head_range = head_range
+        self.head = keras.layers.Dense(
+            num_classes,
+            # published as truncated, but at 2: that is no cut
+            kernel_initializer=keras.initializers.RandomNormal(stddev=head_range),
+            name="head",
+            **policy,
+        )
         self.build()
 
     def build(self, input_shape=None):
@@ -106,16 +132,60 @@ class MAEClassifier(Pretrained, keras.Model):
             unused = {id(weight) for weight in self.encoder.norm.weights}
         return [variable for variable in variables if id(variable) not in unused]
 
-    def call(self, images, training=None):
-        if self.pooling == "mean":
-            outputs = self.encoder(images, output_hidden_states=True, training=training)
-            x = ops.mean(outputs["hidden_states"][-1][:, 1:], axis=1)  # (B, D)
-            x = self.head_norm(x)
-        else:
-            x = self.encoder(images, training=training)[:, 0]  # (B, D)
+    def call(self, images, factors=None, training=None):
+        x = self.pooled(images, factors=factors, training=training)
         if self.batch_norm is not None:
             x = self.batch_norm(x, training=training)
-        return self.head(x)
+        return ops.cast(self.head(self.head_dropout(x, training=training)), "float32")
+
+    def pooled(self, images, factors=None, training=None):
+        """Computes the feature of each image that the head sees.
+
+        Args:
+            images: `(B, H, W, C)` float tensor, as for a call.
+            factors: As for a call.
+            training: As for a call.
+
+        Returns:
+            `(B, hidden_dim)` tensor: the mean behind its norm, or CLS.
+
+        Example:
+
+        ```python
+        encoder = MAEEncoder.from_preset("mae_tiny")
+        model = MAEClassifier(encoder, num_classes=10, pooling="cls")
+        assert model.pooled(np.zeros((2, 32, 32, 3))).shape == (2, 128)
+        ```
+        """
+        options = {"factors": factors, "training": training}
+        if self.pooling == "cls":
+            return self.encoder(images, **options)[:, 0]  # (B, D)
+        outputs = self.encoder(images, output_hidden_states=True, **options)
+        x = ops.mean(outputs["hidden_states"][-1][:, 1:], axis=1)  # (B, D)
+        return self.head_norm(x)
+
+    def training_inputs(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        if labels is None:
+            raise ValueError("A classifier is trained on (images, labels)")
+        inputs = {"images": images, "labels": labels, "weights": weights}
+        if self.encoder.stochastic_depth is not None:
+            first_row = self.first_row(ops.shape(images)[0])
+            inputs["factors"] = self.encoder.stochastic_depth(images, first_row)
+        return {name: value for name, value in inputs.items() if value is not None}
+
+    def training_loss(self, images, labels, weights=None, factors=None):
+        logits = self(images, factors=factors, training=True)
+        loss = self.compute_loss(images, labels, logits, weights)
+        return self.unscaled(loss), logits
+
+    def track(self, loss, logits, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
+        return self.compute_metrics(images, labels, logits, weights)
+
+    def test_step(self, data):
+        return self.replica_results(super().test_step(data))
 
     @classmethod
     def from_sizes(cls, sizes, overrides):
@@ -134,6 +204,8 @@ class MAEClassifier(Pretrained, keras.Model):
             "num_classes": self.num_classes,
             "pooling": self.pooling,
             "batch_norm": self.batch_norm is not None,
+            "head_dropout_rate": self.head_dropout.rate,
+            "head_range": self.head_range,
         }
 
     @classmethod

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
+from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
 from keras_mae.layers.patch_embedding import PositionEmbedding
-from keras_mae.layers.transformer import run_blocks
 from keras_mae.models.stack import TransformerStack
 
 
@@ -32,10 +32,13 @@ class MAEDecoder(TransformerStack):
         ids_restore: `(B, L)` int tensor, where each patch lies after shuffling.
         grid: Pair `(rows, columns)` if it is not the decoder's own; positions are
             resized in two dimensions.
+        ids_shuffle: `(B, L)` int tensor, the visible patches and the removed ones
+            behind them, instead of `ids_restore`: only the removed ones are predicted.
         training: Whether dropout is active.
 
     Returns:
-        `(B, L, patch_dim)` tensor, the predicted patches in raster order.
+        `(B, L, patch_dim)` tensor, the predicted patches in raster order; by
+        `ids_shuffle` `(B, L - K, patch_dim)`, the removed ones in its order.
 
     Example:
 
@@ -69,11 +72,11 @@ class MAEDecoder(TransformerStack):
             "kernel_initializer": self._block_config["kernel_initializer"],
             "dtype": self.dtype_policy,
         }
-        self.embed = keras.layers.Dense(hidden_dim, name="embed", **dense)
+        self.embed = Dense(hidden_dim, name="embed", **dense)
         self.positions = PositionEmbedding(
             hidden_dim, grid, dtype=self.dtype_policy, name="positions"
         )
-        self.pred = keras.layers.Dense(patch_dim, name="pred", **dense)
+        self.pred = Dense(patch_dim, name="pred", **dense)
         self.build((None, None, latent_dim))
 
     def build(self, input_shape):
@@ -90,19 +93,28 @@ class MAEDecoder(TransformerStack):
         self.pred.build((None, None, self.hidden_dim))
         self.finish_build()
 
-    def call(self, latent, ids_restore, grid=None, training=None):
+    def call(
+        self, latent, ids_restore=None, grid=None, ids_shuffle=None, training=None
+    ):
         x = self.embed(latent)  # (B, 1 + K, D)
         batch, visible = ops.shape(x)[0], ops.shape(x)[1] - 1
-        removed = ops.shape(ids_restore)[1] - visible
+        ids = ids_restore if ids_shuffle is None else ids_shuffle
+        removed = ops.shape(ids)[1] - visible
         mask_tokens = ops.broadcast_to(
             ops.cast(self.mask_token, x.dtype), (batch, removed, self.hidden_dim)
         )
-        patches = ops.concatenate([x[:, 1:], mask_tokens], axis=1)  # (B, L, D)
-        patches = gather_tokens(patches, ids_restore)  # (B, L, D), raster order
-        x = ops.concatenate([x[:, :1], patches], axis=1)  # (B, 1 + L, D)
-        x = self.positions(x, grid=grid)
-        x, _, _ = run_blocks(self.blocks, x, training=training)
-        return self.pred(self.norm(x))[:, 1:]  # (B, L, P)
+        first = 1
+        if ids_shuffle is None:
+            patches = ops.concatenate([x[:, 1:], mask_tokens], axis=1)  # (B, L, D)
+            patches = gather_tokens(patches, ids_restore)  # (B, L, D), raster order
+            x = ops.concatenate([x[:, :1], patches], axis=1)  # (B, 1 + L, D)
+        else:
+            # attention knows no order: tokens stay where they are, positions follow
+            x = ops.concatenate([x, mask_tokens], axis=1)  # (B, 1 + L, D)
+            first += visible
+        x = self.positions(x, ids_keep=ids_shuffle, grid=grid)
+        x, _, _ = self.run_stack(x, training=training, first_query=first)
+        return self.pred(x)  # (B, L, P), or (B, L - K, P)
 
     def get_config(self):
         return {

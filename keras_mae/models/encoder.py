@@ -1,11 +1,13 @@
 """The MAE encoder: a Vision Transformer that sees visible patches only."""
 
+import operator
+
 import keras
 from keras import ops
 
 from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
-from keras_mae.layers.transformer import run_blocks
+from keras_mae.layers.stochastic_depth import StochasticDepth
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
@@ -31,6 +33,10 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
         seed: Int or `None`, the seed of the masks drawn without one.
         final_norm: Whether a norm follows the last block; encoders that were
             fine-tuned with mean pooling have none.
+        drop_path_rate: Float in [0, 1), how often the last block's branches are left
+            out in training; linear from 0 at the first one (stochastic depth).
+        train_positions: Whether the table of positions is trained, as published
+            fine-tuning does and pretraining does not.
         **kwargs: Those of `TransformerStack` (activation, dropouts, epsilon,
             initializers) and of `keras.Model`.
 
@@ -45,7 +51,9 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             positions resized in two dimensions.
         output_hidden_states: Whether to return `hidden_states`.
         output_attentions: Whether to return `attentions`.
-        training: Whether dropout is active.
+        factors: `(B, depth, 2)` tensor, those of `StochasticDepth`; by default
+            training draws them.
+        training: Whether dropout and stochastic depth are active.
 
     Returns:
         Asked for nothing but features: a `(B, 1 + L, hidden_dim)` tensor, CLS first.
@@ -82,6 +90,8 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
         mlp_dim=3072,
         seed=None,
         final_norm=True,
+        drop_path_rate=0.0,
+        train_positions=False,
         **kwargs,
     ):
         # no autocast: images become targets, which stay float32
@@ -105,9 +115,15 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             self.grid,
             kernel_initializer=self._block_config["kernel_initializer"],
             initializer_range=self.initializer_range,
+            train_positions=train_positions,
             dtype=self.dtype_policy,
             name="patch_embedding",
         )
+        self.stochastic_depth = None
+        if drop_path_rate:
+            self.stochastic_depth = StochasticDepth(
+                drop_path_rate, len(self.blocks), seed, name="stochastic_depth"
+            )
         self.build((None, *self.image_size, num_channels))
 
     @property
@@ -137,6 +153,7 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
         interpolate=False,
         output_hidden_states=False,
         output_attentions=False,
+        factors=None,
         training=None,
     ):
         grid = self.check_images(images, interpolate)
@@ -150,8 +167,12 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             raise ValueError("noise and seed draw a mask: give mask_ratio beside them")
         ids_keep = chosen.pop("ids_keep", None)
         x = self.patch_embedding(patches, ids_keep=ids_keep, grid=grid)
-        x, hidden_states, attentions = run_blocks(self.blocks, x, training=training)
-        outputs = {"latent": self.norm(x), **chosen}  # (B, 1 + K, D)
+        if training and factors is None and self.stochastic_depth is not None:
+            factors = self.stochastic_depth(x)
+        x, hidden_states, attentions = self.run_stack(
+            x, training, output_attentions, factors
+        )
+        outputs = {"latent": x, **chosen}  # (B, 1 + K, D)
         if output_hidden_states:
             outputs["hidden_states"] = tuple(hidden_states)
         if output_attentions:
@@ -186,6 +207,113 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             )
         return grid_shape(shape[1:3], self.patch_size)
 
+    def feature_maps(self, images, layers=None, interpolate=False, training=None):
+        """Encodes whole images and lays the patches' tokens out as they lie in them.
+
+        Args:
+            images: `(B, H, W, C)` float tensor, as for a call.
+            layers: Ints, the blocks whose outputs are wanted: counted from 0, negative
+                ones from the end. By default the last one alone.
+            interpolate: Whether to accept images of another size than `image_size`.
+            training: Whether dropout is active.
+
+        Returns:
+            A list of `(B, h, w, hidden_dim)` tensors, one for each of `layers` in their
+            order, without CLS. Row and column are the patch's. The last block's map has
+            passed the encoder's final norm, where there is one; an earlier block's is
+            the block's plain output, to which no norm was applied.
+
+        Raises:
+            ValueError: If `layers` is empty or names a block that does not exist, or
+                for what a call rejects.
+
+        Example:
+
+        ```python
+        encoder = MAEEncoder.from_preset("mae_tiny", image_size=(32, 48))
+        images = np.random.rand(2, 32, 48, 3).astype("float32")
+        middle, last = encoder.feature_maps(images, layers=(1, -1))
+        assert middle.shape == last.shape == (2, 8, 12, 128)
+        ```
+        """
+        numbers = self.block_numbers((-1,) if layers is None else layers)
+        rows, columns = self.check_images(images, interpolate)
+        outputs = self(
+            images,
+            interpolate=interpolate,
+            output_hidden_states=True,
+            training=training,
+        )
+        # the first hidden state is the embeddings; the last one lacks the norm
+        tokens = [*outputs["hidden_states"][1:-1], outputs["latent"]]
+        return [
+            ops.reshape(
+                tokens[number][:, 1:], (-1, rows, columns, self.hidden_dim)
+            )  # (B, h, w, D)
+            for number in numbers
+        ]
+
+    def block_numbers(self, layers):
+        """Counts blocks from 0, where negative numbers count from the end.
+
+        Args:
+            layers: Ints in [-depth, depth - 1], at least one.
+
+        Returns:
+            A tuple of ints in [0, depth - 1].
+
+        Raises:
+            ValueError: If `layers` is empty, no sequence of ints, or out of range.
+
+        Example:
+
+        ```python
+        encoder = MAEEncoder.from_preset("mae_tiny")
+        assert encoder.block_numbers((0, -1)) == (0, 3)
+        ```
+        """
+        depth = len(self.blocks)
+        try:
+            numbers = tuple(operator.index(layer) for layer in layers)
+        except TypeError:
+            numbers = ()
+        if not numbers or not all(-depth <= number < depth for number in numbers):
+            raise ValueError(
+                f"layers must be one or more block numbers in [{-depth}, {depth - 1}]. "
+                f"Received: {layers!r}"
+            )
+        return tuple(number % depth for number in numbers)
+
+    def freeze_but_last(self, blocks):
+        """Freezes all but the last few blocks (paper, section 4.3, figure 9).
+
+        The final norm stays trainable with them; with 0 blocks all is frozen. A config
+        does not remember it, so it is to be called again on a copy.
+
+        Args:
+            blocks: Int, how many of the last blocks are trained.
+
+        Raises:
+            ValueError: If there are not so many.
+
+        Example:
+
+        ```python
+        encoder = MAEEncoder.from_preset("mae_tiny")
+        encoder.freeze_but_last(1)
+        assert not encoder.blocks[-2].trainable and encoder.blocks[-1].trainable
+        ```
+        """
+        if not 0 <= blocks <= len(self.blocks):
+            raise ValueError(
+                f"blocks must be in [0, {len(self.blocks)}]. Received: {blocks}"
+            )
+        first = len(self.blocks) - blocks
+        self.patch_embedding.trainable = False
+        for index, block in enumerate(self.blocks):
+            block.trainable = index >= first
+        self.norm.trainable = blocks > 0
+
     @classmethod
     def from_sizes(cls, sizes, overrides):
         return cls(**encoder_config(sizes, overrides))
@@ -198,4 +326,6 @@ class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
             "num_channels": self.num_channels,
             "seed": self.seed,
             "final_norm": self.final_norm,
+            "drop_path_rate": getattr(self.stochastic_depth, "rate", 0.0),
+            "train_positions": self.patch_embedding.train_positions,
         }

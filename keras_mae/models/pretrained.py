@@ -40,10 +40,11 @@ class Pretrained:
             preset: A name in `keras_mae.PRESETS`.
             **overrides: What replaces the preset's values: `image_size`,
                 `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
-                `mlp_dim`, `dtype`, and what `TransformerStack` takes. A pretrainer also
+                `mlp_dim`, `drop_path_rate`, `train_positions`, `dtype`, and what
+                `TransformerStack` takes. A pretrainer also
                 takes the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
-                `norm_pix_loss`; a classifier `num_classes`, `pooling` and
-                `batch_norm`.
+                `norm_pix_loss`; a classifier `num_classes`, `pooling`, `batch_norm`,
+                `head_dropout_rate` and `head_range`.
 
         Returns:
             The model.

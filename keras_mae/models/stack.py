@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_mae.layers.transformer import TransformerBlock
+from keras_mae.layers.transformer import TransformerBlock, run_blocks
 
 
 class TransformerStack(keras.Model):
@@ -23,8 +23,14 @@ class TransformerStack(keras.Model):
             paper (appendix A.1).
         initializer_range: Float, the deviation of the normal that draws the CLS or
             mask token.
+        rematerialize: Whether training computes each block anew in the backward pass
+            instead of keeping what is inside: the same numbers in less memory, for a
+            third more arithmetic. It goes without dropout.
         final_norm: Whether a norm follows the last block; the subclass's to store.
         **kwargs: Those of `keras.Model`.
+
+    Raises:
+        ValueError: If `rematerialize` meets dropout.
     """
 
     def __init__(
@@ -40,12 +46,20 @@ class TransformerStack(keras.Model):
         layer_norm_epsilon=1e-6,
         kernel_initializer="glorot_uniform",
         initializer_range=0.02,
+        rematerialize=False,
         final_norm=True,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if rematerialize and (dropout_rate or attention_dropout_rate):
+            raise ValueError(
+                "rematerialize goes without dropout, which would differ the second "
+                f"time. Received: dropout_rate={dropout_rate}, "
+                f"attention_dropout_rate={attention_dropout_rate}"
+            )
         self.hidden_dim = hidden_dim
         self.initializer_range = initializer_range
+        self.rematerialize = rematerialize
         self._block_config = {
             "num_heads": num_heads,
             "mlp_dim": mlp_dim,
@@ -82,6 +96,28 @@ class TransformerStack(keras.Model):
         for layer in (*self.blocks, self.norm):
             layer.build((None, None, self.hidden_dim))
 
+    def run_stack(
+        self, x, training=None, keep_attentions=False, factors=None, first_query=0
+    ):
+        """Runs the blocks and the norm; see `run_blocks`.
+
+        Args:
+            x: `(B, N, hidden_dim)` tensor.
+            training: Whether dropout is active, and blocks are rematerialized where the
+                model was told so.
+            keep_attentions: Whether `attentions` are wanted.
+            factors: `(B, depth, 2)` tensor, those of `StochasticDepth`, or `None`.
+            first_query: Int; outputs of the tokens before it are not computed.
+
+        Returns:
+            A tuple: the normalized output, `hidden_states` and `attentions`.
+        """
+        rematerialize = bool(self.rematerialize and training and not keep_attentions)
+        x, hidden_states, attentions = run_blocks(
+            self.blocks, x, training, rematerialize, factors, first_query
+        )
+        return self.norm(x), hidden_states, attentions
+
     def finish_build(self):
         """Marks the model as built, and as frozen if it was made so."""
         self.built = True
@@ -97,4 +133,5 @@ class TransformerStack(keras.Model):
             "depth": len(self.blocks),
             **self._block_config,
             "initializer_range": self.initializer_range,
+            "rematerialize": self.rematerialize,
         }

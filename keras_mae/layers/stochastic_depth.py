@@ -1,0 +1,73 @@
+"""Stochastic depth: which images leave out which branches of which blocks."""
+
+import keras
+from keras import ops
+
+from keras_mae.layers.masking import seeded_noise
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class StochasticDepth(keras.layers.Layer):
+    """Draws factors for the residual branches of a stack (Huang et al. 2016).
+
+    A branch is left out of an image with a probability that rises linearly from 0 at
+    the first block to `rate` at the last, and is scaled by the inverse of the
+    probability to stay otherwise. All blocks' factors are drawn at once and outside
+    of them, so that rematerialized blocks see the same ones twice, and an image's
+    factors depend on seed and row alone, whatever the number of replicas.
+
+    Args:
+        rate: Float in [0, 1), the last block's.
+        depth: Int, the blocks.
+        seed: Int or `None`, the seed of the layer's generator.
+        **kwargs: Those of `keras.layers.Layer`.
+
+    Call arguments:
+        x: `(B, ...)` tensor; only its shape is read.
+        first_row: Int or int scalar tensor, where these rows lie in a larger batch.
+
+    Returns:
+        `(B, depth, 2)` float32 tensor: factors of attention and MLP.
+
+    Raises:
+        ValueError: If `rate` is outside [0, 1).
+
+    Example:
+
+    ```python
+    layer = StochasticDepth(rate=0.5, depth=3, seed=0)
+    factors = keras.ops.convert_to_numpy(layer(np.zeros((8, 5, 4))))
+    assert factors.shape == (8, 3, 2) and set(factors[:, 0].ravel()) == {1.0}
+    assert set(factors[:, 2].ravel()) == {0.0, 2.0}
+    ```
+    """
+
+    def __init__(self, rate, depth, seed=None, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"drop_path_rate must be in [0, 1). Received: {rate}")
+        self.rate = rate
+        self.depth = depth
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, x, first_row=0):
+        rows = ops.arange(ops.shape(x)[0], dtype="int32") + first_row
+        noise = seeded_noise(self.seed_generator.next(), rows, 2 * self.depth)
+        noise = ops.reshape(noise, (-1, self.depth, 2))  # (B, depth, 2)
+        rates = ops.linspace(0.0, self.rate, self.depth)[:, None]  # (depth, 1)
+        rates = ops.cast(rates, "float32")
+        # noise is in [0, 1): of a rate of 0 nothing is below
+        return ops.cast(noise >= rates, "float32") / (1 - rates)
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.depth, 2)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rate": self.rate,
+            "depth": self.depth,
+            "seed": self.seed,
+        }

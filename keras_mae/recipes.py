@@ -1,0 +1,135 @@
+"""Published recipes of fine-tuning and probing, as plain data.
+
+Tables 9 and 10 of the paper (appendix A.1), with the values of the released code.
+`small` is ours, for a few thousand images at most.
+"""
+
+import dataclasses
+
+# what base, large and huge share: RandAugment, mixup, smoothing (paper, table 9)
+_PUBLISHED = {
+    "pooling": "mean",
+    "batch_size": 1024,
+    "warmup_epochs": 5,
+    "min_learning_rate": 1e-6,
+    "weight_decay": 0.05,
+    "crop_scale": 0.08,
+    "flip": True,
+    "magnitude": 9.0,
+    "erase": 0.25,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "smoothing": 0.1,
+}
+
+FINE_TUNING = {
+    "base": {
+        **_PUBLISHED,
+        "epochs": 100,
+        "blr": 5e-4,
+        "layer_decay": 0.65,
+        "drop_path_rate": 0.1,
+    },
+    "large": {
+        **_PUBLISHED,
+        "epochs": 50,
+        "blr": 1e-3,
+        "layer_decay": 0.75,
+        "drop_path_rate": 0.2,
+    },
+    "huge": {
+        **_PUBLISHED,
+        "epochs": 50,
+        "blr": 1e-3,
+        "layer_decay": 0.75,
+        "drop_path_rate": 0.3,
+    },
+    # Few images make few updates, and few labels are soon known by heart: small batches
+    # at a high rate for many epochs, a milder decay for a shallow model, mixup and
+    # smoothing. None of what takes a whole object away (crops, CutMix, erasing): on the
+    # digits, with five labels a class, crops and CutMix cost 5 points. No image is
+    # mirrored either: digits and letters would change.
+    "small": {
+        "pooling": "mean",
+        "batch_size": 64,
+        "epochs": 60,
+        "warmup_epochs": 5,
+        "blr": 4e-3,
+        "min_learning_rate": 1e-6,
+        "weight_decay": 0.05,
+        "crop_scale": 1.0,
+        "flip": False,
+        "magnitude": 0.0,
+        "erase": 0.0,
+        "mixup": 0.8,
+        "cutmix": 0.0,
+        "smoothing": 0.1,
+        "layer_decay": 0.75,
+        "drop_path_rate": 0.1,
+    },
+}
+
+# paper, table 10: LARS, no augmentation but crops and flips
+_PROBE = {
+    "pooling": "cls",
+    "batch_size": 16384,
+    "warmup_epochs": 10,
+    "blr": 0.1,
+    "weight_decay": 0.0,
+    "crop_scale": 0.08,
+    "flip": True,
+}
+LINEAR_PROBING = {
+    "base": {**_PROBE, "epochs": 90},
+    "large": {**_PROBE, "epochs": 50},
+    "huge": {**_PROBE, "epochs": 50},
+    # features of whole images, computed once; a batch that small data can fill
+    "small": {
+        "pooling": "mean",
+        "batch_size": 256,
+        "epochs": 90,
+        "warmup_epochs": 10,
+        "blr": 10.0,
+        "weight_decay": 0.0,
+        "crop_scale": 1.0,
+        "flip": False,
+    },
+}
+
+
+def fill_in(config, recipes):
+    """Gives the flags that are `None` the values of the recipe that a config names.
+
+    Args:
+        config: A dataclass with a field `recipe`.
+        recipes: Dict from names to dicts, `FINE_TUNING` or `LINEAR_PROBING`.
+
+    Returns:
+        A config of the same class.
+
+    Raises:
+        ValueError: If there is no such recipe.
+
+    Example:
+
+    ```python
+    @dataclasses.dataclass
+    class Config:
+        recipe: str = "base"
+        blr: float | None = None
+
+
+    assert fill_in(Config(), FINE_TUNING).blr == 5e-4
+    assert fill_in(Config(blr=1.0), FINE_TUNING).blr == 1.0
+    ```
+    """
+    if config.recipe not in recipes:
+        raise ValueError(
+            f"recipe must be one of {', '.join(recipes)}. Received: {config.recipe!r}"
+        )
+    missing = {
+        name: value
+        for name, value in recipes[config.recipe].items()
+        if getattr(config, name, value) is None
+    }
+    return dataclasses.replace(config, **missing)

@@ -1,0 +1,44 @@
+"""training/compare.py: a small comparison, its table, and going on with it."""
+
+import json
+import re
+
+import pytest
+
+from tests.scripts import run, unread_flags
+
+SCRIPT = "training/compare.py"
+TINY = ("--seeds=1", "--pretrain_epochs=1", "--updates=2")
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.slow
+def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
+    finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    table = (tmp_path / "table.md").read_text()
+    assert len(re.findall(r"^\| (?:fine-tuning|linear|k-NN) \|", table, re.M)) == 8
+    assert len(re.findall(r"\d+\.\d ± 0\.0", table)) == 32
+    assert (tmp_path / "accuracies.png").exists()
+    results = json.loads((tmp_path / "results.json").read_text())
+    results["values"] = results["values"][:-1]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.count("labels a class,") == 1
+    assert (tmp_path / "table.md").read_text() == table
+    finished = run(SCRIPT, *TINY[:2], "--updates=3", f"--output={tmp_path}")
+    assert finished.returncode == 2 and "other settings" in finished.stderr
+
+
+def test_bad_input_is_one_line_and_code_2(tmp_path):
+    finished = run(SCRIPT, "--seeds=0", f"--output={tmp_path / 'new'}")
+    assert finished.returncode == 2
+    assert "seeds must be positive. Received: 0" in finished.stderr
+    assert not (tmp_path / "new").exists()
+
+
+def test_every_flag_is_read():
+    assert unread_flags(SCRIPT) == set()

@@ -1,0 +1,268 @@
+"""Does pretraining pay? Digits with few labels, by three methods and three features.
+
+Run: python training/compare.py --output=runs/compare
+
+For each seed an encoder is pretrained on the 1,437 training digits without labels.
+It, a random one and raw pixels are then given 1, 5, 20 or all labels of each class, by
+fine-tuning (the recipe `small`), a linear classifier and nearest neighbours. Accuracies
+are those on 360 held-out digits, of the last update: nothing is chosen by them. Writes
+`results.json`, `table.md` and `accuracies.png` into --output; what is measured already
+is not measured again.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras_mae  # before keras, which it imports without TensorFlow's chatter
+
+# isort: split
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mae import data, probing
+from keras_mae.files import replacing
+from keras_mae.flags import flag, run_script
+from keras_mae.layer_decay import finetuning_optimizer
+from keras_mae.loading import copy_encoder
+from keras_mae.optimization import pretraining_optimizer, warmup_cosine
+from keras_mae.plots import accuracy_picture
+from keras_mae.recipes import FINE_TUNING
+
+LABELS = (1, 5, 20, None)
+PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")
+FINE_TUNED, LINEAR, NEAREST = ("fine-tuning", "linear", "k-NN")
+# small images and few of them want a high rate
+PRETRAINING_BLR = 8e-3
+
+
+@dataclasses.dataclass
+class CompareConfig:
+    """The flags of this script."""
+
+    output: str = flag("folder for table, plot and numbers", "runs/compare")
+    seeds: int = flag("how many times, each with other weights and labels", 3)
+    pretrain_epochs: int = flag("passes over all training digits", 100)
+    pretrain_batch_size: int = flag("images an update of pretraining", 64)
+    updates: int = flag("of each fine-tuning", 300)
+    batch_size: int = flag("images an update of fine-tuning", 32)
+
+
+def main(config):
+    """Measures what is missing, and writes table and plot."""
+    for name, value in dataclasses.asdict(config).items():
+        if name != "output" and value < 1:
+            raise ValueError(f"{name} must be positive. Received: {value}")
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = dataclasses.asdict(config) | {"output": None, "seeds": None}
+    results = Results(folder / "results.json", settings)
+    source = data.with_labels(data.load_digits())
+    for seed in range(config.seeds):
+        wanted = [(seed, *rest) for rest in itertools.product(LABELS, cases())]
+        if all(key in results for key in wanted):
+            continue
+        encoders = {PRETRAINED: pretrain(source, seed, config)}
+        keras.utils.set_random_seed(1000 + seed)
+        encoders[RANDOM] = keras_mae.MAEEncoder.from_config(
+            encoders[PRETRAINED].get_config()
+        )
+        compare(source, encoders, seed, config, results)
+    table = format_table(results)
+    (folder / "table.md").write_text(table + "\n")
+    names = [text(labels) for labels in LABELS]
+    curves = {case: results.over_seeds(case) for case in cases()}
+    accuracy_picture(names, curves).save(folder / "accuracies.png")
+    print(f"{table}\nPlot: {folder / 'accuracies.png'}")
+
+
+def cases():
+    """Lists what is compared: `(method, features)`."""
+    both = itertools.product((LINEAR, NEAREST), FEATURES)
+    return [(FINE_TUNED, PRETRAINED), (FINE_TUNED, RANDOM), *both]
+
+
+class Results:
+    """Accuracies by `(seed, labels, (method, features))`, kept in a file.
+
+    Args:
+        path: Path of the JSON file; one of other settings is an error.
+        settings: Dict of what the numbers depend on.
+    """
+
+    def __init__(self, path, settings):
+        self.path, self.settings, self.values = Path(path), settings, {}
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text())
+        if content["settings"] != settings:
+            raise ValueError(
+                f"{path} has numbers of other settings: {content['settings']}. "
+                f"Received: {settings}; choose another --output"
+            )
+        for seed, labels, method, features, value in content["values"]:
+            self.values[seed, labels, (method, features)] = value
+
+    def __contains__(self, key):
+        return key in self.values
+
+    def add(self, key, value):
+        """Keeps an accuracy, also on the disk."""
+        self.values[key] = value
+        seed, labels, (method, features) = key
+        print(f"seed {seed}, {text(labels):>3} labels a class, {method:11}, "
+              f"{features:10}: {value:.1%}", flush=True)  # fmt: skip
+        rows = [[s, n, *case, v] for (s, n, case), v in self.values.items()]
+        with replacing(self.path) as part:
+            content = {"settings": self.settings, "values": rows}
+            part.write_text(json.dumps(content) + "\n")
+
+    def over_seeds(self, case):
+        """Lists, for each count of labels, the accuracies of all seeds."""
+        return [
+            [v for (_, n, c), v in self.values.items() if (n, c) == (labels, case)]
+            for labels in LABELS
+        ]
+
+
+def pretrain(source, seed, config):
+    """Pretrains on all training digits, without their labels; returns the encoder."""
+    keras.utils.set_random_seed(seed)
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", num_channels=1, norm_pix_loss=True, seed=seed
+    )
+    processor = make_processor(source, model.encoder)
+    size = config.pretrain_batch_size
+    steps = config.pretrain_epochs * (source.epoch_size // size)
+    schedule = warmup_cosine(PRETRAINING_BLR * size / 256, steps, steps // 12)
+    model.compile(pretraining_optimizer(schedule), jit_compile=True)
+    batches = data.training_pipeline(source, processor, size, seed)
+    model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0, shuffle=False)
+    return model.encoder
+
+
+def make_processor(source, encoder):
+    """Makes the image processor of the digits."""
+    return keras_mae.MAEImageProcessor(
+        encoder.image_size, source.mean, source.std, resample="bicubic"
+    )
+
+
+def compare(source, encoders, seed, config, results):
+    """Measures all cases of a seed."""
+    features = {
+        name: all_features(source, encoder, config.batch_size)
+        for name, encoder in encoders.items()
+    }
+    pixels = (source.training, source.held_out)
+    features[PIXELS] = [np.stack(x).reshape(len(x), -1) / 255.0 for x in pixels]
+    for labels in LABELS:
+        few = data.few_labels(source, labels, seed)
+        # the chosen images come first, and then again
+        count = len(source.class_names) * labels if labels else len(source.training)
+        known = {image.tobytes(): i for i, image in enumerate(source.training)}
+        chosen = [known[image.tobytes()] for image in few.training[:count]]
+        for method, name in cases():
+            key = seed, labels, (method, name)
+            if key in results:
+                continue
+            if method == FINE_TUNED:
+                value = fine_tune(few, encoders[name], seed, config)
+            else:
+                training, held_out = features[name]
+                classify = {LINEAR: linear, NEAREST: nearest}[method]
+                scores = classify(
+                    training[chosen], source.training_labels[chosen], held_out
+                )
+                value, _ = probing.top_accuracies(scores, source.held_out_labels)
+            results.add(key, value)
+
+
+def all_features(source, encoder, batch_size):
+    """Averages the patch tokens of training and held-out images: `(N, D)` each."""
+    processor = make_processor(source, encoder)
+    return [
+        encoder.predict(
+            processor.normalize(np.stack(images)), batch_size=batch_size, verbose=0
+        )[:, 1:].mean(axis=1)
+        for images in (source.training, source.held_out)
+    ]
+
+
+def linear(features, labels, queries):
+    """Fits a logistic regression; returns its probabilities."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # a ridge strong enough for 128 features and few labels
+    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    return fitted.fit(features, labels).predict_proba(queries)
+
+
+def nearest(features, labels, queries):
+    """Lets the nearest neighbours vote."""
+    return probing.knn_scores(features, labels, queries, labels.max() + 1)
+
+
+def fine_tune(source, encoder, seed, config):
+    """Fine-tunes a copy of an encoder by the recipe; returns held-out accuracy."""
+    recipe = FINE_TUNING["small"]
+    keras.utils.set_random_seed(seed)
+    encoder = copy_encoder(
+        encoder, drop_path_rate=recipe["drop_path_rate"], train_positions=True
+    )
+    model = keras_mae.MAEClassifier(encoder, len(source.class_names))
+    processor = make_processor(source, encoder)
+    rate = recipe["blr"] * config.batch_size / 256
+    warmup = config.updates // 10
+    schedule = warmup_cosine(rate, config.updates, warmup, recipe["min_learning_rate"])
+    model.compile(
+        finetuning_optimizer(
+            schedule,
+            recipe["layer_decay"],
+            len(encoder.blocks),
+            recipe["weight_decay"],
+        ),
+        loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+    )
+    batches = data.labelled_pipeline(
+        source,
+        processor,
+        config.batch_size,
+        seed,
+        data.Augmentation((recipe["crop_scale"], 1.0), recipe["flip"]),
+        data.Mixing(recipe["smoothing"], recipe["mixup"], recipe["cutmix"]),
+    )
+    model.fit(batches, steps_per_epoch=config.updates, verbose=0, shuffle=False)
+    images = processor.normalize(np.stack(source.held_out))
+    logits = model.predict(images, batch_size=config.batch_size, verbose=0)
+    return probing.top_accuracies(logits, source.held_out_labels)[0]
+
+
+def text(labels):
+    """Writes a count of labels down."""
+    return "all" if labels is None else str(labels)
+
+
+def format_table(results):
+    """Writes means and deviations over seeds as a Markdown table, in per cent."""
+    lines = [
+        "| method | features | " + " | ".join(map(text, LABELS)) + " |",
+        "|---|---|" + "---|" * len(LABELS),
+    ]
+    for method, features in cases():
+        cells = []
+        for values in results.over_seeds((method, features)):
+            percent = 100 * np.array(values)
+            cells.append(f"{percent.mean():.1f} ± {percent.std():.1f}")
+        lines.append(f"| {method} | {features} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, CompareConfig, __doc__.splitlines()[0])
