@@ -33,6 +33,6 @@ $(VENV)/demo-installed: $(VENV)/bin/python setup.cfg pyproject.toml
 # The parity tests compare with PyTorch; its CPU build is enough. timm comes without
 # torchvision, whose released builds don't load beside that one.
 $(VENV)/test-installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(PIP) -e ".[train,demo,serve,port,test]"
+	$(PIP) -e ".[train,demo,serve,load,port,keras-hub,tpu-check,test]"
 	$(PIP) --no-deps timm==1.0.31
 	touch $@

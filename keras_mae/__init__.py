@@ -6,7 +6,9 @@ from keras_mae import _quiet_import  # noqa: F401
 # isort: on
 from keras_mae import weights
 from keras_mae.image_processor import MAEImageProcessor
-from keras_mae.models import MAEClassifier, MAEDecoder, MAEEncoder
+from keras_mae.lars import LARS
+from keras_mae.layer_decay import FineTuningAdamW, finetuning_optimizer
+from keras_mae.models import MAEClassifier, MAEDecoder, MAEEncoder, MAESegmenter
 from keras_mae.optimization import (
     MatrixDecayAdamW,
     pretraining_optimizer,
@@ -19,14 +21,18 @@ from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.visualization import draw_reconstructions
 
 __all__ = [
+    "LARS",
     "PRESETS",
+    "FineTuningAdamW",
     "MAEClassifier",
     "MAEDecoder",
     "MAEEncoder",
     "MAEImageProcessor",
     "MAEPretrainer",
+    "MAESegmenter",
     "MatrixDecayAdamW",
     "draw_reconstructions",
+    "finetuning_optimizer",
     "normalize_patches",
     "patchify",
     "pretraining_optimizer",

@@ -1,78 +1,40 @@
-"""Callbacks for pretraining: safe checkpoints, pictures, a stop on non-finite loss."""
+"""Callbacks for pretraining: pictures, and stops on what must not go on."""
 
 import math
+import sys
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_mae.files import replacing
 from keras_mae.visualization import draw_reconstructions
 
 
-def save_atomically(model, path):
-    """Saves a model so that `path` holds a whole file at every instant.
+def count_updates(model):
+    """Counts the updates that a model has had.
 
     Args:
-        model: A Keras model.
-        path: Path of the `.keras` file; an older one is replaced in one step.
+        model: A compiled Keras model.
+
+    Returns:
+        Int.
 
     Example:
 
     ```python
-    import tempfile
-
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        save_atomically(model, f"{folder}/model.keras")
+    model.compile(optimizer=keras.optimizers.SGD())
+    assert count_updates(model) == 0
     ```
     """
-    with replacing(path) as part:
-        model.save(part)
+    # not int(iterations), which a mirrored variable is not
+    return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 
 
 def _check_interval(every):
     if every < 1:
         raise ValueError(f"every must be at least 1. Received: {every}")
     return every
-
-
-class Checkpoint(keras.callbacks.Callback):
-    """Saves the model and its optimizer after every few epochs, and at the end.
-
-    A run killed at any instant leaves the last whole checkpoint, or none.
-
-    Args:
-        path: Path of the `.keras` file.
-        every: Int, epochs between two checkpoints.
-
-    Raises:
-        ValueError: If `every` is less than 1.
-
-    Example:
-
-    ```python
-    callback = Checkpoint("run/model.keras", every=10)
-    ```
-    """
-
-    def __init__(self, path, every=1):
-        super().__init__()
-        self.path = Path(path)
-        self.every = _check_interval(every)
-
-    def on_train_begin(self, logs=None):
-        self._saved = True
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._saved = (epoch + 1) % self.every == 0
-        if self._saved:
-            save_atomically(self.model, self.path)
-
-    def on_train_end(self, logs=None):
-        # also where another callback stopped the training
-        if not self._saved:
-            save_atomically(self.model, self.path)
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -92,8 +54,14 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         for name, value in (logs or {}).items():
             value = float(np.mean(value))
             if not math.isfinite(value):
-                step = int(self.model.optimizer.iterations)
-                raise FloatingPointError(f"the {name} is {value} at step {step}")
+                raise FloatingPointError(f"the {name} is {value} at {self._steps()}")
+
+    def _steps(self):
+        last = count_updates(self.model)
+        several = getattr(self.model, "steps_per_execution", 1)
+        if several == 1:
+            return f"step {last}"
+        return f"one of the steps {last - several + 1} to {last}"
 
     # the last step of an epoch shows in the validation loss alone
     on_epoch_end = on_train_batch_end
@@ -154,18 +122,134 @@ class ReconstructionPictures(keras.callbacks.Callback):
         self._writer.close()
 
 
-class UnwrapLogs(keras.callbacks.Callback):
-    """Turns one-element arrays in the logs, as several replicas give, into numbers.
+class StopOnCorruptImages(keras.callbacks.Callback):
+    """Ends a run whose data has more corrupt images than it may.
 
-    Put it before callbacks that write logs down.
+    Args:
+        corrupt: The `keras_mae.data.CorruptImages` of the pipelines.
+
+    Raises:
+        ValueError: Out of `fit`, with their number and some of their names.
 
     Example:
 
     ```python
-    callbacks = [UnwrapLogs(), keras.callbacks.CSVLogger("history.csv")]
+    corrupt = keras_mae.data.CorruptImages(limit=10)
+    callback = StopOnCorruptImages(corrupt)
     ```
     """
 
+    def __init__(self, corrupt):
+        super().__init__()
+        self.corrupt = corrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.corrupt.check()
+
+
+class Curves(keras.callbacks.Callback):
+    """Writes all that `fit` logs down for TensorBoard, by the number of the update.
+
+    Keras's own callback counts from 0 again in each `fit`, which lays a resumed run
+    over its beginning, and between its intervals keeps back the epochs' values, too.
+
+    Args:
+        folder: Path of an existing folder, for `train` and `validation`.
+        every: Int, updates between two points; the end of an epoch is one as well.
+
+    Raises:
+        ValueError: If `every` is less than 1.
+
+    Example:
+
+    ```python
+    callback = Curves("run/logs", every=50)
+    ```
+    """
+
+    def __init__(self, folder, every=1):
+        super().__init__()
+        self.folder = Path(folder)
+        self.every = _check_interval(every)
+
+    def on_train_begin(self, logs=None):
+        import tensorflow as tf
+
+        self._writers = {
+            name: tf.summary.create_file_writer(str(self.folder / name))
+            for name in ("train", "validation")
+        }
+        self._written = count_updates(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = count_updates(self.model)
+        # several updates may lie between two calls
+        if step // self.every > self._written // self.every:
+            self._write("train", logs, step)
+            self._written = step
+
     def on_epoch_end(self, epoch, logs=None):
-        for name, value in (logs or {}).items():
-            logs[name] = float(np.mean(value))
+        step = count_updates(self.model)
+        prefix = "val_"
+        theirs = {k: v for k, v in (logs or {}).items() if k.startswith(prefix)}
+        ours = {k: v for k, v in (logs or {}).items() if k not in theirs}
+        self._write("train", {**ours, "epoch": epoch + 1}, step)
+        theirs = {name.removeprefix(prefix): v for name, v in theirs.items()}
+        self._write("validation", theirs, step)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _write(self, name, values, step):
+        import tensorflow as tf
+
+        with self._writers[name].as_default():
+            for key, value in (values or {}).items():
+                tf.summary.scalar(key, float(np.mean(value)), step=step)
+
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()
+
+
+class Forgiving(keras.callbacks.Callback):
+    """Lets a training go on where what another callback writes does not fit the disk.
+
+    Args:
+        callback: A callback whose `OSError` is worth a line, and not the training.
+
+    Example:
+
+    ```python
+    callback = Forgiving(keras.callbacks.CSVLogger("history.csv"))
+    ```
+    """
+
+    def __init__(self, callback):
+        super().__init__()
+        self.callback = callback
+
+    def set_model(self, model):
+        self.callback.set_model(model)
+
+    def set_params(self, params):
+        self.callback.set_params(params)
+
+    def on_train_begin(self, logs=None):
+        # what can't be written now is wrong from the start
+        self.callback.on_train_begin(logs)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._try("on_train_batch_end", batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._try("on_epoch_end", epoch, logs)
+
+    def on_train_end(self, logs=None):
+        self._try("on_train_end", logs)
+
+    def _try(self, method, *arguments):
+        try:
+            getattr(self.callback, method)(*arguments)
+        except OSError as error:
+            name = type(self.callback).__name__
+            print(f"{name} failed: {error}", file=sys.stderr, flush=True)

@@ -4,6 +4,9 @@ import contextlib
 import os
 from pathlib import Path
 
+# what files are called while they are written
+PART = ".part-"
+
 
 @contextlib.contextmanager
 def replacing(path):
@@ -27,7 +30,7 @@ def replacing(path):
     ```
     """
     path = Path(path)
-    part = path.with_name(f".part-{path.name}")
+    part = path.with_name(f"{PART}{path.name}")
     try:
         yield part
         with open(part, "rb") as file:

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import json
 import sys
 import typing
+from pathlib import Path
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +42,9 @@ def parse_flags(config_class, description, argv=None):
     """Reads a dataclass from the command line: a flag for each field.
 
     Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
-    without a default is a required flag. `flag` gives a field its help text.
+    without a default is a required flag. `flag` gives a field its help text. Where a
+    field is called `config`, `--config=FILE` reads flags from a JSON object first;
+    those of the command line win.
 
     Args:
         config_class: The dataclass.
@@ -82,7 +86,34 @@ def parse_flags(config_class, description, argv=None):
             options["type"] = kinds[0]
             options["choices"] = field.metadata.get("choices")
         parser.add_argument(name, **options)
+    argv = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if "config" in hints:
+        path = parser.parse_args(argv).config
+        argv = [*(_flags_of_file(path, parser) if path else ()), *argv]
     return config_class(**vars(parser.parse_args(argv)))
+
+
+def _spelled(word):
+    """Takes `--dry-run=...` for `--dry_run=...`, as both spellings are common."""
+    name, equals, value = word.partition("=")
+    if not name.startswith("--"):
+        return word
+    no = "--no-" if name.startswith("--no-") else "--"
+    return no + name.removeprefix(no).replace("-", "_") + equals + value
+
+
+def _flags_of_file(path, parser):
+    """Turns the JSON object of a file into flags, which the parser then checks."""
+    try:
+        values = json.loads(Path(path).read_text())
+        return [
+            f"--{'' if value is not False else 'no-'}{name}"
+            + ("" if isinstance(value, bool) else f"={value}")
+            for name, value in values.items()
+            if value is not None
+        ]
+    except (OSError, ValueError, AttributeError) as error:
+        parser.error(f"config must be a JSON object of flags. {path}: {error}")
 
 
 def run_script(main, config_class, description, argv=None):

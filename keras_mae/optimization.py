@@ -1,6 +1,9 @@
 """The published optimisation: warm-up and half cosine, AdamW, what is not decayed."""
 
 import keras
+from keras import ops
+
+from keras_mae.fusion import fused
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.0):
@@ -42,14 +45,41 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.
     )
 
 
+@fused
+def _adamw_update(
+    weight, momentum, velocity, gradient, rate, step, betas, epsilon, decay
+):
+    """Returns the updated weight and moments, each in its own dtype."""
+    moments = momentum, velocity
+    gradient = ops.cast(gradient, "float32")
+    means = []
+    for moment, beta, value in zip(
+        moments, betas, (gradient, ops.square(gradient)), strict=True
+    ):
+        old = ops.cast(moment, "float32")
+        means.append(old + (value - old) * (1 - beta))
+    deviation = ops.sqrt(means[1]) / ops.sqrt(1 - betas[1] ** step)
+    update = means[0] / (1 - betas[0] ** step) / (deviation + epsilon)
+    if decay:
+        update += decay * ops.cast(weight, "float32")
+    new = [ops.cast(m, old.dtype) for m, old in zip(means, moments, strict=True)]
+    return weight - ops.cast(rate * update, weight.dtype), *new
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MatrixDecayAdamW(keras.optimizers.AdamW):
     """AdamW that decays matrices and tokens, and no vectors: biases and norms.
 
     `exclude_from_weight_decay` says the same, but is forgotten by a saved model.
+    Epsilon is added as PyTorch adds it, after the correction of the second moment's
+    bias (Loshchilov and Hutter 2019, algorithm 2); Keras's own AdamW adds it before,
+    which makes the first updates smaller. The arithmetic is float32 under every dtype.
 
     Args:
-        **kwargs: Those of `keras.optimizers.AdamW`.
+        **kwargs: Those of `keras.optimizers.AdamW`, without `amsgrad`.
+
+    Raises:
+        ValueError: If `amsgrad` is asked for.
 
     Example:
 
@@ -57,6 +87,29 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     optimizer = MatrixDecayAdamW(learning_rate=1e-3, weight_decay=0.05)
     ```
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("MatrixDecayAdamW has no amsgrad. Received: amsgrad=True")
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        places = [variable, self._momentums[index], self._velocities[index]]
+        updated = _adamw_update(
+            *map(ops.convert_to_tensor, places),
+            ops.convert_to_tensor(gradient),
+            ops.cast(learning_rate, "float32"),
+            ops.cast(self.iterations + 1, "float32"),
+            betas=(self.beta_1, self.beta_2),
+            epsilon=self.epsilon,
+            decay=self.weight_decay if self._use_weight_decay(variable) else 0.0,
+        )
+        for place, value in zip(places, updated, strict=True):
+            self.assign(place, value)
+
+    def _apply_weight_decay(self, variables):
+        """Does nothing: with the update, a bfloat16 weight is not rounded twice."""
 
     def _use_weight_decay(self, variable):
         return len(variable.shape) > 1 and super()._use_weight_decay(variable)

@@ -71,11 +71,24 @@ SHARED = (
     "layer_norm_epsilon",
     "kernel_initializer",
     "initializer_range",
+    "rematerialize",
     "dtype",
 )
-_ENCODER = ("num_channels", "seed", "final_norm")
+_ENCODER = (
+    "num_channels",
+    "seed",
+    "final_norm",
+    "drop_path_rate",
+    "train_positions",
+)
 _PRETRAINER = ("mask_ratio", "norm_pix_loss")
-_CLASSIFIER = ("num_classes", "pooling", "batch_norm")
+_CLASSIFIER = (
+    "num_classes",
+    "pooling",
+    "batch_norm",
+    "head_dropout_rate",
+    "head_range",
+)
 _PREFIX = "decoder_"
 
 

@@ -3,7 +3,11 @@
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
+from keras_mae.layers.masking import (
+    TakesPatchMask,
+    check_mask_ratio,
+    gather_tokens,
+)
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.pretrained import Pretrained
@@ -15,23 +19,10 @@ from keras_mae.patches import (
     unpatchify,
 )
 from keras_mae.presets import pretrainer_config
+from keras_mae.train_step import ReplicatedTraining
 
 # evaluation always removes the same patches, so that epochs compare
 EVALUATION_SEED = 0
-
-
-def _xla_pays():
-    """Says what `jit_compile="auto"` means: XLA, except where it costs.
-
-    On CPUs XLA's first step is long and its gain small (in bfloat16 a loss); several
-    replicas of a mirrored strategy don't fit in one XLA cluster.
-    """
-    if keras.backend.backend() != "tensorflow":
-        return True
-    import tensorflow as tf
-
-    one = tf.distribute.get_strategy().num_replicas_in_sync == 1
-    return one and bool(tf.config.list_physical_devices("GPU"))
 
 
 def _images(data):
@@ -47,12 +38,14 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
+class MAEPretrainer(TakesPatchMask, ReplicatedTraining, Pretrained, keras.Model):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,
     reconstructs the pixels of all, and is scored on the removed ones (paper, section
-    3): `sum(mean squared error of a patch * mask) / sum(mask)`.
+    3): `sum(mean squared error of a patch * mask) / sum(mask)`. The model brings this
+    loss itself: in `compile`, `loss` and `metrics` have no effect, nor have labels and
+    sample weights in `fit`.
 
     Args:
         encoder: A `MAEEncoder`.
@@ -71,12 +64,14 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
         interpolate: Whether to accept images of another size.
         output_hidden_states: Whether to return the encoder's `hidden_states`.
         output_attentions: Whether to return the encoder's `attentions`.
+        loss_only: Whether the loss alone is wanted: only removed patches are predicted.
         training: Whether dropout is active.
 
     Returns:
         A dict: `loss`, float32 scalar; `logits` `(B, L, P)`, the predicted patches;
         `mask` `(B, L)` float32; `ids_restore` `(B, L)` int32; `latent`
         `(B, 1 + K, hidden_dim)`; `hidden_states` and `attentions` on request.
+        With `loss_only` the loss alone.
 
     Raises:
         ValueError: If the decoder does not fit the encoder, or for what the encoder
@@ -130,6 +125,7 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
         interpolate=False,
         output_hidden_states=False,
         output_attentions=False,
+        loss_only=False,
         training=None,
     ):
         outputs = self._forward(
@@ -140,6 +136,7 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
             interpolate=interpolate,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            loss_only=loss_only,
             training=training,
         )
         per_image = outputs.pop("loss")
@@ -147,7 +144,15 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
         count = ops.maximum(ops.shape(per_image)[0], 1)
         return {"loss": ops.sum(per_image) / ops.cast(count, "float32"), **outputs}
 
-    def _forward(self, images, mask=None, interpolate=False, training=None, **options):
+    def _forward(
+        self,
+        images,
+        mask=None,
+        interpolate=False,
+        loss_only=False,
+        training=None,
+        **options,
+    ):
         """Computes what a call returns, but with one `loss` an image, `(B,)`."""
         images = ops.cast(images, "float32")
         outputs = self.encoder(
@@ -164,11 +169,45 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
                 f"Received: mask_ratio={self.mask_ratio}, mask={mask}"
             )
         grid = grid_shape(images.shape[1:3], self.encoder.patch_size)
+        ids_shuffle, latent = outputs.pop("ids_shuffle"), outputs["latent"]
+        if loss_only:
+            predicted = self.decoder(
+                latent, ids_shuffle=ids_shuffle, grid=grid, training=training
+            )
+            removed = ids_shuffle[:, ops.shape(latent)[1] - 1 :]  # (B, L - K)
+            return {"loss": self.loss_of_removed(images, predicted, removed)}
         logits = self.decoder(
-            outputs["latent"], outputs["ids_restore"], grid=grid, training=training
+            latent, outputs["ids_restore"], grid=grid, training=training
         )
         loss = self.loss_per_image(images, logits, outputs["mask"])
         return {"loss": loss, "logits": logits, **outputs}
+
+    def loss_of_removed(self, images, predicted, ids_removed):
+        """Scores predictions of removed patches alone, image by image.
+
+        Args:
+            images: `(B, H, W, C)` tensor, the originals.
+            predicted: `(B, R, P)` tensor, the predicted patches.
+            ids_removed: `(B, R)` int tensor, which patches these are.
+
+        Returns:
+            `(B,)` float32 tensor, that of `loss_per_image`.
+
+        Example:
+
+        ```python
+        model = MAEPretrainer.from_preset("mae_tiny")
+        images = np.zeros((1, 32, 32, 3), "float32")
+        loss = model.loss_of_removed(images, np.ones((1, 2, 48)), np.array([[0, 5]]))
+        assert float(loss[0]) == 1.0
+        ```
+        """
+        targets = patchify(ops.cast(images, "float32"), self.encoder.patch_size)
+        targets = gather_tokens(targets, ids_removed)  # (B, R, P)
+        if self.norm_pix_loss:
+            targets = normalize_patches(targets)
+        errors = ops.square(ops.cast(predicted, "float32") - targets)
+        return ops.mean(errors, axis=(1, 2))
 
     def loss_per_image(self, images, logits, mask):
         """Scores a reconstruction on removed patches, image by image.
@@ -252,65 +291,22 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
         }  # (B, H, W, C) each
         return {**pictures, "mask": outputs["mask"], "loss": outputs["loss"]}
 
-    def compile(self, *args, jit_compile="auto", **kwargs):
-        """Configures training, as `keras.Model.compile` does.
-
-        The model brings its own loss: `loss`, `metrics`, labels and sample weights have
-        no effect.
-
-        Args:
-            *args: Those of `keras.Model.compile`.
-            jit_compile: `True`, `False`, or `"auto"`: XLA on one GPU, plain graphs on
-                CPUs and under several replicas.
-            **kwargs: Those of `keras.Model.compile`.
-
-        Example:
-
-        ```python
-        model = MAEPretrainer.from_preset("mae_tiny")
-        model.compile(optimizer=keras.optimizers.AdamW(1e-3), jit_compile=True)
-        ```
-        """
-        self._jit_compile_asked = jit_compile
-        jit_compile = _xla_pays() if jit_compile == "auto" else jit_compile
-        super().compile(*args, jit_compile=jit_compile, **kwargs)
-
-    def get_compile_config(self):
-        config = super().get_compile_config()
-        if config:
-            # "auto" is decided anew on the machine that loads the model
-            config["jit_compile"] = self._jit_compile_asked
-        return config
-
-    def compile_from_config(self, config):
-        # Keras skips this for a model with its own compile()
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
-
-    def train_step(self, data):
-        import tensorflow as tf
-
+    def training_inputs(self, data):
         images = _images(data)
-        replicas = tf.distribute.get_replica_context().num_replicas_in_sync
-        if self.jit_compile and replicas > 1:
-            raise ValueError(
-                "jit_compile=True needs one replica: an XLA cluster can't hold the "
-                f"variables of several. Received: {replicas} replicas"
-            )
-        with tf.GradientTape() as tape:
-            loss = self(images, noise=self._draw_noise(images), training=True)["loss"]
-            # gradients are summed over replicas: each brings its share of the mean
-            scaled = self.optimizer.scale_loss(loss / replicas)
-        variables = self.trainable_variables
-        gradients = tape.gradient(scaled, variables)
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-        return self._track(loss, images)
+        return {"images": images, "noise": self._draw_noise(images)}
+
+    def training_loss(self, images, noise):
+        return self(images, noise=noise, loss_only=True, training=True)["loss"], None
+
+    def track(self, loss, outputs, data):
+        self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])
+        return self.get_metrics_result()
 
     def test_step(self, data):
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
-        loss = self(images, noise=noise, training=False)["loss"]
-        return self._track(loss, images)
+        loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
+        return self.replica_results(self.track(loss, None, data))
 
     def predict_step(self, data):
         images = _images(data)
@@ -320,17 +316,10 @@ class MAEPretrainer(TakesPatchMask, Pretrained, keras.Model):
 
     def _draw_noise(self, images, seed=None):
         """Draws `(B, L)` noise: this replica's rows of the whole batch's."""
-        import tensorflow as tf
-
         batch = ops.shape(images)[0]
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return self.encoder.masking.draw_noise(
-            batch, self.encoder.num_patches, seed, first_row=replica * batch
+            batch, self.encoder.num_patches, seed, first_row=self.first_row(batch)
         )
-
-    def _track(self, loss, images):
-        self.loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
-        return self.get_metrics_result()
 
     @classmethod
     def from_sizes(cls, sizes, overrides):

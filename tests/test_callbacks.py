@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import keras_mae
 from keras_mae import callbacks
+from keras_mae.checkpoints import Checkpoints
 
 
 def fit(model, images, callback, epochs=1):
@@ -14,43 +16,25 @@ def fit(model, images, callback, epochs=1):
     return model.fit(images, epochs=epochs, verbose=0, callbacks=[callback])
 
 
-def test_checkpoints_come_every_few_epochs_and_at_the_end(
-    make_model, images, tmp_path, monkeypatch
-):
-    saved = []
-    monkeypatch.setattr(
-        callbacks, "save_atomically", lambda model, path: saved.append(path)
-    )
-    callback = callbacks.Checkpoint(tmp_path / "model.keras", every=2)
-    fit(make_model(), images, callback, epochs=5)
-    assert len(saved) == 3
-
-
-def test_a_save_that_dies_leaves_the_old_file(make_model, images, tmp_path):
-    path = tmp_path / "model.keras"
-    model = make_model()
-    callbacks.save_atomically(model, path)
-    wanted = np.asarray(model.encoder(images))
-
-    class Dying:
-        def save(self, part):
-            part.write_bytes(b"half a file")
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        callbacks.save_atomically(Dying(), path)
-    loaded = keras.models.load_model(path)
-    np.testing.assert_array_equal(loaded.encoder(images), wanted)
+def read_events(folder):
+    """Reads what TensorBoard would show: `(step, value)` by name."""
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, content))
+    return found
 
 
 def test_a_non_finite_loss_stops_before_the_checkpoint(make_model, images, tmp_path):
     images[0] = np.nan
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
-    checkpoint = callbacks.Checkpoint(tmp_path / "model.keras")
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1"):
+    saving = Checkpoints(tmp_path, tmp_path / "model.keras", every_steps=1)
+    with pytest.raises(FloatingPointError, match="is nan at step 1"):
         model.fit(
-            images, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss(), checkpoint]
+            images, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss(), saving]
         )
     assert not list(tmp_path.iterdir())
 
@@ -65,18 +49,22 @@ def test_pictures_are_drawn_for_people_and_for_tensorboard(
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     assert names == ["epoch-0002.png", "epoch-0003.png"]
     assert Image.open(tmp_path / names[0]).width == 4 * 160 + 12
-    assert list(tmp_path.glob("events.out.tfevents.*"))
+    assert [step for step, _ in read_events(tmp_path)["reconstructions"]] == [1, 2]
 
 
-def test_logs_of_several_replicas_become_numbers():
-    logs = {"loss": np.array([1.5], "float32"), "val_loss": 2}
-    callbacks.UnwrapLogs().on_epoch_end(0, logs)
-    assert logs == {"loss": 1.5, "val_loss": 2.0}
-
-
-def test_intervals_are_checked():
+def test_intervals_are_checked(images, tmp_path):
+    processor = keras_mae.MAEImageProcessor(image_size=32)
     with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
-        callbacks.Checkpoint("model.keras", every=0)
+        callbacks.ReconstructionPictures(processor, images, tmp_path, every=0)
+
+
+def test_steps_of_one_execution_are_named_together(make_model, images):
+    images[0] = np.nan
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3), steps_per_execution=2)
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(2)
+    with pytest.raises(FloatingPointError, match="at one of the steps 1 to 2"):
+        model.fit(dataset, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss()])
 
 
 def test_a_non_finite_validation_loss_stops_as_well():
@@ -87,14 +75,38 @@ def test_a_non_finite_validation_loss_stops_as_well():
         callback.on_epoch_end(0, {"loss": 1.0, "val_loss": np.nan})
 
 
-def test_a_stopped_training_is_saved(make_model, images, tmp_path):
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_end(self, epoch, logs=None):
-            self.model.stop_training = True
-
+def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
-    checkpoint = callbacks.Checkpoint(tmp_path / "model.keras", every=5)
-    model.fit(images, epochs=9, verbose=0, callbacks=[checkpoint, Stop()])
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert int(loaded.optimizer.iterations) == 1
+    history = {}
+    for first in (0, 2):  # the second fit goes on, as a resumed run does
+        history = model.fit(
+            *(images, None, 1),
+            epochs=first + 2,
+            initial_epoch=first,
+            verbose=0,
+            shuffle=False,
+            validation_data=images,
+            callbacks=[callbacks.Curves(tmp_path, every=3)],
+        ).history
+    train, held_out = (read_events(tmp_path / n) for n in ("train", "validation"))
+    # every third update, and the last of each epoch of four
+    steps = [3, 4, 6, 8, 9, 12, 12, 15, 16]
+    assert [step for step, _ in train["loss"]] == steps
+    assert [step for step, _ in held_out["loss"]] == [4, 8, 12, 16]
+    assert train["loss"][-1][1] == pytest.approx(history["loss"][-1])
+    assert held_out["loss"][-1][1] == pytest.approx(history["val_loss"][-1])
+    assert "gradient_norm" in train
+    with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
+        callbacks.Curves(tmp_path, every=0)
+
+
+class FullDisk(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise OSError("no space left")
+
+
+def test_what_can_not_be_written_does_not_end_a_training(make_model, images, capsys):
+    history = fit(make_model(), images, callbacks.Forgiving(FullDisk()), epochs=2)
+    assert len(history.history["loss"]) == 2
+    assert capsys.readouterr().err == "FullDisk failed: no space left\n" * 2

@@ -1,4 +1,4 @@
-"""Data: built-in sources, pipelines, resizing, and what is refused."""
+"""Data: built-in sources, resizing, and what is refused."""
 
 import numpy as np
 import pytest
@@ -106,7 +106,9 @@ def test_crops_stay_inside_and_keep_grey_levels():
 
 
 def test_unknown_names_and_sizes_are_refused(digits):
-    with pytest.raises(ValueError, match=r"one of digits, photos. Received: 'cats'"):
+    with pytest.raises(
+        ValueError, match=r"one of digits, photos, folder.* Received: 'cats'"
+    ):
         data.load_source("cats")
     with pytest.raises(ValueError, match="batch_size must be"):
         data.training_pipeline(digits, processor_for(digits), 2000, seed=0)
@@ -118,3 +120,13 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
     with pytest.raises(ValueError, match=r"digits.*comes with scikit-learn"):
         data.load_digits()
+
+
+def test_grey_crops_keep_their_single_channel_in_graphs():
+    source = data.load_digits()
+    processor = MAEImageProcessor(16, source.mean, source.std)
+    crops = data.Augmentation(scale=(0.5, 1.0), flip=False)
+    batches = data.training_pipeline(source, processor, 8, 0, augmentation=crops)
+    assert batches.element_spec.shape == (8, 16, 16, 1)
+    whole = data.training_pipeline(source, processor, 8, 0)
+    assert not np.array_equal(next(iter(batches)), next(iter(whole)))

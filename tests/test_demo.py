@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.scripts import run
 
-for name in ("sklearn", "skimage", "tensorboard", "flask", "waitress"):
+for name in ("sklearn", "skimage", "tensorboard", "starlette", "uvicorn"):
     pytest.importorskip(name)
 
 
@@ -43,6 +43,7 @@ def test_pretraining_beats_a_random_encoder_and_raw_pixels(tmp_path):
         assert accuracy > accuracies["raw_pixels"][labels]
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_ends_the_demo(tmp_path):
     (tmp_path / "file").write_text("in the way")
     finished = run("training/demo.py", f"--output={tmp_path / 'file'}", "--epochs=1")

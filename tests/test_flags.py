@@ -61,3 +61,42 @@ def test_bugs_keep_their_traceback():
 
     with pytest.raises(KeyError):
         flags.run_script(main, Config, "Does.", ["--name=x"])
+
+
+@dataclasses.dataclass
+class Saved:
+    config: str | None = None
+    epochs: int = 1
+    rate: float = 0.5
+    fast: bool = True
+    size: int | None = None
+
+
+def test_flags_come_from_a_file_and_the_command_line_wins(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"epochs": 5, "rate": 0.25, "fast": false, "size": null}')
+    got = flags.parse_flags(Saved, "Does.", [f"--config={path}", "--rate=2"])
+    assert got == Saved(str(path), 5, 2.0, False, None)
+
+
+def test_hyphens_and_underscores_are_one():
+    @dataclasses.dataclass
+    class Two:
+        dry_run: bool = True
+        log_file: str = "a"
+
+    for argv in (
+        ["--no-dry-run", "--log-file=b-c_d"],
+        ["--no-dry_run", "--log_file=b-c_d"],
+    ):
+        assert flags.parse_flags(Two, "Does.", argv) == Two(False, "b-c_d")
+
+
+@pytest.mark.parametrize("text", ['{"speed": 1}', '{"epochs": "x"}', "[1]", "{"])
+def test_a_wrong_file_of_flags_ends_in_one_line_and_code_2(text, tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        flags.parse_flags(Saved, "Does.", [f"--config={path}"])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

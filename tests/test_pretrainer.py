@@ -215,3 +215,140 @@ def test_auto_is_decided_anew_after_loading(make_model):
 
 def test_an_empty_batch_has_no_nan(make_model, images):
     assert float(make_model()(images[:0], seed=0)["loss"]) == 0.0
+
+
+def train(images, make_model, rematerialize=False, **options):
+    """Trains three epochs with plain SGD, which shows a wrong gradient scale."""
+    keras.utils.set_random_seed(1)
+    model = make_model(seed=2, rematerialize=rematerialize)
+    model.compile(optimizer=keras.optimizers.SGD(0.05), **options)
+    history = model.fit(images, epochs=3, verbose=0, shuffle=False).history
+    return history, [variable.numpy() for variable in model.trainable_variables]
+
+
+def assert_equal_trainings(one, other, tolerance):
+    for name in one[0]:
+        np.testing.assert_allclose(other[0][name], one[0][name], rtol=1e-5)
+    for wanted, got in zip(one[1], other[1], strict=True):
+        np.testing.assert_allclose(got, wanted, atol=tolerance)
+
+
+def batches(images, size):
+    dataset = tf.data.Dataset.from_tensor_slices(images)
+    return dataset.batch(size, drop_remainder=True)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_accumulated_parts_are_one_batch(make_model, images, jit_compile):
+    whole = train(batches(images, 4), make_model, jit_compile=jit_compile)
+    parts = train(
+        batches(images, 4), make_model, jit_compile=jit_compile, accumulation_steps=2
+    )
+    assert_equal_trainings(whole, parts, 1e-6)
+
+
+def test_a_batch_that_parts_do_not_divide_is_refused(make_model, images):
+    for data in (batches(images, 3), tf.data.Dataset.from_tensor_slices(images)):
+        data = data if data.element_spec.shape.rank == 4 else data.batch(4)
+        with pytest.raises(ValueError, match="accumulation_steps=2 divides"):
+            train(data, make_model, accumulation_steps=2)
+    with pytest.raises(ValueError, match=r"at least 1. Received: 0"):
+        make_model().compile(accumulation_steps=0)
+
+
+def test_rematerialized_blocks_give_the_same_numbers(make_model, images):
+    plain = train(batches(images, 4), make_model)
+    again = train(batches(images, 4), make_model, rematerialize=True)
+    assert_equal_trainings(plain, again, 1e-6)
+
+
+def test_rematerialized_blocks_are_computed_twice(make_model, images, monkeypatch):
+    calls = []
+    for remat in (False, True):
+        model = make_model(rematerialize=remat)
+        block = model.encoder.blocks[0]
+        real, count = block.mlp.call, []
+        monkeypatch.setattr(
+            block.mlp, "call", lambda x, r=real, c=count: c.append(1) or r(x)
+        )
+        with tf.GradientTape() as tape:
+            loss = model(images, seed=0, training=True)["loss"]
+        tape.gradient(loss, model.trainable_variables)
+        calls.append(len(count))
+    assert calls == [1, 2]
+    outputs = model(images, seed=0, training=True, output_attentions=True)
+    assert outputs["attentions"][0].shape == (4, 2, 5, 5)
+
+
+def test_what_is_drawn_anew_is_not_rematerialized(make_model):
+    with pytest.raises(ValueError, match=r"without dropout.*dropout_rate=0.1"):
+        make_model(rematerialize=True, dropout_rate=0.1)
+
+
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(make_model, images):
+    data = batches(images, 4)
+    model = make_model()
+    before = [variable.numpy() for variable in model.trainable_variables]
+    model.compile(optimizer=keras.optimizers.SGD(1.0), clip_norm=0.01)
+    norm = model.fit(data, verbose=0).history["gradient_norm"][0]
+    assert norm > 0.1  # as it was before clipping
+    steps = [
+        variable.numpy() - old
+        for variable, old in zip(model.trainable_variables, before, strict=True)
+    ]
+    length = np.sqrt(sum((step**2).sum() for step in steps))
+    np.testing.assert_allclose(length, 0.01, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"clip_norm must be positive. Received: 0"):
+        model.compile(clip_norm=0)
+
+
+def test_what_compile_was_told_survives_saving(make_model, images, tmp_path):
+    model = make_model(rematerialize=True)
+    model.compile(optimizer=adamw(), accumulation_steps=2, clip_norm=3.0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert (loaded.accumulation_steps, loaded.clip_norm) == (2, 3.0)
+    assert loaded.encoder.rematerialize and loaded.decoder.rematerialize
+
+
+def operations(graph):
+    """Yields every operation of a graph and of the functions that it calls."""
+    yield from graph.get_operations()
+    definition = graph.as_graph_def(add_shapes=True)
+    for function in definition.library.function:
+        yield from function.node_def
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"accumulation_steps": 2, "clip_norm": 1.0},
+    ],
+)
+def test_the_step_is_what_a_tpu_takes(make_model, images, options):
+    model = make_model(rematerialize=True)
+    model.compile(optimizer=pretraining_optimizer(1e-3), jit_compile=True, **options)
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step, jit_compile=True)
+    concrete = step.get_concrete_function(tf.TensorSpec((4, 32, 32, 3)))
+    # the host would have to be asked in the middle of a step
+    names = {getattr(op, "op", None) or op.type for op in operations(concrete.graph)}
+    assert not [name for name in names if "PyFunc" in name or "Host" in name]
+    for operation in concrete.graph.get_operations():
+        for output in operation.outputs:
+            # lists of axes are integers, which XLA works out while compiling
+            known = output.shape.is_fully_defined() or not output.dtype.is_floating
+            assert known, operation.name
+    # compiled whole: XLA refuses what it can't compile
+    assert np.isfinite(float(step(tf.constant(images))["loss"]))
+
+
+def test_a_step_is_traced_once_for_all_epochs(make_model, images, monkeypatch):
+    model = make_model()
+    traces, real = [], model.train_step
+    model.train_step = lambda data: traces.append(1) or real(data)
+    model.compile(optimizer=adamw(), jit_compile=True)
+    model.optimizer.build(model.trainable_variables)
+    model.fit(batches(images, 2), epochs=4, verbose=0)
+    assert len(traces) == 1

@@ -15,11 +15,9 @@ import keras_mae  # before keras, which it imports without TensorFlow's chatter
 
 # isort: split
 import base64
-import contextlib
 import dataclasses
 import io
 import json
-import re
 import subprocess
 import sys
 import urllib.request
@@ -32,6 +30,7 @@ from PIL import Image
 from keras_mae import data, flags
 from keras_mae.flags import flag
 from keras_mae.patches import patchify
+from keras_mae.server.process import running
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW_LABELS = 100
@@ -62,7 +61,9 @@ def main(config):
     results["probe_accuracy"], probe = compare_probes(model, processor, source)
     script("serving/export.py", "--model", output / "run", "--overwrite",
            "--out", output / "models" / "mae")  # fmt: skip
-    with local_server(output / "models" / "mae") as address:
+    models = f"--model_base_path={output / 'models' / 'mae'}"
+    with running(ROOT / "serving/local_server.py", models) as (rest, _, _):
+        address = f"http://{rest}/v1/models/mae"
         results["served"] = query(address, source, model, held_out, probe)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     report(results, output)
@@ -163,22 +164,6 @@ def compare_probes(model, processor, source):
             accuracies[name][str(count)] = float(score)
             probe = fitted if name == "pretrained" else probe
     return accuracies, probe
-
-
-@contextlib.contextmanager
-def local_server(models):
-    """Serves a folder of SavedModels on a free port of loopback; yields the address."""
-    command = [sys.executable, "-u", str(ROOT / "serving/local_server.py")]
-    command += [f"--model_base_path={models}", "--rest_api_port=0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        address = re.search(r"http://\S+", server.stdout.readline())
-        if address is None:
-            raise ValueError(f"the server failed with exit code {server.wait()}")
-        yield address.group()
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def query(address, source, model, held_out, probe):

@@ -2,6 +2,7 @@
 
 from keras_mae.layers.masking import RandomMasking, gather_tokens, seeded_noise
 from keras_mae.layers.patch_embedding import PatchEmbedding, PositionEmbedding
+from keras_mae.layers.stochastic_depth import StochasticDepth
 from keras_mae.layers.transformer import MLP, SelfAttention, TransformerBlock
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "PositionEmbedding",
     "RandomMasking",
     "SelfAttention",
+    "StochasticDepth",
     "TransformerBlock",
     "gather_tokens",
     "seeded_noise",

@@ -181,8 +181,9 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         seed: Int; the same seed gives the same mask at every call.
 
     Returns:
-        A dict: `ids_keep` `(B, K)` int32, the visible patches; `ids_restore` `(B, L)`
-        int32, where each patch lies after shuffling; `mask` `(B, L)` float32.
+        A dict: `ids_keep` `(B, K)` int32, the visible patches; `ids_shuffle` `(B, L)`
+        int32, these and the removed ones behind them; `ids_restore` `(B, L)` int32,
+        where each patch lies after shuffling; `mask` `(B, L)` float32.
 
     Raises:
         ValueError: If `mask_ratio` is outside [0, 1), if noise or mask has another
@@ -254,6 +255,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         ids_restore = ops.cast(ops.argsort(ids_shuffle, axis=1), "int32")  # (B, L)
         return {
             "ids_keep": ids_shuffle[:, :num_keep],  # (B, K)
+            "ids_shuffle": ids_shuffle,
             "ids_restore": ids_restore,
             # (B, L) float32, 1 = removed, 0 = visible
             "mask": ops.cast(ids_restore >= num_keep, "float32"),

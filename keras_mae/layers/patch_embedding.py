@@ -3,17 +3,19 @@
 import keras
 from keras import ops
 
+from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
 from keras_mae.positions import resize_positions, sincos_positions
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a table of positions, born as the 2-D sin-cos one and not trained.
+    """Adds a table of positions, born as the 2-D sin-cos one.
 
     Args:
         hidden_dim: Int, the tokens' width; a multiple of 4.
         grid: Pair `(rows, columns)` of the patches.
+        train: Whether the table is trained; the paper fixes it in pretraining.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -34,17 +36,18 @@ class PositionEmbedding(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, hidden_dim, grid, **kwargs):
+    def __init__(self, hidden_dim, grid, train=False, **kwargs):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.grid = tuple(grid)
+        self.train = train
 
     def build(self, input_shape=None):
         table = sincos_positions(self.hidden_dim, self.grid)
         self.embeddings = self.add_weight(
             shape=(1, *table.shape),
             initializer=lambda shape, dtype: ops.convert_to_tensor(table[None], dtype),
-            trainable=False,
+            trainable=self.train,
             name="embeddings",
         )
 
@@ -66,6 +69,7 @@ class PositionEmbedding(keras.layers.Layer):
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
             "grid": self.grid,
+            "train": self.train,
         }
 
 
@@ -81,6 +85,7 @@ class PatchEmbedding(keras.layers.Layer):
         grid: Pair `(rows, columns)` of the patches.
         kernel_initializer: Initializer of the projection.
         initializer_range: Float, the deviation of the normal that draws CLS.
+        train_positions: Whether the table of positions is trained.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -105,21 +110,27 @@ class PatchEmbedding(keras.layers.Layer):
         grid,
         kernel_initializer="glorot_uniform",
         initializer_range=0.02,
+        train_positions=False,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.grid = tuple(grid)
+        self.train_positions = train_positions
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.initializer_range = initializer_range
-        self.projection = keras.layers.Dense(
+        self.projection = Dense(
             hidden_dim,
             kernel_initializer=kernel_initializer,
             dtype=self.dtype_policy,
             name="projection",
         )
         self.positions = PositionEmbedding(
-            hidden_dim, grid, dtype=self.dtype_policy, name="positions"
+            hidden_dim,
+            grid,
+            train=train_positions,
+            dtype=self.dtype_policy,
+            name="positions",
         )
 
     def build(self, input_shape):
@@ -148,4 +159,5 @@ class PatchEmbedding(keras.layers.Layer):
             "grid": self.grid,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "initializer_range": self.initializer_range,
+            "train_positions": self.train_positions,
         }

@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+from keras_mae.layers.dense import Dense
+from keras_mae.rematerialization import rematerialized
+
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 def gelu_tanh(x):
@@ -23,6 +26,17 @@ def gelu_tanh(x):
     return keras.activations.gelu(x, approximate=True)
 
 
+def _split_heads(qkv, num_heads):
+    """Turns `(B, N, 3 * D)` into scaled queries, transposed keys, and values."""
+    length, head_dim = ops.shape(qkv)[1], qkv.shape[-1] // (3 * num_heads)
+    qkv = ops.reshape(qkv, (-1, length, 3, num_heads, head_dim))
+    query, key, value = ops.unstack(
+        ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
+    )  # (B, heads, N, head_dim) each
+    key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
+    return query * head_dim**-0.5, key, value
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention with one fused projection for query, key and value.
@@ -41,10 +55,11 @@ class SelfAttention(keras.layers.Layer):
     Call arguments:
         x: `(B, N, hidden_dim)` tensor.
         training: Whether dropout is active.
+        first_query: Int; the outputs of the tokens before it are not computed.
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities.
+        attention probabilities; with `first_query` N - `first_query` of the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -80,31 +95,24 @@ class SelfAttention(keras.layers.Layer):
         # a config, not the instance, whose draws would repeat
         initializer = keras.initializers.serialize(self.kernel_initializer)
         dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
-        self.qkv = keras.layers.Dense(
-            3 * hidden_dim, use_bias=use_bias, name="qkv", **dense
-        )
+        self.qkv = Dense(3 * hidden_dim, use_bias=use_bias, name="qkv", **dense)
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
-        self.proj = keras.layers.Dense(hidden_dim, name="proj", **dense)
+        self.proj = Dense(hidden_dim, name="proj", **dense)
 
     def build(self, input_shape):
         self.qkv.build(input_shape)
         self.proj.build(input_shape)
 
-    def call(self, x, training=None):
-        length, head_dim = ops.shape(x)[1], self.hidden_dim // self.num_heads
-        qkv = self.qkv(x)  # (B, N, 3 * D)
-        qkv = ops.reshape(qkv, (-1, length, 3, self.num_heads, head_dim))
-        query, key, value = ops.unstack(
-            ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
-        )  # (B, heads, N, head_dim) each
-        key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
-        scores = ops.matmul(query * head_dim**-0.5, key)  # (B, heads, N, N)
+    def call(self, x, training=None, first_query=0):
+        query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
+        query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
+        scores = ops.matmul(query, key)  # (B, heads, Q, N)
         attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
         attention = ops.cast(attention, scores.dtype)
         attention = self.dropout(attention, training=training)
-        x = ops.matmul(attention, value)  # (B, heads, N, head_dim)
-        x = ops.transpose(x, (0, 2, 1, 3))  # (B, N, heads, head_dim)
-        x = ops.reshape(x, (-1, length, self.hidden_dim))  # (B, N, D)
+        x = ops.matmul(attention, value)  # (B, heads, Q, head_dim)
+        x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
+        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
         return self.proj(x), attention
 
     def get_config(self):
@@ -158,10 +166,8 @@ class MLP(keras.layers.Layer):
         # a config, not the instance, whose draws would repeat
         initializer = keras.initializers.serialize(self.kernel_initializer)
         dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
-        self.fc1 = keras.layers.Dense(
-            mlp_dim, activation=self.activation, name="fc1", **dense
-        )
-        self.fc2 = keras.layers.Dense(hidden_dim, name="fc2", **dense)
+        self.fc1 = Dense(mlp_dim, activation=self.activation, name="fc1", **dense)
+        self.fc2 = Dense(hidden_dim, name="fc2", **dense)
 
     def build(self, input_shape):
         self.fc1.build(input_shape)
@@ -199,10 +205,13 @@ class TransformerBlock(keras.layers.Layer):
     Call arguments:
         x: `(B, N, hidden_dim)` tensor.
         training: Whether dropout is active.
+        factors: `(B, 2)` tensor by which attention and MLP are multiplied, as
+            `StochasticDepth` draws them; by default 1.
+        first_query: Int; the outputs of the tokens before it are not computed.
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities.
+        attention probabilities; with `first_query` N - `first_query` of the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -267,11 +276,14 @@ class TransformerBlock(keras.layers.Layer):
         for layer in (self.norm1, self.attention, self.norm2, self.mlp):
             layer.build(input_shape)
 
-    def call(self, x, training=None):
-        y, attention = self.attention(self.norm1(x), training=training)
-        x = x + self.dropout1(y, training=training)
-        y = self.mlp(self.norm2(x))
-        return x + self.dropout2(y, training=training), attention
+    def call(self, x, training=None, factors=None, first_query=0):
+        y, attention = self.attention(
+            self.norm1(x), training=training, first_query=first_query
+        )
+        y = self.dropout1(y, training=training)
+        x = x[:, first_query:] + (y if factors is None else y * factors[:, :1, None])
+        y = self.dropout2(self.mlp(self.norm2(x)), training=training)
+        return x + (y if factors is None else y * factors[:, 1:, None]), attention
 
     def get_config(self):
         return {
@@ -288,18 +300,24 @@ class TransformerBlock(keras.layers.Layer):
         }
 
 
-def run_blocks(blocks, x, training=None):
+def run_blocks(
+    blocks, x, training=None, rematerialize=False, factors=None, first_query=0
+):
     """Runs blocks one after the other, remembering what passes between them.
 
     Args:
         blocks: List of `TransformerBlock`.
         x: `(B, N, D)` tensor.
         training: Whether dropout is active.
+        rematerialize: Whether the backward pass computes each block anew instead of
+            keeping what is inside: less memory, a third more arithmetic.
+        factors: `(B, len(blocks), 2)` tensor, those of `StochasticDepth`, or `None`.
+        first_query: Int; the last block computes no output of the tokens before it.
 
     Returns:
         A tuple: the last output; `hidden_states`, a list of `len(blocks) + 1` tensors
         `(B, N, D)` whose first is `x`; `attentions`, a list of `len(blocks)` tensors
-        `(B, num_heads, N, N)`.
+        `(B, num_heads, N, N)`, or of `None` where they are rematerialized.
 
     Example:
 
@@ -310,8 +328,21 @@ def run_blocks(blocks, x, training=None):
     ```
     """
     hidden_states, attentions = [x], []
-    for block in blocks:
-        x, attention = block(x, training=training)
+    for index, block in enumerate(blocks):
+        options = {"training": training}
+        if factors is not None:
+            options["factors"] = factors[:, index]
+        if index == len(blocks) - 1:
+            options["first_query"] = first_query
+        if rematerialize:
+            x, attention = _without_attention(block, options)(x), None
+        else:
+            x, attention = block(x, **options)
         hidden_states.append(x)
         attentions.append(attention)
     return x, hidden_states, attentions
+
+
+def _without_attention(block, options):
+    """Wraps a block so that only its input is kept for the backward pass."""
+    return rematerialized(lambda x: block(x, **options)[0])

@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 import keras_mae
-from keras_mae.callbacks import save_atomically
+from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
 from keras_mae.weights.check import compare_with_torch
 from keras_mae.weights.formats import describe
@@ -59,7 +59,8 @@ def convert(config):
         print(model.port_report)
     if destination.suffix == ".keras":
         destination.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(model, destination)
+        with replacing(destination) as part:
+            model.save(part)
         print(f"{destination}: {type(model).__name__}")
     else:
         print(model.save_pretrained(destination, config.format))

@@ -152,7 +152,7 @@ def to_facebook(model):
 
 def _check_alike(sizes, decoder):
     """Raises where encoder and decoder have settings that the format knows once."""
-    names = {*SHARED} - {"dtype", "kernel_initializer"}
+    names = {*SHARED} - {"dtype", "kernel_initializer", "rematerialize"}
     for name in sorted(names) if decoder else ():
         if sizes[name] != sizes[f"decoder_{name}"]:
             raise ValueError(

@@ -1,0 +1,51 @@
+"""Image sources, and the `tf.data` pipelines that feed pretraining.
+
+`load_source` finds images by name: `digits`, `photos`, `folder:PATH`,
+`tfrecord:GLOB` or `tfds:NAME`. `training_pipeline` feeds them without end, in an order
+that the seed and the number of the batch alone decide: a run that starts at a later
+batch, or on several workers, sees what one uninterrupted worker would.
+"""
+
+from keras_mae.data.augmentation import (
+    PRETRAINING,
+    Augmentation,
+    random_resized_crop,
+    resize,
+)
+from keras_mae.data.builtin import SOURCES, load_digits, load_photos
+from keras_mae.data.corrupt import CorruptImages
+from keras_mae.data.labelled import (
+    Mixing,
+    evaluation_pipeline,
+    evaluation_steps,
+    labelled_pipeline,
+)
+from keras_mae.data.labels import few_labels, with_labels
+from keras_mae.data.loading import load_source
+from keras_mae.data.mixing import mix, smoothed_one_hot
+from keras_mae.data.pipeline import held_out_images, training_pipeline
+from keras_mae.data.source import Source, epoch_size
+
+__all__ = [
+    "PRETRAINING",
+    "SOURCES",
+    "Augmentation",
+    "CorruptImages",
+    "Mixing",
+    "Source",
+    "epoch_size",
+    "evaluation_pipeline",
+    "evaluation_steps",
+    "few_labels",
+    "held_out_images",
+    "labelled_pipeline",
+    "load_digits",
+    "load_photos",
+    "load_source",
+    "mix",
+    "random_resized_crop",
+    "resize",
+    "smoothed_one_hot",
+    "training_pipeline",
+    "with_labels",
+]

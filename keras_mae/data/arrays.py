@@ -1,0 +1,91 @@
+"""Images that lie in memory as arrays."""
+
+import tensorflow as tf
+
+from keras_mae.data.augmentation import (
+    PRETRAINING,
+    WHOLE,
+    random_resized_crop,
+    resize,
+)
+
+
+class ImageArrays:
+    """Images in memory, which may differ in size.
+
+    Args:
+        images: List of `(H, W, C)` uint8 arrays.
+        crop: Whether held-out images are random windows, or whole.
+        repeats: Int, how often an epoch visits an image.
+        labels: `(N,)` int array, or `None`.
+
+    Example:
+
+    ```python
+    images = ImageArrays([np.zeros((9, 7, 3), "uint8")], crop=True, repeats=4)
+    assert len(images) == 1 and images.channels == 3
+    ```
+    """
+
+    def __init__(self, images, crop, repeats=1, labels=None):
+        self._crop = crop
+        self._repeats = repeats
+        # bytes, because images of several sizes don't stack
+        self._raw = tf.constant([image.tobytes() for image in images])
+        self._shapes = tf.constant([image.shape for image in images])
+        self._count = len(images)
+        self._labels = labels
+        self.channels = images[0].shape[-1]
+
+    def __len__(self):
+        return self._count
+
+    def training_items(self, order):
+        """Orders the images: endless `(position, index)`.
+
+        Args:
+            order: An `Order`.
+
+        Returns:
+            A `tf.data.Dataset`.
+        """
+        indices = order.indices(self._count * self._repeats)
+        return indices.map(lambda position, index: (position, index % self._count))
+
+    def held_out_items(self):
+        """Lists the images, again and again: photographs get other crops each time.
+
+        Returns:
+            A `tf.data.Dataset` of indices.
+        """
+        return tf.data.Dataset.range(self._count).repeat()
+
+    def training_image(self, index, processor, seed, augmentation):
+        """Reads an image for training: `(height, width, C)` grey levels."""
+        image, size = self._image(index), processor.image_size
+        if not augmentation.crops:
+            image = resize(image, size, processor.resample)
+            if augmentation.flip:
+                image = tf.image.stateless_random_flip_left_right(image, seed)
+            return image
+        return random_resized_crop(
+            image, size, seed, augmentation.scale, augmentation.flip
+        )
+
+    def held_out_image(self, index, processor, seed):
+        """Reads a held-out image: a crop, with a fixed seed, or the whole of it."""
+        augmentation = PRETRAINING if self._crop else WHOLE
+        return self.training_image(index, processor, seed, augmentation)
+
+    def label(self, index):
+        """Looks the image's class up."""
+        return tf.constant(self._labels, tf.int64)[index]
+
+    def name(self, index):
+        """Names an image: its number."""
+        return tf.strings.join(["image ", tf.strings.as_string(index)])
+
+    def _image(self, index):
+        image = tf.io.decode_raw(self._raw[index], tf.uint8)
+        image = tf.reshape(image, self._shapes[index])  # (H, W, C)
+        return tf.ensure_shape(image, (None, None, self.channels))

@@ -1,0 +1,212 @@
+"""What happens to the pixels of an image, inside a graph."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_mae.data.erasing import random_erasing
+from keras_mae.data.randaugment import rand_augment
+
+# resize the shorter side to 256 for a crop of 224, as all of ImageNet's evaluations do
+CENTRE_SHARE = 0.875
+
+
+class Augmentation(NamedTuple):
+    """What happens at random to an image in training; by default as pretraining does.
+
+    `scale` is the least and the largest share of the area that a crop takes; `flip`
+    whether it is mirrored half of the time; `magnitude` RandAugment's, 0 for none of
+    it; `erase` how often a rectangle becomes noise.
+    """
+
+    scale: tuple = (0.2, 1.0)
+    flip: bool = True
+    magnitude: float = 0.0
+    erase: float = 0.0
+
+    @property
+    def crops(self):
+        """Whether a part of the image is taken."""
+        return self.scale[0] < 1
+
+    def change(self, image, seed):
+        """Changes the colours and the geometry of a crop.
+
+        Args:
+            image: `(H, W, C)` float32 tensor of grey levels.
+            seed: `(2,)` int tensor, the image's.
+
+        Returns:
+            `(H, W, C)` float32 tensor of grey levels.
+        """
+        if not self.magnitude:
+            return image
+        return rand_augment(image, seed, magnitude=self.magnitude)
+
+    def finish(self, image, seed):
+        """Erases a part of a normalized image.
+
+        Args:
+            image: `(H, W, C)` float32 tensor.
+            seed: `(2,)` int tensor, the image's.
+
+        Returns:
+            `(H, W, C)` float32 tensor.
+        """
+        if not self.erase:
+            return image
+        return random_erasing(image, seed, probability=self.erase)
+
+    def check(self):
+        """Raises `ValueError` if a share or a rate is none."""
+        low, high = self.scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop_scale must be in (0, 1]. Received: {low}")
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"erase must be in [0, 1]. Received: {self.erase}")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(
+                f"magnitude must be in [0, 10]. Received: {self.magnitude}"
+            )
+
+
+PRETRAINING = Augmentation()
+# images taken whole
+WHOLE = Augmentation(scale=(1.0, 1.0), flip=False)
+
+
+def resize(images, image_size, resample):
+    """Resizes inside a graph, as `MAEImageProcessor` does outside: antialiased.
+
+    Args:
+        images: `(H, W, C)` or `(B, H, W, C)` tensor of grey levels.
+        image_size: Pair `(height, width)`, in pixels.
+        resample: `"bilinear"` or `"bicubic"`.
+
+    Returns:
+        Float32 tensor of whole grey levels in [0, 255].
+
+    Example:
+
+    ```python
+    assert resize(np.zeros((9, 7, 3), "uint8"), (4, 4), "bilinear").shape == (4, 4, 3)
+    ```
+    """
+    images = tf.image.resize(images, image_size, resample, antialias=True)
+    return tf.clip_by_value(tf.round(images), 0.0, 255.0)
+
+
+def random_window(shape, seed, scale=(0.2, 1.0)):
+    """Draws the window of a random resized crop.
+
+    Args:
+        shape: `(3,)` int tensor, the image's.
+        seed: `(2,)` int tensor; the same seed gives the same window.
+        scale: Pair of floats, the least and the largest share of the area.
+
+    Returns:
+        A tuple of `(3,)` int32 tensors: where the window begins, and its size; all
+        channels (-1).
+
+    Example:
+
+    ```python
+    begin, size = random_window((90, 70, 3), seed=[0, 1])
+    assert begin.shape == size.shape == (3,)
+    ```
+    """
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        shape,
+        bounding_boxes=tf.zeros((1, 0, 4)),
+        seed=seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=scale,
+        use_image_if_no_bounding_boxes=True,
+    )
+    return begin, size
+
+
+def resize_and_flip(window, image_size, seed, flip=True):
+    """Resizes a window bicubically and flips it half of the time.
+
+    Args:
+        window: `(H, W, C)` uint8 tensor.
+        image_size: Pair `(height, width)`, in pixels.
+        seed: `(2,)` int tensor, the window's.
+        flip: Whether it is flipped at all.
+
+    Returns:
+        `(height, width, C)` float32 tensor of grey levels in [0, 255].
+
+    Example:
+
+    ```python
+    window = np.zeros((9, 7, 3), "uint8")
+    assert resize_and_flip(window, (8, 8), seed=[0, 1]).shape == (8, 8, 3)
+    ```
+    """
+    image = resize(window, image_size, "bicubic")
+    return tf.image.stateless_random_flip_left_right(image, seed) if flip else image
+
+
+def random_resized_crop(image, image_size, seed, scale=(0.2, 1.0), flip=True):
+    """Cuts a random window, resizes it bicubically and flips it half of the time.
+
+    The paper's only augmentation (appendix A.1): an area share in `scale`, an aspect
+    ratio in [3/4, 4/3].
+
+    Args:
+        image: `(H, W, C)` uint8 tensor.
+        image_size: Pair `(height, width)`, in pixels.
+        seed: `(2,)` int tensor; the same seed gives the same window.
+        scale: Pair of floats, the least and the largest share of the area.
+        flip: Whether it is flipped at all.
+
+    Returns:
+        `(height, width, C)` float32 tensor of grey levels in [0, 255].
+
+    Example:
+
+    ```python
+    photo = np.zeros((90, 70, 3), "uint8")
+    assert random_resized_crop(photo, (32, 32), seed=[0, 1]).shape == (32, 32, 3)
+    ```
+    """
+    window = tf.slice(image, *random_window(tf.shape(image), seed, scale))
+    window = tf.ensure_shape(window, (None, None, image.shape[-1]))
+    return resize_and_flip(window, image_size, seed, flip)
+
+
+def centre_crop(image, image_size):
+    """Resizes bicubically and cuts out the middle, as evaluations on ImageNet do.
+
+    The image keeps its aspect ratio; `image_size` covers 7/8 of it in at least one
+    direction and no more in the other.
+
+    Args:
+        image: `(H, W, C)` uint8 tensor.
+        image_size: Pair `(height, width)`, in pixels.
+
+    Returns:
+        `(height, width, C)` float32 tensor of grey levels in [0, 255].
+
+    Example:
+
+    ```python
+    photo = np.zeros((90, 70, 3), "uint8")
+    assert centre_crop(photo, (32, 32)).shape == (32, 32, 3)
+    ```
+    """
+    shape = tf.shape(image)
+    wanted = tf.constant(image_size, tf.float32) / CENTRE_SHARE
+    old = tf.cast(shape[:2], tf.float32)
+    new = tf.round(old * tf.reduce_max(wanted / old))
+    # rounding must not leave less than the crop
+    new = tf.maximum(tf.cast(new, tf.int32), image_size)
+    image = resize(image, new, "bicubic")
+    begin = (new - image_size) // 2
+    image = image[
+        begin[0] : begin[0] + image_size[0], begin[1] : begin[1] + image_size[1]
+    ]
+    return tf.ensure_shape(image, (*image_size, image.shape[-1]))

@@ -1,0 +1,219 @@
+"""Images that can't be read: named, counted, left out, and too many of them refused."""
+
+import logging
+import threading
+
+import tensorflow as tf
+
+DEFAULT_LIMIT = 100
+_NAMES_SHOWN = 5
+
+_logger = logging.getLogger("keras_mae")
+
+
+class CorruptImages:
+    """Keeps account of images that could not be read.
+
+    Each is named once, as a warning of the logger `keras_mae`. Nothing is raised while
+    images are read; whoever trains calls `check` from time to time.
+
+    Args:
+        limit: Int, how many different corrupt images are tolerated.
+
+    Raises:
+        ValueError: If `limit` is negative.
+
+    Example:
+
+    ```python
+    corrupt = CorruptImages(limit=1)
+    corrupt.report("cat.jpg")
+    corrupt.report("cat.jpg")
+    assert corrupt.count == 1 and corrupt.names == ["cat.jpg"]
+    corrupt.check()
+    ```
+    """
+
+    def __init__(self, limit=DEFAULT_LIMIT):
+        if limit < 0:
+            raise ValueError(f"limit must not be negative. Received: {limit}")
+        self.limit = limit
+        self._names = {}
+        self._empty_batch = False
+        self._lock = threading.Lock()
+
+    @property
+    def names(self):
+        """List of str, the corrupt images in the order in which they were met."""
+        with self._lock:
+            return list(self._names)
+
+    @property
+    def count(self):
+        """Int, how many different images were corrupt."""
+        return len(self._names)
+
+    def report(self, name):
+        """Counts an image that could not be read, and names it in the log.
+
+        Args:
+            name: Str, what tells it from the others.
+
+        Example:
+
+        ```python
+        CorruptImages().report("cat.jpg")
+        ```
+        """
+        with self._lock:
+            if name in self._names:
+                return
+            self._names[name] = None
+            count = len(self._names)
+        # the one past the limit is named, too; after it the run stops
+        if count <= self.limit + 1:
+            _logger.warning("Skipped corrupt image %d: %s", count, name)
+
+    def report_empty_batch(self):
+        """Remembers that a batch had no image that could be read.
+
+        Example:
+
+        ```python
+        CorruptImages().report_empty_batch()
+        ```
+        """
+        self._empty_batch = True
+
+    def check(self):
+        """Stops where too many images are corrupt.
+
+        Raises:
+            ValueError: If there are more than `limit`, or a batch consisted of nothing
+                else.
+
+        Example:
+
+        ```python
+        CorruptImages().check()
+        ```
+        """
+        names = self.names
+        shown = ", ".join(names[:_NAMES_SHOWN])
+        shown += ", ..." if len(names) > _NAMES_SHOWN else ""
+        if len(names) > self.limit:
+            raise ValueError(
+                f"At most {self.limit} corrupt images are tolerated. "
+                f"Received: {len(names)}: {shown}"
+            )
+        if self._empty_batch:
+            raise ValueError(
+                f"No image of a batch could be read; {len(names)} are corrupt: {shown}"
+            )
+
+
+class Guard:
+    """Puts a `CorruptImages` into a graph.
+
+    Args:
+        corrupt: A `CorruptImages`, or `None` for one with the default limit that stops
+            the pipeline itself.
+
+    Example:
+
+    ```python
+    guard = Guard(CorruptImages())
+    number, good = guard.read(lambda: tf.strings.to_number("no"), "no number", ())
+    assert not good and number == 0
+    ```
+    """
+
+    def __init__(self, corrupt=None):
+        self._strict = corrupt is None
+        self.corrupt = CorruptImages() if corrupt is None else corrupt
+
+    def read(self, read, name, shape, label=None):
+        """Reads an image, or reports that it can't be read.
+
+        Args:
+            read: Function that returns a `shape` float32 tensor.
+            name: Scalar string tensor.
+            shape: Tuple of ints.
+            label: Function that returns a scalar int64 tensor, an error in which counts
+                as one in the image; by default there are no labels.
+
+        Returns:
+            A tuple: the image, or zeros; its label, where there are labels; and whether
+            it is an image.
+
+        Example:
+
+        ```python
+        image, good = Guard().read(lambda: tf.zeros((2, 2, 3)), "zeros", (2, 2, 3))
+        assert good
+        ```
+        """
+        no_label = () if label is None else (tf.constant(0, tf.int64),)
+
+        def failed(_):
+            reported = tf.py_function(self._report, [name], [])
+            with tf.control_dependencies([] if reported is None else [reported]):
+                return tf.zeros(shape), *no_label, tf.constant(False)
+
+        def succeeded(_):
+            labels = () if label is None else (label(),)
+            return tf.ensure_shape(read(), shape), *labels, tf.constant(True)
+
+        # a data set of one element catches its error without Python
+        one = tf.data.Dataset.from_tensors(0)
+        good = one.map(succeeded)
+        both = good.ignore_errors().concatenate(one.map(failed))
+        return both.take(1).get_single_element()
+
+    def replace_corrupt(self, batch, good):
+        """Puts good images of a batch in the places of corrupt ones.
+
+        Args:
+            batch: `(B, H, W, C)` tensor of images, or a tuple of this and their labels.
+            good: `(B,)` bool tensor.
+
+        Returns:
+            What `batch` is. Good images stay where they are.
+
+        Example:
+
+        ```python
+        images = tf.reshape([1.0, 0.0, 3.0], (3, 1, 1, 1))
+        kept = Guard().replace_corrupt(images, tf.constant([True, False, True]))
+        assert tf.squeeze(kept).numpy().tolist() == [1.0, 1.0, 3.0]
+        ```
+        """
+        rows = tf.cast(tf.where(good)[:, 0], tf.int32)
+
+        def keep():
+            return tf.nest.map_structure(tf.identity, batch)
+
+        def fill():
+            turn = tf.cumsum(tf.cast(~good, tf.int32), exclusive=True) % tf.size(rows)
+            turn = tf.where(good, tf.range(tf.size(good)), tf.gather(rows, turn))
+            return tf.nest.map_structure(lambda tensor: tf.gather(tensor, turn), batch)
+
+        def give_up():
+            tf.py_function(self._report_empty_batch, [], [])
+            return keep()
+
+        return tf.cond(
+            tf.reduce_all(good),
+            keep,
+            lambda: tf.cond(tf.size(rows) > 0, fill, give_up),
+        )
+
+    def _report(self, name):
+        self.corrupt.report(name.numpy().decode(errors="replace"))
+        if self._strict:
+            self.corrupt.check()
+
+    def _report_empty_batch(self):
+        self.corrupt.report_empty_batch()
+        if self._strict:
+            self.corrupt.check()

@@ -1,0 +1,133 @@
+"""Encoded images to pixels inside a graph: JPEG, PNG, WebP, BMP, GIF's first frame.
+
+The bytes say which format it is, never the file's name. Every image becomes RGB of
+8 bits: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened. What
+TensorFlow can't read is an error: BMPs of 1 or 4 bits or compressed, most animated
+WebPs.
+"""
+
+import tensorflow as tf
+
+# as Pillow and PyTorch's loaders decode; TensorFlow's default trades quality for speed
+_DCT = "INTEGER_ACCURATE"
+
+
+def decode(encoded):
+    """Decodes an image.
+
+    Args:
+        encoded: Scalar string tensor.
+
+    Returns:
+        `(H, W, 3)` uint8 tensor.
+
+    Example:
+
+    ```python
+    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
+    assert decode(png).shape == (3, 4, 3)
+    ```
+    """
+    kinds = [
+        (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded)),
+        (_has(encoded, 0, b"BM"), lambda: _decode_bmp(encoded)),
+        (_has(encoded, 8, b"WEBP"), lambda: _decode_webp(encoded)),
+    ]
+    image = tf.case(kinds, default=lambda: _decode_png_or_gif(encoded))
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def decode_window(encoded, window):
+    """Decodes a part of an image; of a JPEG that part alone.
+
+    Args:
+        encoded: Scalar string tensor.
+        window: Function from the image's shape to the part's begin and size, `(3,)`
+            int32 tensors each.
+
+    Returns:
+        `(h, w, 3)` uint8 tensor.
+
+    Example:
+
+    ```python
+    jpeg = tf.io.encode_jpeg(np.zeros((30, 40, 3), "uint8"))
+    part = decode_window(jpeg, lambda shape: ([2, 3, 0], [8, 9, 3]))
+    assert part.shape == (8, 9, 3)
+    ```
+    """
+
+    def part_of_jpeg():
+        begin, size = window(tf.image.extract_jpeg_shape(encoded))
+        part = tf.concat([begin[:2], size[:2]], axis=0)
+        return tf.image.decode_and_crop_jpeg(encoded, part, 3, dct_method=_DCT)
+
+    def part_of_whole():
+        image = decode(encoded)
+        return tf.slice(image, *window(tf.shape(image)))
+
+    # Decoding a part alone would not notice that the file ends after it. A JPEG whose
+    # last bytes are not its end marker is cut off, or something was appended to it: it
+    # is decoded as a whole, which tells the two apart.
+    end = tf.maximum(tf.strings.length(encoded) - 2, 0)
+    complete = _has(encoded, end, b"\xff\xd9")
+    image = tf.cond(
+        tf.logical_and(tf.io.is_jpeg(encoded), complete), part_of_jpeg, part_of_whole
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def _decode_jpeg(encoded):
+    return tf.io.decode_jpeg(encoded, 3, dct_method=_DCT)
+
+
+def _decode_png_or_gif(encoded):
+    return tf.io.decode_image(encoded, 3, expand_animations=False)
+
+
+def _decode_webp(encoded):
+    """Decodes a WebP; of an animated one the first frame, which must have alpha."""
+    extended = _has(encoded, 12, b"VP8X")
+    flags = tf.io.decode_raw(_part(encoded, 20, 1), tf.uint8)[0]
+    animated = tf.logical_and(extended, flags & 2 > 0)
+    # 0: channels as they are, as three may not be asked of an image with alpha. Of an
+    # animation without alpha TensorFlow then writes past its buffer: 4 is an error.
+    image = tf.cond(
+        animated,
+        lambda: tf.image.decode_webp(encoded, 4),
+        lambda: tf.image.decode_webp(encoded, 0),
+    )
+    return image[0, ..., :3]  # (H, W, 3)
+
+
+def _decode_bmp(encoded):
+    """Decodes a BMP of 24 or 32 bits, or of 8 with a palette, uncompressed."""
+    header = tf.io.decode_raw(_part(encoded, 10, 24), tf.int32)
+    begin, header_size, compression = header[0], header[1], header[5]
+    # TensorFlow checks neither: it would return other pixels
+    checks = [
+        tf.debugging.assert_greater_equal(header_size, 40),
+        # 3: the masks of 32 bits, of which this is the usual order
+        tf.debugging.assert_equal(compression % 3, 0),
+    ]
+    with tf.control_dependencies(checks):
+        image = tf.io.decode_bmp(encoded)
+
+    def look_up():
+        palette_begin = 14 + header_size
+        palette = _part(encoded, palette_begin, begin - palette_begin)
+        palette = tf.reshape(tf.io.decode_raw(palette, tf.uint8), (-1, 4))  # B, G, R, 0
+        return tf.gather(palette[:, 2::-1], tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(tf.shape(image)[-1] == 1, look_up, lambda: image[..., :3])
+
+
+def _has(encoded, begin, magic):
+    return tf.equal(_part(encoded, begin, len(magic)), magic)
+
+
+def _part(encoded, begin, length):
+    """Cuts bytes out; behind the end there are none."""
+    # substr's own error would quote all bytes, of which Python can't make a message
+    begin = tf.minimum(begin, tf.strings.length(encoded))
+    return tf.strings.substr(encoded, begin, length)

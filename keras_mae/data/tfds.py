@@ -1,0 +1,128 @@
+"""Images that TensorFlow Datasets has prepared, or prepares."""
+
+import math
+
+from keras_mae.data.records import ImageRecords, Shard
+
+HELD_OUT_SPLITS = ("validation", "test")
+# of the training split, where no other one holds images
+HELD_OUT_SHARE = 0.02
+
+
+def load_tfds(name, data_dir=None):
+    """Finds the images of a data set by its name in TensorFlow Datasets.
+
+    One that was not prepared yet is downloaded and prepared. Its files are then read as
+    they lie on the disk: the images stay encoded, so that a crop decodes its window
+    alone.
+
+    Args:
+        name: Str, such as `"imagenet2012"` or `"cifar10:3.0.2"`.
+        data_dir: Path where prepared data sets lie; by default the package's own.
+
+    Returns:
+        A tuple of `ImageRecords`: those of the split `train`, and those held out, of
+        `validation`, `test` or the last 2 % of `train`.
+
+    Raises:
+        ValueError: If there is no such data set, it can't be prepared, or has no
+            images, or not as TFRecord.
+    """
+    # slow to import, and of use to this source alone
+    import tensorflow_datasets
+
+    try:
+        builder = tensorflow_datasets.builder(name, data_dir=data_dir)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            "tfds must name a data set that TensorFlow Datasets knows, or that lies "
+            f"in data_dir. Received: {name!r}, data_dir={data_dir!r}"
+        ) from error
+    if not builder.is_prepared():
+        _prepare(builder, name)
+    key = _image_key(builder.info.features, name)
+    _check_format(builder, name)
+    label_key = _label_key(builder.info.features)
+    names = builder.info.features[label_key].names if label_key else None
+    return tuple(
+        ImageRecords(_shards(builder, split), key, label_key, names)
+        for split in _splits(builder, name)
+    )
+
+
+def _prepare(builder, name):
+    try:
+        builder.download_and_prepare()
+    # whatever a data set's own script raises: it downloads, extracts and parses
+    except Exception as error:
+        raise ValueError(
+            f"tfds:{name} could not be prepared: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _image_key(features, name):
+    import tensorflow_datasets
+
+    kinds = {
+        key: feature
+        for key, feature in features.items()
+        if type(feature) is tensorflow_datasets.features.Image
+    }
+    key = "image" if "image" in kinds else next(iter(kinds), None)
+    if key is None or (key != "image" and len(kinds) > 1):
+        raise ValueError(
+            f"tfds:{name} must have a feature 'image', or a single one that is an "
+            f"image. Received: {', '.join(sorted(features))}"
+        )
+    if kinds[key].np_dtype == "float32":
+        raise ValueError(
+            f"tfds:{name} must hold images of 8 or 16 bits. Received: floats"
+        )
+    return key
+
+
+def _label_key(features):
+    import tensorflow_datasets
+
+    kinds = [
+        key
+        for key, feature in features.items()
+        if isinstance(feature, tensorflow_datasets.features.ClassLabel)
+    ]
+    return "label" if "label" in kinds else kinds[0] if len(kinds) == 1 else None
+
+
+def _check_format(builder, name):
+    kind = builder.info.file_format.value
+    if kind != "tfrecord":
+        raise ValueError(
+            f"tfds:{name} must be prepared as tfrecord. Received: {kind}; prepare it "
+            "again with file_format='tfrecord'"
+        )
+
+
+def _splits(builder, name):
+    """Names the split for training and the one held out."""
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    if not sizes.get("train"):
+        raise ValueError(
+            f"tfds:{name} must have a split 'train' with images. "
+            f"Received: {', '.join(sorted(sizes)) or 'none'}"
+        )
+    for split in HELD_OUT_SPLITS:
+        if sizes.get(split):
+            return "train", split
+    if sizes["train"] < 2:
+        raise ValueError(
+            f"tfds:{name} must have at least two images, one of them held out. "
+            f"Received: {sizes['train']}"
+        )
+    begin = sizes["train"] - max(1, math.ceil(sizes["train"] * HELD_OUT_SHARE))
+    return f"train[:{begin}]", f"train[{begin}:]"
+
+
+def _shards(builder, split):
+    return [
+        Shard(part.filename, part.skip, part.take)
+        for part in builder.info.splits[split].file_instructions
+    ]

@@ -1,0 +1,424 @@
+"""Will a training step run on a TPU? Its compiler answers, on any Linux machine.
+
+The step that training runs, optimizer included, is lowered to StableHLO and given to
+the TPU compiler of the extra `tpu-check`, which needs no TPU. Data parallel: one chip's
+program is compiled, for its share of the batch.
+
+Memory is counted as the compiler lays it out: arguments (variables and images),
+outputs, temporaries and the program's code, less what outputs share with arguments,
+since a variable is updated in place. Where memory is short the compiler computes some
+values anew by itself: memory does not grow evenly with the batch, so the largest batch
+is searched by compiling.
+"""
+
+import dataclasses
+import functools
+import gc
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from keras_mae import tpu_compiler
+
+GIB = 2**30
+# GiB a chip: what the compiler of libtpu 0.0.52 says a program may use
+USABLE = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
+PACKAGES = ("jax", "jaxlib", "libtpu")
+MOST_COMPILATIONS = 8  # of a search
+# how TensorFlow begins when XLA has no way to say an operation
+UNLOWERED = "Failed getting HLO text"
+GRANULE = 8  # images: TPUs work on eight rows at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A TPU slice: its `name`, `generation`, `chips`, and bytes of `memory` a chip."""
+
+    name: str
+    generation: str
+    chips: int
+    memory: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one chip's program; byte counts are of that chip."""
+
+    batch: int
+    arguments: int = 0
+    outputs: int = 0
+    temporaries: int = 0
+    code: int = 0
+    aliased: int = 0
+    flops: float = 0.0
+    refusal: str | None = None
+
+    @property
+    def memory(self):
+        """Bytes in all; what outputs share with arguments counts once."""
+        parts = (self.arguments, self.outputs, self.temporaries, self.code)
+        return sum(parts) - self.aliased
+
+    @property
+    def is_too_large(self):
+        """Whether memory is why the compiler refused."""
+        return "RESOURCE_EXHAUSTED" in (self.refusal or "")
+
+    def fits(self, memory):
+        """Says whether the program compiled into so many bytes."""
+        return self.refusal is None and self.memory <= memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """The answer with, or without, rematerialization.
+
+    `largest` is the largest batch a chip that was found to fit, 0 for none and `None`
+    where it was not searched; `too_large` the smallest that was found not to.
+    """
+
+    rematerialize: bool
+    requested: Compiled
+    largest: int | None = None
+    too_large: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """All that `check` found out; `gradient_bytes` are those of one all-reduce."""
+
+    topology: Topology
+    batch_size: int
+    accumulation_steps: int
+    gradient_bytes: int
+    results: tuple
+
+
+def require():
+    """Raises if the TPU compiler is not installed.
+
+    Raises:
+        ValueError: If a package of the extra `tpu-check` is missing.
+
+    Example:
+
+    ```python
+    try:
+        require()
+    except ValueError as error:
+        assert "tpu-check" in str(error)
+    ```
+    """
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            "Compiling for a TPU needs its compiler (Linux, x86-64): "
+            f"pip install 'keras-mae[tpu-check]'. Missing: {', '.join(missing)}"
+        )
+
+
+def parse_topology(name):
+    """Looks a topology up, the shape with the compiler.
+
+    Args:
+        name: Generation and chips along each axis, such as `"v5e:4x4"` or
+            `"v4:2x2x4"`.
+
+    Returns:
+        A `Topology`.
+
+    Raises:
+        ValueError: If the generation is unknown, the shape is none, or the compiler
+            refuses it or is missing.
+
+    Example:
+
+    ```python
+    try:
+        parse_topology("v9:4x4")
+    except ValueError as error:
+        assert "v5e" in str(error)
+    ```
+    """
+    match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
+    if not match or match[1] not in USABLE:
+        raise ValueError(
+            "A topology is a generation and its chips along two axes, or three for v4 "
+            "and v5p, such as v5e:4x4 or v4:2x2x4; generations are "
+            f"{', '.join(USABLE)}. Received: {name!r}"
+        )
+    require()
+    answer = _ask_compiler(name)
+    chips = math.prod(map(int, match[2].split("x")))
+    if answer.get("devices") != chips:
+        raise ValueError(
+            f"The TPU compiler knows no topology {name!r}: "
+            f"{_one_line(answer.get('refusal', answer))}"
+        )
+    return Topology(name, match[1], chips, int(USABLE[match[1]] * GIB))
+
+
+def check(make_model, topology, batch_size, accumulation_steps=1, progress=print):
+    """Compiles a training step for a TPU, with and without rematerialization.
+
+    Args:
+        make_model: Function of `rematerialize` that returns a compiled `MAEPretrainer`.
+        topology: A `Topology`.
+        batch_size: Int, images an update over all chips.
+        accumulation_steps: Int, the parts of a chip's batch that the models were
+            compiled for.
+        progress: Function of a line of text, called as things become known; minutes
+            pass between two.
+
+    Returns:
+        A `Check`.
+
+    Raises:
+        ValueError: If the compiler is missing, or `batch_size` is not divisible by
+            chips and parts.
+
+    Example:
+
+    ```python
+    def make_model(rematerialize):
+        model = keras_mae.MAEPretrainer.from_preset(
+            "mae_tiny", rematerialize=rematerialize
+        )
+        model.compile(optimizer="adam")
+        return model
+
+
+    try:
+        print(report(check(make_model, Topology("v5e:2x2", "v5e", 4, 2**34), 6)))
+    except ValueError as error:
+        assert "6" in str(error) or "tpu-check" in str(error)
+    ```
+    """
+    require()
+    parts = topology.chips * accumulation_steps
+    if batch_size < 1 or batch_size % parts:
+        raise ValueError(
+            f"batch_size must be divisible by the {topology.chips} chips and "
+            f"{accumulation_steps} accumulation steps. Received: {batch_size}"
+        )
+    results = []
+    for rematerialize in (False, True):
+        # one model at a time: a large one and its optimizer take gigabytes
+        gc.collect()
+        model = make_model(rematerialize)
+        gradient_bytes = _gradient_bytes(model)
+        compile_at = functools.cache(
+            functools.partial(
+                _compile_at, model, topology, accumulation_steps, progress
+            )
+        )
+        progress(f"Rematerialization {_on(rematerialize)}:")
+        requested = compile_at(batch_size // topology.chips)
+        bounds = None, None
+        if requested.refusal is None or requested.is_too_large:
+            granule = math.lcm(GRANULE, accumulation_steps)
+            bounds = find_largest(compile_at, requested, topology.memory, granule)
+        results.append(Result(rematerialize, requested, *bounds))
+        del model, compile_at
+    return Check(
+        topology, batch_size, accumulation_steps, gradient_bytes, tuple(results)
+    )
+
+
+def find_largest(compile_at, first, memory, granule=GRANULE):
+    """Searches the largest batch that fits, to within an eighth.
+
+    Args:
+        compile_at: Function of a batch that returns a `Compiled`.
+        first: A `Compiled` to start from.
+        memory: Int, bytes.
+        granule: Int, of which batches are multiples.
+
+    Returns:
+        A tuple: the largest batch found to fit, 0 for none; the smallest found not to,
+        or `None` if the search ended before.
+
+    Example:
+
+    ```python
+    def compile_at(batch):
+        return Compiled(batch, temporaries=10 * batch)
+
+
+    assert find_largest(compile_at, compile_at(8), memory=1000) == (96, 104)
+    ```
+    """
+    fits, fails = 0, None
+    last = first
+    for compilations in range(MOST_COMPILATIONS + 1):
+        if last.fits(memory):
+            fits = last.batch
+        else:
+            fails = last.batch
+        if fails is None:
+            # an image takes at most what it takes here: go there, then beyond
+            guess = fits * 3 // 2 if compilations else _predict(first, memory)
+            batch = max(guess // granule * granule, fits + granule)
+        else:
+            batch = max((fits + fails) // 2 // granule * granule, granule)
+        done = fails is not None and (
+            fails - fits <= max(granule, fits // 8) or not fits < batch < fails
+        )
+        if done or compilations == MOST_COMPILATIONS:
+            break
+        last = compile_at(batch)
+    return fits, fails
+
+
+def report(outcome):
+    """Writes an outcome down.
+
+    Args:
+        outcome: What `check` returned.
+
+    Returns:
+        Text of several lines.
+
+    Example:
+
+    ```python
+    topology = Topology("v5e:4x4", "v5e", 16, 2**34)
+    result = Result(False, Compiled(256, temporaries=2**33, flops=1e12), 500, 512)
+    text = report(Check(topology, 4096, 1, 10**9, (result,)))
+    assert "8.00 of 16.00 GiB" in text and "500" in text
+    ```
+    """
+    topology = outcome.topology
+    lines = [
+        f"{topology.name}: {topology.chips} chips of {_gib(topology.memory)} GiB each; "
+        f"{outcome.batch_size} images an update, "
+        f"{outcome.batch_size // topology.chips} a chip",
+        *(line for result in outcome.results for line in _lines(result, outcome)),
+        "Memory: arguments + outputs + temporaries + code - what outputs share with "
+        "arguments.",
+        "One chip's program was compiled. Data parallelism adds an all-reduce of the "
+        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB a step.",
+    ]
+    return "\n".join(lines)
+
+
+def _lines(result, outcome):
+    """Writes down what holds with, or without, rematerialization."""
+    memory, requested = outcome.topology.memory, result.requested
+    yield f"rematerialization {_on(result.rematerialize)}"
+    if requested.refusal is not None:
+        why = "does not fit" if requested.is_too_large else "does not compile"
+        yield f"  {why}: {requested.refusal}"
+    else:
+        fits = "compiles" if requested.fits(memory) else "compiles, but does not fit"
+        yield f"  {fits}: {_gib(requested.memory)} of {_gib(memory)} GiB a chip"
+        # the compiler counts a loop's body once
+        flops = requested.flops * outcome.accumulation_steps / 1e12
+        yield f"  {flops:,.3g} TFLOP a chip and step"
+    if result.largest is not None:
+        beyond = f" ({result.too_large} does not fit)" if result.too_large else "+"
+        yield f"  largest batch found to fit a chip: {result.largest}{beyond}"
+
+
+def _on(rematerialize):
+    return "on" if rematerialize else "off"
+
+
+def _gib(count):
+    return f"{count / GIB:,.2f}"
+
+
+def _one_line(text):
+    """Shortens a compiler's message to its first line that says something."""
+    lines = [line.strip() for line in str(text).splitlines() if line.strip()]
+    return (lines or ["no reason given"])[0][:400]
+
+
+def _gradient_bytes(model):
+    """Counts the bytes that the chips exchange at each update."""
+    import tensorflow as tf
+
+    return sum(
+        math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
+        for variable in model.trainable_variables
+    )
+
+
+def _predict(compiled, memory):
+    """Predicts the batch that fills the memory, from one that fits."""
+    fixed = compiled.outputs + compiled.code  # the variables: each output is one
+    per_image = max(1, (compiled.memory - fixed) // compiled.batch)
+    return int((memory - fixed) // per_image)
+
+
+def _compile_at(model, topology, accumulation_steps, progress, batch):
+    """Lowers and compiles the step for one batch a chip."""
+    import tensorflow as tf
+
+    try:
+        text = lower_step(model, batch)
+    except (ValueError, tf.errors.OpError) as error:
+        if UNLOWERED not in str(error) and isinstance(error, ValueError):
+            raise  # a mistake in the step, whatever compiles it
+        answer = {"refusal": str(error).replace(UNLOWERED, "").strip("': ")}
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            program = Path(folder, "step.mlir")
+            program.write_text(text)
+            del text
+            answer = _ask_compiler(topology.name, program)
+    if "refusal" in answer:
+        answer["refusal"] = _one_line(answer["refusal"])
+    compiled = Compiled(batch, **answer)
+    if compiled.refusal is None:
+        progress(f"  {batch} images a chip: {_gib(compiled.memory)} GiB")
+    else:
+        progress(f"  {batch} images a chip: {compiled.refusal}")
+    return compiled
+
+
+def lower_step(model, batch):
+    """Lowers a model's training step to StableHLO; nothing is compiled or run.
+
+    Args:
+        model: A compiled `MAEPretrainer`.
+        batch: Int, images.
+
+    Returns:
+        Text.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny", depth=1, decoder_depth=1)
+    model.compile(optimizer="adam")
+    assert "tensor<2x32x32x3xf32>" in lower_step(model, batch=2)
+    ```
+    """
+    import tensorflow as tf
+
+    model.fuses = False  # a TPU's step is compiled whole
+    # a graph can't make the optimizer's variables
+    model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step, jit_compile=True)
+    shape = (batch, *model.encoder.image_size, model.encoder.num_channels)
+    lower = step.experimental_get_compiler_ir(tf.TensorSpec(shape, tf.float32))
+    return lower(stage="stablehlo", platform_name="CPU")
+
+
+def _ask_compiler(*arguments):
+    """Runs `tpu_compiler` in a process of its own; returns its answer."""
+    # -P: the modules beside that file are not to be imported by their bare names
+    command = [sys.executable, "-P", tpu_compiler.__file__, *map(str, arguments)]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    try:
+        return json.loads(finished.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        # it crashed, or was ended for its memory
+        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"refusal": f"The compiler ended with {finished.returncode}: {last}"}

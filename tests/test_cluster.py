@@ -1,0 +1,70 @@
+"""Files for engines: what they start is the script, with flags that it has."""
+
+import dataclasses
+import json
+import os
+import stat
+import subprocess
+
+import pytest
+
+from tests.scripts import ROOT, load
+
+CLUSTER = ROOT / "training/cluster"
+
+
+@pytest.fixture
+def commands(tmp_path):
+    """Stand-ins for Slurm with two nodes, and a python that shows its input."""
+    scripts = {
+        "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@"',
+        "srun": 'shift; SLURM_PROCID=0 "$@" && SLURM_PROCID=1 exec "$@"',
+        "python": 'echo "$TF_CONFIG"; echo "$@"; exit $((SLURM_PROCID * CODE))',
+    }
+    for name, text in scripts.items():
+        path = tmp_path / name
+        path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return tmp_path
+
+
+@pytest.mark.parametrize("code", [0, 2, 75])
+def test_slurm_tells_each_node_who_it_is(commands, code):
+    finished = subprocess.run(
+        ["bash", CLUSTER / "slurm.sh", "--preset=mae_base", "--held_out=folder:/a b"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "SLURM_JOB_NODELIST": "node[1-2]",
+            "SLURM_JOB_ID": "7",
+            "CODE": str(code),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == code, finished.stderr
+    text = finished.stdout
+    decoder = json.JSONDecoder()
+    for index in range(2):
+        config, end = decoder.raw_decode(text)
+        assert config["cluster"]["worker"] == ["node1:23456", "node2:23456"]
+        assert config["task"] == {"type": "worker", "index": index}
+        line, _, text = text[end:].lstrip().partition("\n")
+        assert line == (
+            "training/pretrain.py --strategy=multiworker --resume --preset=mae_base "
+            "--held_out=folder:/a b"
+        )
+    # put back into the queue where the script asks for it
+    assert text == ("requeue 7\n" if code == 75 else "")
+
+
+def test_the_kubernetes_job_names_flags_that_exist():
+    yaml = pytest.importorskip("yaml")
+    job = yaml.safe_load((CLUSTER / "gke-tpu.yaml").read_text())
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    script = load(container["command"][1])
+    flags = {field.name for field in dataclasses.fields(script.PretrainConfig)}
+    named = {flag.removeprefix("--").partition("=")[0] for flag in container["args"]}
+    assert {"strategy", "resume", "output"} <= named <= flags
+    ignored, failed = job["spec"]["podFailurePolicy"]["rules"]
+    assert ignored["onExitCodes"]["values"] == [75]
+    assert failed["onExitCodes"]["values"] == [2, 3]

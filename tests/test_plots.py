@@ -1,0 +1,24 @@
+"""Pictures of classes: drawn without a screen, and told apart."""
+
+import numpy as np
+import pytest
+
+from keras_mae import plots
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+def test_pictures_are_drawn_for_few_and_many_classes():
+    rng = np.random.default_rng(0)
+    for classes in (3, 40):
+        names = [f"class {number}" for number in range(classes)]
+        labels = np.arange(120) % classes
+        right = plots.confusion_picture(labels, labels, names)
+        wrong = plots.confusion_picture(labels, labels[::-1], names)
+        assert right.mode == "RGB" and right.tobytes() != wrong.tobytes()
+        features = rng.normal(size=(120, 6)) + 5 * (labels == 1)[:, None]
+        assert plots.feature_picture(features, labels, names).size[0] > 200
+    assert plots.feature_picture(features[:9], labels[:9], names, "tsne").size[0] > 200
+    with pytest.raises(ValueError, match=r"method must be one of .*'umap'"):
+        plots.feature_picture(features, labels, names, "umap")
