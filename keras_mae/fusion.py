@@ -7,7 +7,7 @@ import functools
 import keras
 
 _LARGE = 10**7
-_FUSING = contextvars.ContextVar("fusing", default=False)
+_CASTS = contextvars.ContextVar("casts", default=None)
 
 
 def fusing_pays(compiled, parameters):
@@ -45,6 +45,9 @@ def fusing(on):
     Args:
         on: Bool.
 
+    Yields:
+        A dict that `cast_once` fills: of paths of variables, what they were cast to.
+
     Example:
 
     ```python
@@ -52,11 +55,12 @@ def fusing(on):
         assert fused(lambda x: x + 1)(keras.ops.ones(2)).shape == (2,)
     ```
     """
-    token = _FUSING.set(on)
+    casts = {} if on else None
+    token = _CASTS.set(casts)
     try:
-        yield
+        yield {} if casts is None else casts
     finally:
-        _FUSING.reset(token)
+        _CASTS.reset(token)
 
 
 def is_fusing():
@@ -71,7 +75,32 @@ def is_fusing():
     assert not is_fusing()
     ```
     """
-    return _FUSING.get()
+    return _CASTS.get() is not None
+
+
+def cast_once(variable):
+    """Casts a variable to its layer's compute dtype, once in a `fusing` block.
+
+    A gradient by the cast value is the variable's, before it is widened: half as large.
+
+    Args:
+        variable: `keras.Variable`.
+
+    Returns:
+        Tensor.
+
+    Example:
+
+    ```python
+    with fusing(True) as casts:
+        tensor = cast_once(keras.Variable([1.0]))
+    assert list(casts.values()) == [tensor]
+    ```
+    """
+    casts = _CASTS.get()
+    if variable.path not in casts:
+        casts[variable.path] = _value_of(variable)
+    return casts[variable.path]
 
 
 def fused(function):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mae.fusion import fused
+from keras_mae.fusion import is_fusing
 
 
 def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.0):
@@ -45,7 +45,6 @@ def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.
     )
 
 
-@fused
 def _adamw_update(
     weight, momentum, velocity, gradient, rate, step, betas, epsilon, decay
 ):
@@ -96,14 +95,22 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         places = [variable, self._momentums[index], self._velocities[index]]
+        decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
+        rate = ops.cast(learning_rate, "float32")
+        step = ops.cast(self.iterations + 1, "float32")
+        betas = self.beta_1, self.beta_2
+        if is_fusing() and all(place.dtype == "float32" for place in places):
+            from keras_mae.fused_ops import adamw_in_place
+
+            adamw_in_place(places, gradient, rate, step, betas, self.epsilon, decay)
+            return
         updated = _adamw_update(
-            *map(ops.convert_to_tensor, places),
-            ops.convert_to_tensor(gradient),
-            ops.cast(learning_rate, "float32"),
-            ops.cast(self.iterations + 1, "float32"),
-            betas=(self.beta_1, self.beta_2),
-            epsilon=self.epsilon,
-            decay=self.weight_decay if self._use_weight_decay(variable) else 0.0,
+            *map(ops.convert_to_tensor, (*places, gradient)),
+            rate,
+            step,
+            betas,
+            self.epsilon,
+            decay,
         )
         for place, value in zip(places, updated, strict=True):
             self.assign(place, value)

@@ -2,6 +2,8 @@
 
 import keras
 
+from keras_mae.fusion import fusing, is_fusing
+
 
 def rematerialized(function):
     """Wraps a function of one tensor so that only its input is kept for the gradient.
@@ -31,18 +33,22 @@ def rematerialized(function):
         return keras.remat(function)
     import tensorflow as tf
 
+    on = is_fusing()
+
     @tf.custom_gradient
     def compute(x):
         def differentiate(upstream, variables=None):
             again = x + _zero_after(upstream, x.dtype)
-            with tf.GradientTape() as tape:
+            with tf.GradientTape() as tape, fusing(on):
                 tape.watch(again)
                 y = function(again)
             sources = [again, *(variables or [])]
             first, *rest = tape.gradient(y, sources, output_gradients=upstream)
             return (first, rest) if variables else first
 
-        return function(x), differentiate
+        # what is cast in here has no gradient outside
+        with fusing(on):
+            return function(x), differentiate
 
     return compute
 

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import keras_mae
+from keras_mae import fused_ops
 from keras_mae.fusion import fused, fusing, fusing_pays
 
 NOISE = np.random.default_rng(1).random((4, 16)).astype("float32")
@@ -66,12 +67,85 @@ def test_fused_training_is_plain_training(make_model, images, monkeypatch, strat
         with scope.scope():
             model = make_model()
             optimizer = keras_mae.pretraining_optimizer(1e-3)
+            # leaves a gradient of mere rounding, the key bias's, small
+            optimizer.epsilon = 1e-4
             model.compile(optimizer=optimizer, jit_compile=False)
         assert model.fuses == (large == 0)
         model.fit(images, batch_size=4, epochs=3, shuffle=False, verbose=0)
         weights.append([np.asarray(w) for w in model.trainable_variables])
     for mine, theirs in zip(*weights, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def gradients(function, *inputs):
+    """Returns what a function of tensors computes, and its gradients, in a graph."""
+
+    @tf.function(autograph=False)
+    def run(*inputs):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            output = function(*inputs)
+        upstream = tf.cos(tf.cast(tf.range(tf.size(output)), "float32"))
+        upstream = tf.cast(tf.reshape(upstream, tf.shape(output)), output.dtype)
+        return [output, *tape.gradient(output, inputs, upstream)]
+
+    return run(*map(tf.constant, inputs))
+
+
+@pytest.mark.parametrize("queries", [5, 3])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_the_fused_operations_are_the_plain_ones(queries, dtype, tolerance):
+    def draw(*shape):
+        return rng.standard_normal(shape).astype("float32")
+
+    def attend(query, key, value):
+        return tf.nn.softmax(query @ tf.linalg.matrix_transpose(key)) @ value
+
+    def normalize(x, gamma, beta):
+        return keras.ops.layer_normalization(x, gamma, beta, epsilon=1e-6)
+
+    rng = np.random.default_rng(0)
+    keys = draw(2, 3, 5, 4), draw(2, 3, 5, 4)
+    cases = [
+        (fused_ops.attend, attend, (draw(2, 3, queries, 4), *keys)),
+        (fused_ops.add_bias, lambda x, b: x + b, (draw(7, 4), draw(4))),
+        (
+            lambda *inputs: fused_ops.layer_norm(*inputs, epsilon=1e-6),
+            normalize,
+            (3 + draw(2, queries, 8), draw(8), draw(8)),
+        ),
+    ]
+    for ours, plain, inputs in cases:
+        wanted = gradients(plain, *inputs)
+        parts = [tf.cast(x, dtype if x.ndim != 1 else "float32") for x in inputs]
+        if ours is fused_ops.add_bias:
+            parts = [tf.cast(x, dtype) for x in inputs]
+        for got, value in zip(gradients(ours, *parts), wanted, strict=True):
+            scale = np.abs(value).max()
+            np.testing.assert_allclose(
+                tf.cast(got, "float32"), value, atol=tolerance * scale
+            )
+
+
+def test_rematerialized_and_accumulated_fused_steps_have_the_same_gradient(
+    make_model, images
+):
+    found = []
+    for options in ({}, {"rematerialize": True}):
+        for steps in (1, 2):
+            keras.utils.set_random_seed(0)
+            model = make_model(**options)
+            model.compile(
+                optimizer=keras.optimizers.SGD(1.0),
+                accumulation_steps=steps,
+                jit_compile=False,
+            )
+            model.fuses = True
+            model.fit(images[:4], batch_size=4, verbose=0)
+            found.append([np.asarray(w) for w in model.trainable_variables])
+    for weights in found[1:]:
+        for mine, theirs in zip(weights, found[0], strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
 def test_where_fusing_pays(monkeypatch):

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_mae.fusion import fusing
 from keras_mae.optimization import pretraining_optimizer, warmup_cosine
 
 
@@ -45,7 +46,9 @@ def test_vectors_are_not_decayed_and_tokens_are(make_model):
     }
 
 
-def test_twenty_updates_equal_torchs(make_model):
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("size", [1.0, 1e-8])
+def test_twenty_updates_equal_torchs(make_model, fused, size):
     torch = pytest.importorskip("torch")
     model = make_model()
     variables = model.trainable_variables
@@ -59,13 +62,14 @@ def test_twenty_updates_equal_torchs(make_model):
     assert optimizer.epsilon == reference.defaults["eps"] == 1e-8
     rng = np.random.default_rng(0)
     for _ in range(20):
-        # well above epsilon, which the two add at different places of the formula
-        gradients = [rng.standard_normal(v.shape).astype("float32") for v in variables]
+        gradients = [size * rng.standard_normal(v.shape) for v in variables]
+        gradients = [gradient.astype("float32") for gradient in gradients]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = torch.from_numpy(gradient)
         reference.step()
         tensors = [keras.ops.convert_to_tensor(gradient) for gradient in gradients]
-        optimizer.apply_gradients(zip(tensors, variables, strict=True))
+        with fusing(fused):
+            optimizer.apply_gradients(zip(tensors, variables, strict=True))
     for variable, parameter in zip(variables, parameters, strict=True):
         wanted = parameter.detach().numpy()
         np.testing.assert_allclose(variable.numpy(), wanted, atol=1e-5)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mae.fusion import fused, is_fusing
+from keras_mae.fusion import cast_once, fused, is_fusing
 
 
 class Dense(keras.layers.Dense):
@@ -20,16 +20,21 @@ class Dense(keras.layers.Dense):
         if not is_fusing():
             return super().call(inputs, training=training)
         rows = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B * N, D)
-        x = ops.matmul(rows, self.kernel)
-        if self.bias is not None:
-            x = _add_bias(x, self.bias, activation=self.activation)
-        elif self.activation is not None:
+        x = ops.matmul(rows, cast_once(self.kernel))
+        if self.activation in (None, keras.activations.linear):
+            if self.bias is not None:
+                from keras_mae.fused_ops import add_bias
+
+                x = add_bias(x, ops.convert_to_tensor(self.bias))
+        elif self.bias is not None:
+            x = _activate(x, self.bias, activation=self.activation)
+        else:
             x = self.activation(x)
         return ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
 
 
 @fused
-def _add_bias(x, bias, activation):
+def _activate(x, bias, activation):
     # float32: the bias's gradient is a sum over all rows
     y = ops.cast(x, "float32") + ops.cast(bias, "float32")
-    return ops.cast(y if activation is None else activation(y), x.dtype)
+    return ops.cast(activation(y), x.dtype)

@@ -3,7 +3,9 @@
 import keras
 from keras import ops
 
+from keras_mae.fusion import is_fusing
 from keras_mae.layers.dense import Dense
+from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.rematerialization import rematerialized
 
 
@@ -27,13 +29,12 @@ def gelu_tanh(x):
 
 
 def _split_heads(qkv, num_heads):
-    """Turns `(B, N, 3 * D)` into scaled queries, transposed keys, and values."""
+    """Turns `(B, N, 3 * D)` into scaled queries, keys, and values."""
     length, head_dim = ops.shape(qkv)[1], qkv.shape[-1] // (3 * num_heads)
     qkv = ops.reshape(qkv, (-1, length, 3, num_heads, head_dim))
     query, key, value = ops.unstack(
         ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
     )  # (B, heads, N, head_dim) each
-    key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
     return query * head_dim**-0.5, key, value
 
 
@@ -105,15 +106,25 @@ class SelfAttention(keras.layers.Layer):
 
     def call(self, x, training=None, first_query=0):
         query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
-        query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
+        if first_query:
+            query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
+        if is_fusing() and not (training and self.dropout_rate):
+            from keras_mae.fused_ops import attend
+
+            x, attention = attend(query, key, value), None
+        else:
+            x, attention = self._attend(query, key, value, training)
+        x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
+        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
+        return self.proj(x), attention
+
+    def _attend(self, query, key, value, training):
+        key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
         scores = ops.matmul(query, key)  # (B, heads, Q, N)
         attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
         attention = ops.cast(attention, scores.dtype)
         attention = self.dropout(attention, training=training)
-        x = ops.matmul(attention, value)  # (B, heads, Q, head_dim)
-        x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
-        return self.proj(x), attention
+        return ops.matmul(attention, value), attention
 
     def get_config(self):
         return {
@@ -250,7 +261,7 @@ class TransformerBlock(keras.layers.Layer):
         policy = {"dtype": self.dtype_policy}
         initializer = keras.initializers.serialize(self.kernel_initializer)
         norm = {"epsilon": layer_norm_epsilon, **policy}
-        self.norm1 = keras.layers.LayerNormalization(name="norm1", **norm)
+        self.norm1 = LayerNormalization(name="norm1", **norm)
         self.attention = SelfAttention(
             hidden_dim,
             num_heads,
@@ -260,7 +271,7 @@ class TransformerBlock(keras.layers.Layer):
             name="attention",
             **policy,
         )
-        self.norm2 = keras.layers.LayerNormalization(name="norm2", **norm)
+        self.norm2 = LayerNormalization(name="norm2", **norm)
         self.mlp = MLP(
             hidden_dim,
             mlp_dim,
@@ -281,7 +292,9 @@ class TransformerBlock(keras.layers.Layer):
             self.norm1(x), training=training, first_query=first_query
         )
         y = self.dropout1(y, training=training)
-        x = x[:, first_query:] + (y if factors is None else y * factors[:, :1, None])
+        if first_query:
+            x = x[:, first_query:]  # (B, Q, D)
+        x = x + (y if factors is None else y * factors[:, :1, None])
         y = self.dropout2(self.mlp(self.norm2(x)), training=training)
         return x + (y if factors is None else y * factors[:, 1:, None]), attention
 

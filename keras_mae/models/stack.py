@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.layers.transformer import TransformerBlock, run_blocks
 
 
@@ -87,7 +88,7 @@ class TransformerStack(keras.Model):
         norm = {"dtype": self.dtype_policy, "name": "norm"}
         if final_norm:
             norm["epsilon"] = layer_norm_epsilon
-            self.norm = keras.layers.LayerNormalization(**norm)
+            self.norm = LayerNormalization(**norm)
         else:
             self.norm = keras.layers.Identity(**norm)
 

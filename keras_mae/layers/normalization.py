@@ -1,0 +1,25 @@
+"""Keras's layer normalization, which can be fused."""
+
+import keras
+from keras import ops
+
+from keras_mae.fusion import is_fusing
+
+
+class LayerNormalization(keras.layers.LayerNormalization):
+    """Normalizes the last axis, in one pass where that pays.
+
+    Example:
+
+    ```python
+    assert LayerNormalization(epsilon=1e-6)(np.ones((1, 2, 3))).shape == (1, 2, 3)
+    ```
+    """
+
+    def call(self, inputs):
+        if not is_fusing():
+            return super().call(inputs)
+        from keras_mae.fused_ops import layer_norm
+
+        weights = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        return layer_norm(inputs, *weights, epsilon=self.epsilon)
