@@ -52,6 +52,9 @@ def make_step(mode, preset, batch_size, xla="auto", accumulation_steps=1, **over
         overrides.pop("mask_ratio", None)
         model = MAEEncoder.from_preset(preset, **overrides)
         function = model
+        if keras.backend.backend() == "tensorflow":
+            model.jit_compile = _compiles(xla)
+            function = model.predict_step
     elif mode == "reconstruct":
         model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
 
@@ -145,6 +148,12 @@ def _jax_training_step(model, data):
     return step
 
 
+def _compiles(xla):
+    import tensorflow as tf
+
+    return xla if xla != "auto" else bool(tf.config.list_physical_devices("GPU"))
+
+
 def _forward_step(function, model, images, xla):
     backend = keras.backend.backend()
     images = ops.convert_to_tensor(images)
@@ -152,8 +161,7 @@ def _forward_step(function, model, images, xla):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        on = xla if xla != "auto" else bool(tf.config.list_physical_devices("GPU"))
-        function = tf.function(function, jit_compile=on)
+        function = tf.function(function, jit_compile=_compiles(xla))
     elif backend == "jax":
         import jax
 
@@ -166,6 +174,6 @@ def _forward_step(function, model, images, xla):
     def step():
         with context:
             # a number that needs the whole result
-            return float(ops.convert_to_numpy(ops.max(function(images))))
+            return float(ops.cast(ops.max(function(images)), "float32"))
 
     return step

@@ -10,6 +10,7 @@ from keras_mae.layers.masking import (
 )
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
+from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.patches import (
     grid_shape,
@@ -38,7 +39,9 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(TakesPatchMask, ReplicatedTraining, Pretrained, keras.Model):
+class MAEPretrainer(
+    TakesPatchMask, ReplicatedTraining, FusedInference, Pretrained, keras.Model
+):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,
@@ -305,14 +308,16 @@ class MAEPretrainer(TakesPatchMask, ReplicatedTraining, Pretrained, keras.Model)
     def test_step(self, data):
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
-        loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
+        with self.fused_inference():
+            loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
         return self.replica_results(self.track(loss, None, data))
 
     def predict_step(self, data):
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         # one loss an image: a scalar can't be concatenated over batches
-        return self._forward(images, noise=noise, training=False)
+        with self.fused_inference():
+            return self._forward(images, noise=noise, training=False)
 
     def _draw_noise(self, images, seed=None):
         """Draws `(B, L)` noise: this replica's rows of the whole batch's."""

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_mae.models.encoder import MAEEncoder
+from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.presets import classifier_config
 from keras_mae.train_step import ReplicatedTraining
@@ -14,7 +15,7 @@ FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEClassifier(ReplicatedTraining, Pretrained, keras.Model):
+class MAEClassifier(ReplicatedTraining, FusedInference, Pretrained, keras.Model):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
     Args:

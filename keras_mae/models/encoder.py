@@ -8,6 +8,7 @@ from keras import ops
 from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.stochastic_depth import StochasticDepth
+from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
@@ -15,7 +16,7 @@ from keras_mae.presets import encoder_config
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEEncoder(TakesPatchMask, Pretrained, TransformerStack):
+class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
     """Vision Transformer whose plain call never masks (paper, section 3).
 
     Called with images alone it gives the tokens of every patch in raster order, the

@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from keras_mae.models.inference import FusedInference
 from keras_mae.patches import unpatchify
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAESegmenter(keras.Model):
+class MAESegmenter(FusedInference, keras.Model):
     """Classifies every pixel by the feature maps of an encoder.
 
     Each chosen map passes a norm of its own; joined they are projected patch by patch,

@@ -1,0 +1,30 @@
+"""Prediction and evaluation by the fast path of the machine."""
+
+from keras_mae.fusion import fusing, fusing_pays
+
+
+class FusedInference:
+    """Mixin for a `keras.Model` whose `predict` and `evaluate` fuse where that pays.
+
+    A plain call doesn't: it may be eager, where compiling is not expected, and it is
+    what an exported model traces.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+    assert encoder.predict(np.zeros((2, 32, 32, 3)), verbose=0).shape == (2, 65, 64)
+    ```
+    """
+
+    def fused_inference(self):
+        """Returns the context in which a step of `predict` or `evaluate` runs."""
+        return fusing(fusing_pays(self.jit_compile, self.count_params()))
+
+    def predict_step(self, *arguments):
+        with self.fused_inference():
+            return super().predict_step(*arguments)
+
+    def test_step(self, *arguments):
+        with self.fused_inference():
+            return super().test_step(*arguments)
