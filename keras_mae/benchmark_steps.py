@@ -15,7 +15,15 @@ from keras_mae.pretrainer import MAEPretrainer
 CLASSES = 1000
 
 
-def make_step(mode, preset, batch_size, xla="auto", accumulation_steps=1, **overrides):
+def make_step(
+    mode,
+    preset,
+    batch_size,
+    xla="auto",
+    accumulation_steps=1,
+    replicas=1,
+    **overrides,
+):
     """Builds a model with fresh weights and a step of it, on any backend of Keras.
 
     Args:
@@ -24,6 +32,7 @@ def make_step(mode, preset, batch_size, xla="auto", accumulation_steps=1, **over
         batch_size: Int, images a step.
         xla: As `compile`'s `jit_compile`: `True`, `False` or `"auto"`.
         accumulation_steps: Int, the parts of a training step's batch.
+        replicas: Int, the logical devices that a training step's batch is split over.
         **overrides: Constructor arguments of the model, as for `from_preset`.
 
     Returns:
@@ -43,11 +52,22 @@ def make_step(mode, preset, batch_size, xla="auto", accumulation_steps=1, **over
     keras.utils.set_random_seed(0)
     training = {"pretrain-step": _pretraining, "finetune-step": _finetuning}
     if mode in training:
-        model, data = training[mode](
-            preset, batch_size, xla, accumulation_steps, overrides
-        )
+        strategy, scope = None, contextlib.nullcontext()
+        if replicas > 1:
+            from keras_mae.distribution import make_strategy
+
+            strategy = make_strategy("mirrored", replicas)
+            scope = strategy.scope()
+        with scope:
+            model, data = training[mode](
+                preset, batch_size, xla, accumulation_steps, overrides
+            )
+            # as fit: outside of the step
+            model.optimizer.build(model.trainable_variables)
         flops = batch_size * flops_per_image(model)
-        return _training_step(model, data), flops
+        return _training_step(model, data, strategy), flops
+    if replicas > 1:
+        raise ValueError(f"Only a training step has replicas. Received: {replicas}")
     if mode == "encode":
         overrides.pop("mask_ratio", None)
         model = MAEEncoder.from_preset(preset, **overrides)
@@ -97,7 +117,7 @@ def _finetuning(preset, batch_size, xla, accumulation_steps, overrides):
     return model, (_draw_images(model, batch_size), labels)
 
 
-def _training_step(model, data):
+def _training_step(model, data, strategy=None):
     """Makes what `fit` runs at each step, without its loop."""
     if keras.backend.backend() == "jax":
         return _jax_training_step(model, data)
@@ -106,7 +126,10 @@ def _training_step(model, data):
     import tensorflow as tf
 
     # as fit: a dataset's iterator goes into the graph
-    batches = iter(tf.data.Dataset.from_tensors(data).repeat())
+    batches = tf.data.Dataset.from_tensors(data).repeat()
+    if strategy:
+        batches = strategy.experimental_distribute_dataset(batches)
+    batches = iter(batches)
     model.make_train_function()
     return lambda: float(model.train_function(batches)["loss"])
 
@@ -116,7 +139,6 @@ def _jax_training_step(model, data):
 
     if not isinstance(model, MAEPretrainer):
         raise ValueError("On JAX the pretraining step is measured")
-    model.optimizer.build(model.trainable_variables)
     rows, length = len(data), model.encoder.num_patches
 
     def loss(trainable, fixed, images, noise):

@@ -1,4 +1,4 @@
-"""Pictures of what a classifier does: confusion matrix, and features in a plane."""
+"""Pictures of what a classifier does, and of what a training step costs."""
 
 import io
 
@@ -135,6 +135,44 @@ def accuracy_picture(names, curves):
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("held-out accuracy, %")
+    return _as_picture(figure)
+
+
+def growth_picture(rows):
+    """Draws time and memory of a step, a column for each thing that grows.
+
+    Args:
+        rows: Dict from the name of what grows to its points: dicts that hold a value
+            under that name, `seconds`, and `peak_memory` in bytes.
+
+    Returns:
+        A PIL image.
+
+    Raises:
+        ValueError: If scikit-learn or matplotlib is missing.
+
+    Example:
+
+    ```python
+    points = [{"depth": n, "seconds": 0.1 * n, "peak_memory": 2**30} for n in (1, 2)]
+    picture = growth_picture({"depth": points})
+    ```
+    """
+    _, pyplot = _require()
+    size = 2.6 * len(rows), 4.6
+    figure, panels = pyplot.subplots(2, len(rows), figsize=size, squeeze=False)
+    for (name, points), (above, below) in zip(rows.items(), panels.T, strict=True):
+        values = [point[name] for point in points]
+        above.plot(values, [point["seconds"] for point in points], marker="o")
+        below.plot(values, [p["peak_memory"] / 2**30 for p in points], marker="o")
+        below.set_xlabel(name.replace("_", " "))
+        for axes in (above, below):
+            axes.set_ylim(bottom=0)
+            axes.set_xticks(values)
+            axes.grid(alpha=0.3)
+    panels[0][0].set_ylabel("seconds a step")
+    panels[1][0].set_ylabel("peak memory, GiB")
+    figure.tight_layout()
     return _as_picture(figure)
 
 

@@ -11,6 +11,7 @@ from keras_mae.costs import flops_per_image
 from tests.scripts import load, run, unread_flags
 
 TRAINING, SERVING = "training/benchmark.py", "serving/benchmark.py"
+GROWTH = "training/benchmark_growth.py"
 
 
 def needs(name):
@@ -54,7 +55,7 @@ def test_an_encoder_has_its_own_flops(make_model):
     assert 0 < encoder < 4 * whole
 
 
-@pytest.mark.parametrize("script", [TRAINING, SERVING])
+@pytest.mark.parametrize("script", [TRAINING, SERVING, GROWTH])
 def test_every_flag_is_read(script):
     assert not unread_flags(script)
 
@@ -91,6 +92,7 @@ def test_every_mode_against_the_peer(mode, tmp_path):
         ["--backend=jax", "--mode=encode", "--precision=bfloat16"],
         ["--xla=on", "--precision=mixed_bfloat16", "--rematerialize"],
         ["--accumulation_steps=2", "--depth=1", "--image_size=16"],
+        ["--replicas=2"],
     ],
 )
 def test_other_ways_to_run(flags):
@@ -99,6 +101,30 @@ def test_other_ways_to_run(flags):
     finished = run(TRAINING, *small, *flags)
     assert finished.returncode == 0, finished.stderr
     assert "images/s" in finished.stdout
+
+
+@pytest.mark.slow
+def test_growth_is_drawn_and_tabled(tmp_path):
+    needs("matplotlib")
+    small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=1"]
+    axes = "--axes=mask_ratio,memory"
+    finished = run(GROWTH, *small, axes, f"--out={tmp_path / 'growth'}")
+    assert finished.returncode == 0, finished.stderr
+    assert "| yes | 4 | " in finished.stdout and "| no | 1 | 1.00 |" in finished.stdout
+    rows = json.loads((tmp_path / "growth.json").read_text())["rows"]
+    assert [row["mask_ratio"] for row in rows["mask_ratio"]] == [0.01, 0.5, 0.75, 0.9]
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_what_does_not_grow_is_named():
+    growth = load(GROWTH)
+    assert growth.axis_values("depth", growth.GrowthConfig()) == [
+        {"depth": depth} for depth in (3, 6, 12, 24)
+    ]
+    with pytest.raises(
+        ValueError, match=r"axes must be of .*memory\. Received: 'width'"
+    ):
+        growth.axis_values("width", growth.GrowthConfig())
 
 
 def test_wrong_flags_of_the_training_benchmark_are_one_line():

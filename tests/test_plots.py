@@ -1,4 +1,4 @@
-"""Pictures of classes: drawn without a screen, and told apart."""
+"""Pictures: drawn without a screen, and told apart."""
 
 import numpy as np
 import pytest
@@ -22,3 +22,17 @@ def test_pictures_are_drawn_for_few_and_many_classes():
     assert plots.feature_picture(features[:9], labels[:9], names, "tsne").size[0] > 200
     with pytest.raises(ValueError, match=r"method must be one of .*'umap'"):
         plots.feature_picture(features, labels, names, "umap")
+
+
+def test_growth_is_drawn_by_its_names():
+    def points(name, seconds):
+        rows = zip((1, 2, 4), seconds, strict=True)
+        return [{name: x, "seconds": y, "peak_memory": 2**30} for x, y in rows]
+
+    one = plots.growth_picture({"depth": points("depth", (1, 2, 3))})
+    two = plots.growth_picture(
+        {"depth": points("depth", (1, 2, 3)), "replicas": points("replicas", (3, 2, 1))}
+    )
+    assert two.size[0] > 1.5 * one.size[0]
+    other = plots.growth_picture({"depth": points("depth", (3, 2, 1))})
+    assert one.tobytes() != other.tobytes()

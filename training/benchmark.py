@@ -50,6 +50,7 @@ class BenchmarkConfig:
     )
     xla: str = flag("jit_compile", "auto", choices=("auto", "on", "off"))
     backend: str = flag("Keras's", "tensorflow", choices=("tensorflow", "jax", "torch"))
+    replicas: int = flag("mirrored on logical devices of the CPU", 1)
     rematerialize: bool = flag("compute blocks twice to save memory", False)
     accumulation_steps: int = flag("parts of a batch, one after the other", 1)
     image_size: int | None = flag("pixels, instead of the preset's", None)
@@ -78,6 +79,7 @@ def make_our_step(config):
         config.batch_size,
         xla={"on": True, "off": False}.get(config.xla, config.xla),
         accumulation_steps=config.accumulation_steps,
+        replicas=config.replicas,
         **overrides,
     )
 
@@ -182,7 +184,7 @@ def report(rows, config):
 
 def main(config):
     """Measures one side or two."""
-    for name in ("batch_size", "repeats", "accumulation_steps"):
+    for name in ("batch_size", "repeats", "accumulation_steps", "replicas"):
         if getattr(config, name) < 1:
             raise ValueError(
                 f"{name} must be at least 1. Received: {getattr(config, name)}"

@@ -1,0 +1,127 @@
+"""Draw how a pretraining step's time and memory grow, and table what saves memory.
+
+Run: python training/benchmark_growth.py --preset=mae_base --out=growth
+
+Each point is a process of training/benchmark.py. `growth.png` shows seconds and peak
+memory of a step against batch size, image size, mask ratio, depth and mirrored replicas
+on logical devices of the CPU; `growth.json` holds the numbers; what rematerialization
+and accumulation cost is printed as a table. A mask ratio of 0 has no loss: 0.01 stands
+for it.
+"""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras_mae  # noqa: F401, before keras, which it imports without chatter
+
+# isort: split
+import dataclasses
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from keras_mae.flags import flag, run_script
+from keras_mae.plots import growth_picture
+from keras_mae.presets import preset_sizes
+
+
+@dataclasses.dataclass
+class GrowthConfig:
+    """The flags of this script."""
+
+    preset: str = flag("the model's sizes", "mae_base")
+    batch_size: int = flag("images a step, but where it grows", 16)
+    precision: str = flag(
+        "dtype policy", "mixed_bfloat16", choices=("float32", "mixed_bfloat16")
+    )
+    repeats: int = flag("steps of each point", 5)
+    axes: str = flag(
+        "what grows, separated by commas",
+        "batch_size,image_size,mask_ratio,depth,replicas,memory",
+    )
+    out: str = flag("where to write, without an ending", "growth")
+
+
+def axis_values(axis, config):
+    """Returns the settings of an axis's points, dicts of benchmark flags."""
+    sizes = preset_sizes(config.preset)
+    patch, side, depth = sizes["patch_size"], sizes["image_size"], sizes["depth"]
+    batch = config.batch_size
+    values = {
+        "batch_size": [max(1, batch // 4), max(1, batch // 2), batch, 2 * batch],
+        # whole patches
+        "image_size": [side * part // (4 * patch) * patch for part in (2, 3, 4, 6)],
+        "mask_ratio": [0.01, 0.5, 0.75, 0.9],
+        "depth": [max(1, depth // 4), max(1, depth // 2), depth, 2 * depth],
+        "replicas": [1, 2, 4],
+    }
+    if axis == "memory":
+        return [
+            {"accumulation_steps": steps, **again}
+            for again in ({}, {"rematerialize": True})
+            for steps in (1, 4)
+        ]
+    if axis not in values:
+        raise ValueError(
+            f"axes must be of {', '.join(values)} and memory. Received: {axis!r}"
+        )
+    return [{axis: value} for value in values[axis]]
+
+
+def measure(config, settings):
+    """Runs a point's steps; returns its settings, seconds and bytes."""
+    flags = {
+        "preset": config.preset,
+        "batch_size": config.batch_size,
+        "precision": config.precision,
+        "repeats": config.repeats,
+        **settings,
+    }
+    command = [sys.executable, str(Path(__file__).with_name("benchmark.py"))]
+    for name, value in flags.items():
+        command.append(f"--{name}" if value is True else f"--{name}={value}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "rows.json")
+        command.append(f"--out={out}")
+        if subprocess.run(command, stdout=subprocess.PIPE).returncode:
+            raise ValueError(f"A point failed: {' '.join(command)}")
+        (row,) = json.loads(out.read_text())["rows"]
+    seconds, peak = statistics.median(row["seconds"]), row["peak_memory"]
+    print(settings, f"{seconds:.2f} s, {peak / 2**30:.2f} GiB", flush=True)
+    return {**settings, "seconds": seconds, "peak_memory": peak}
+
+
+def memory_table(rows):
+    """Formats what saves memory as a Markdown table, relative to its first row."""
+    lines = ["| blocks computed twice | parts of a batch | time | peak memory |"]
+    lines.append("|---|---|---|---|")
+    for row in rows:
+        time = row["seconds"] / rows[0]["seconds"]
+        lines.append(
+            f"| {'yes' if row.get('rematerialize') else 'no'} "
+            f"| {row['accumulation_steps']} | {time:.2f} "
+            f"| {row['peak_memory'] / 2**30:.2f} GiB |"
+        )
+    return "\n".join(lines)
+
+
+def main(config):
+    """Measures every point, and writes numbers, plots and the table."""
+    plans = {axis: axis_values(axis, config) for axis in config.axes.split(",")}
+    rows = {
+        axis: [measure(config, settings) for settings in plan]
+        for axis, plan in plans.items()
+    }
+    document = {"config": dataclasses.asdict(config), "rows": rows}
+    Path(f"{config.out}.json").write_text(json.dumps(document, indent=1) + "\n")
+    if "memory" in rows:
+        print(memory_table(rows.pop("memory")))
+    if rows:
+        growth_picture(rows).save(f"{config.out}.png")
+
+
+if __name__ == "__main__":
+    run_script(main, GrowthConfig, __doc__.splitlines()[0])
