@@ -7,7 +7,7 @@ import functools
 import keras
 
 _LARGE = 10**7
-_CASTS = contextvars.ContextVar("casts", default=None)
+_FUSING = contextvars.ContextVar("fusing", default=False)
 
 
 def fusing_pays(compiled, parameters):
@@ -45,9 +45,6 @@ def fusing(on):
     Args:
         on: Bool.
 
-    Yields:
-        A dict that `cast_once` fills: of paths of variables, what they were cast to.
-
     Example:
 
     ```python
@@ -55,12 +52,11 @@ def fusing(on):
         assert fused(lambda x: x + 1)(keras.ops.ones(2)).shape == (2,)
     ```
     """
-    casts = {} if on else None
-    token = _CASTS.set(casts)
+    token = _FUSING.set(on)
     try:
-        yield {} if casts is None else casts
+        yield
     finally:
-        _CASTS.reset(token)
+        _FUSING.reset(token)
 
 
 def is_fusing():
@@ -75,32 +71,7 @@ def is_fusing():
     assert not is_fusing()
     ```
     """
-    return _CASTS.get() is not None
-
-
-def cast_once(variable):
-    """Casts a variable to its layer's compute dtype, once in a `fusing` block.
-
-    A gradient by the cast value is the variable's, before it is widened: half as large.
-
-    Args:
-        variable: `keras.Variable`.
-
-    Returns:
-        Tensor.
-
-    Example:
-
-    ```python
-    with fusing(True) as casts:
-        tensor = cast_once(keras.Variable([1.0]))
-    assert list(casts.values()) == [tensor]
-    ```
-    """
-    casts = _CASTS.get()
-    if variable.path not in casts:
-        casts[variable.path] = _value_of(variable)
-    return casts[variable.path]
+    return _FUSING.get()
 
 
 def fused(function):

@@ -33,6 +33,7 @@ def rematerialized(function):
         return keras.remat(function)
     import tensorflow as tf
 
+    # the gradient is computed after the block in which this is called
     on = is_fusing()
 
     @tf.custom_gradient
@@ -46,9 +47,7 @@ def rematerialized(function):
             first, *rest = tape.gradient(y, sources, output_gradients=upstream)
             return (first, rest) if variables else first
 
-        # what is cast in here has no gradient outside
-        with fusing(on):
-            return function(x), differentiate
+        return function(x), differentiate
 
     return compute
 

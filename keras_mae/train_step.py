@@ -159,14 +159,13 @@ class ReplicatedTraining:
         inputs = self.training_inputs(data)
         loss, outputs, gradients = self._differentiate(inputs)
         context = tf.distribute.get_replica_context()
-        wide = [tf.cast(gradient, "float32") for gradient in gradients]
         if context.num_replicas_in_sync > 1:
             # each replica brings its share of the mean
-            gradients = wide = context.all_reduce("SUM", wide)
-        norm = tf.linalg.global_norm(wide)
+            gradients = context.all_reduce("SUM", gradients)
+        norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
         if self.clip_norm is not None:
             scale = self.clip_norm / tf.maximum(norm, self.clip_norm)
-            gradients = [gradient * scale for gradient in wide]
+            gradients = [g * tf.cast(scale, g.dtype) for g in gradients]
         variables = self.trainable_variables
         with fusing(self.fuses):
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
@@ -178,11 +177,10 @@ class ReplicatedTraining:
         import tensorflow as tf
 
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape() as tape, fusing(self.fuses) as casts:
+        with tf.GradientTape() as tape, fusing(self.fuses):
             loss, outputs = self.training_loss(**inputs)
             scaled = self.optimizer.scale_loss(loss / replicas)
-        sources = [casts.get(v.path, v) for v in self.trainable_variables]
-        return loss, outputs, tape.gradient(scaled, sources)
+        return loss, outputs, tape.gradient(scaled, self.trainable_variables)
 
     def _accumulate(self, inputs):
         """Averages loss and gradients over the parts of a batch."""

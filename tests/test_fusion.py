@@ -148,6 +148,21 @@ def test_rematerialized_and_accumulated_fused_steps_have_the_same_gradient(
             np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
+def test_predict_and_evaluate_fuse_to_the_same_numbers(make_model, images, monkeypatch):
+    model = make_model()
+    model.compile(jit_compile=False)
+    found = []
+    for large in (10**12, 0):
+        monkeypatch.setattr("keras_mae.fusion._LARGE", large)
+        for part in (model, model.encoder):
+            part.predict_function = part.test_function = None
+        predicted = model.predict(images, verbose=0)["logits"]
+        tokens = model.encoder.predict(images, verbose=0)
+        found.append([predicted, tokens, model.evaluate(images, verbose=0)])
+    for plain, fused_ones in zip(*found, strict=True):
+        np.testing.assert_allclose(fused_ones, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_where_fusing_pays(monkeypatch):
     assert fusing_pays(compiled=False, parameters=10**8)
     assert not fusing_pays(compiled=False, parameters=10**6)

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_mae.fusion import cast_once, fused, is_fusing
+from keras_mae.fusion import fused, is_fusing
 
 
 class Dense(keras.layers.Dense):
@@ -20,7 +20,7 @@ class Dense(keras.layers.Dense):
         if not is_fusing():
             return super().call(inputs, training=training)
         rows = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B * N, D)
-        x = ops.matmul(rows, cast_once(self.kernel))
+        x = ops.matmul(rows, self.kernel)
         if self.activation in (None, keras.activations.linear):
             if self.bias is not None:
                 from keras_mae.fused_ops import add_bias

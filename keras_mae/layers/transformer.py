@@ -60,7 +60,8 @@ class SelfAttention(keras.layers.Layer):
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities; with `first_query` N - `first_query` of the N outputs.
+        attention probabilities, `None` where fused; with `first_query` N -
+        `first_query` of the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -222,7 +223,8 @@ class TransformerBlock(keras.layers.Layer):
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities; with `first_query` N - `first_query` of the N outputs.
+        attention probabilities, `None` where fused; with `first_query` N -
+        `first_query` of the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -330,7 +332,7 @@ def run_blocks(
     Returns:
         A tuple: the last output; `hidden_states`, a list of `len(blocks) + 1` tensors
         `(B, N, D)` whose first is `x`; `attentions`, a list of `len(blocks)` tensors
-        `(B, num_heads, N, N)`, or of `None` where they are rematerialized.
+        `(B, num_heads, N, N)`, or of `None` where fused or rematerialized.
 
     Example:
 
