@@ -16,7 +16,7 @@ test: $(VENV)/test-installed
 	$(VENV)/bin/python -m pytest -n 2
 
 test-slow: $(VENV)/test-installed
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow -n 2
 
 clean:
 	rm -rf $(VENV)
