@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import keras_mae
+from tests.scripts import load
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +43,16 @@ def make_model():
         )
 
     return make
+
+
+@pytest.fixture
+def served_mae(tmp_path):
+    """A folder of exported versions, for tests that start the embedded server."""
+    for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
+        pytest.importorskip(package)
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", patch_size=8, depth=1, decoder_depth=1
+    )
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    load("serving/export.py").export(model, processor, tmp_path / "mae/1")
+    return tmp_path / "mae"

@@ -20,10 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-import keras_mae
 from keras_mae.server.process import running
 from tests.pictures import encode
-from tests.scripts import ROOT, environment, load
+from tests.scripts import ROOT, environment
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROME = next(
@@ -498,15 +497,8 @@ def test_the_page_is_small_and_whole():
     assert not any("//" in re.sub(r"(?m)//( .*)?$", "", t) for t in texts.values())
 
 
-def test_the_embedded_server_shows_it(page, tmp_path):
-    for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
-        pytest.importorskip(package)
-    model = keras_mae.MAEPretrainer.from_preset(
-        "mae_tiny", patch_size=8, depth=1, decoder_depth=1
-    )
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    load("serving/export.py").export(model, processor, tmp_path / "mae/1")
-    flags = ("--model_name=mae", f"--model_base_path={tmp_path / 'mae'}")
+def test_the_embedded_server_shows_it(page, served_mae):
+    flags = ("--model_name=mae", f"--model_base_path={served_mae}")
     script = ROOT / "serving/local_server.py"
     with running(script, *flags, env=environment()) as (rest, _, server):
         answered(page, lambda: page.goto(f"http://{rest}"))

@@ -21,7 +21,6 @@ from google.protobuf import (
     wrappers_pb2,
 )
 
-import keras_mae
 from keras_mae.server.process import running
 from tests.scripts import ROOT, environment, load
 
@@ -341,17 +340,10 @@ def test_nothing_that_listens_is_not_ready(status):
     assert not ready(port)
 
 
-def test_the_embedded_server_takes_the_same_files(tmp_path):
-    for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
-        pytest.importorskip(package)
-    model = keras_mae.MAEPretrainer.from_preset(
-        "mae_tiny", patch_size=8, depth=1, decoder_depth=1
-    )
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    load("serving/export.py").export(model, processor, tmp_path / "mae/1")
+def test_the_embedded_server_takes_the_same_files(tmp_path, served_mae):
     text = (CONFIG / "models.config").read_text()
     path = tmp_path / "models.config"
-    path.write_text(text.replace("/models/mae", str(tmp_path / "mae")))
+    path.write_text(text.replace("/models/mae", str(served_mae)))
     flags = (ROOT / "serving/local_server.py", f"--model_config_file={path}")
     with running(*flags, env=environment()) as (rest, _, server):
         assert ready(rest.partition(":")[2])
