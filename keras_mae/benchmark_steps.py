@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_mae.costs import flops_per_image
+from keras_mae.fusion import xla_pays
 from keras_mae.layer_decay import finetuning_optimizer
 from keras_mae.models import MAEClassifier, MAEEncoder
 from keras_mae.optimization import pretraining_optimizer
@@ -68,12 +69,13 @@ def make_step(
         return _training_step(model, data, strategy), flops
     if replicas > 1:
         raise ValueError(f"Only a training step has replicas. Received: {replicas}")
+    compiled = xla_pays() if xla == "auto" else xla
     if mode == "encode":
         overrides.pop("mask_ratio", None)
         model = MAEEncoder.from_preset(preset, **overrides)
         function = model
         if keras.backend.backend() == "tensorflow":
-            model.jit_compile = _compiles(xla)
+            model.jit_compile = compiled
             function = model.predict_step
     elif mode == "reconstruct":
         model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
@@ -83,7 +85,7 @@ def make_step(
 
     else:
         raise ValueError(f"mode must be a step's. Received: {mode!r}")
-    step = _forward_step(function, model, _draw_images(model, batch_size), xla)
+    step = _forward_step(function, _draw_images(model, batch_size), compiled)
     return step, batch_size * flops_per_image(model) / 3
 
 
@@ -170,20 +172,14 @@ def _jax_training_step(model, data):
     return step
 
 
-def _compiles(xla):
-    import tensorflow as tf
-
-    return xla if xla != "auto" else bool(tf.config.list_physical_devices("GPU"))
-
-
-def _forward_step(function, model, images, xla):
+def _forward_step(function, images, compiled):
     backend = keras.backend.backend()
     images = ops.convert_to_tensor(images)
     context = contextlib.nullcontext()
     if backend == "tensorflow":
         import tensorflow as tf
 
-        function = tf.function(function, jit_compile=_compiles(xla))
+        function = tf.function(function, jit_compile=compiled)
     elif backend == "jax":
         import jax
 

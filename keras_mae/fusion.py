@@ -10,6 +10,27 @@ _LARGE = 10**7
 _FUSING = contextvars.ContextVar("fusing", default=False)
 
 
+def xla_pays():
+    """Says what `jit_compile="auto"` means: XLA, except where it costs.
+
+    On CPUs XLA's first step is long and its gain small (in bfloat16 a loss).
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    jit_compile = xla_pays()
+    ```
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
+
+
 def fusing_pays(compiled, parameters):
     """Says whether `fused` functions should be fused in a training step.
 

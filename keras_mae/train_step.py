@@ -4,19 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.fusion import fusing, fusing_pays
-
-
-def _xla_pays():
-    """Says what `jit_compile="auto"` means: XLA, except where it costs.
-
-    On CPUs XLA's first step is long and its gain small (in bfloat16 a loss).
-    """
-    if keras.backend.backend() != "tensorflow":
-        return True
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+from keras_mae.fusion import fusing, fusing_pays, xla_pays
 
 
 class ReplicatedTraining:
@@ -111,7 +99,7 @@ class ReplicatedTraining:
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
         self._jit_compile_asked = jit_compile
-        xla = _xla_pays() if jit_compile == "auto" else jit_compile
+        xla = xla_pays() if jit_compile == "auto" else jit_compile
         whole = xla and not self._is_distributed()
         self.fuses = fusing_pays(xla, self.count_params())
         super().compile(*args, jit_compile=whole, **kwargs)

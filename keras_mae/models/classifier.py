@@ -6,6 +6,7 @@ from keras import ops
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
+from keras_mae.models.unused import LeavesOut
 from keras_mae.presets import classifier_config
 from keras_mae.train_step import ReplicatedTraining
 
@@ -15,7 +16,9 @@ FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEClassifier(ReplicatedTraining, FusedInference, Pretrained, keras.Model):
+class MAEClassifier(
+    ReplicatedTraining, LeavesOut, FusedInference, Pretrained, keras.Model
+):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
     Args:
@@ -118,20 +121,9 @@ class MAEClassifier(ReplicatedTraining, FusedInference, Pretrained, keras.Model)
                 layer.build((None, self.encoder.hidden_dim))
         self.built = True
 
-    @property
-    def trainable_weights(self):
-        return self._without_unused(super().trainable_weights)
-
-    @property
-    def trainable_variables(self):
-        return self._without_unused(super().trainable_variables)
-
-    def _without_unused(self, variables):
-        """Drops the encoder's final norm where the mean leaves it without gradient."""
-        unused = set()
-        if self.pooling == "mean":
-            unused = {id(weight) for weight in self.encoder.norm.weights}
-        return [variable for variable in variables if id(variable) not in unused]
+    def unused_layers(self):
+        """Lists the encoder's final norm where the mean leaves it without gradient."""
+        return [self.encoder.norm] if self.pooling == "mean" else []
 
     def call(self, images, factors=None, training=None):
         x = self.pooled(images, factors=factors, training=training)

@@ -4,11 +4,12 @@ import keras
 from keras import ops
 
 from keras_mae.models.inference import FusedInference
+from keras_mae.models.unused import LeavesOut
 from keras_mae.patches import unpatchify
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAESegmenter(FusedInference, keras.Model):
+class MAESegmenter(LeavesOut, FusedInference, keras.Model):
     """Classifies every pixel by the feature maps of an encoder.
 
     Each chosen map passes a norm of its own; joined they are projected patch by patch,
@@ -86,21 +87,10 @@ class MAESegmenter(FusedInference, keras.Model):
         self.head.build((None, None, None, self.hidden_dim))
         self.built = True
 
-    @property
-    def trainable_weights(self):
-        return self._without_unused(super().trainable_weights)
-
-    @property
-    def trainable_variables(self):
-        return self._without_unused(super().trainable_variables)
-
-    def _without_unused(self, variables):
-        """Drops what lies behind the last chosen block, and has no gradient."""
+    def unused_layers(self):
+        """Lists what lies behind the last chosen block, and has no gradient."""
         unused = list(self.encoder.blocks[max(self.block_numbers) + 1 :])
-        if unused:
-            unused.append(self.encoder.norm)
-        ids = {id(weight) for layer in unused for weight in layer.weights}
-        return [variable for variable in variables if id(variable) not in ids]
+        return [*unused, self.encoder.norm] if unused else []
 
     def call(self, images, interpolate=False, training=None):
         maps = self.encoder.feature_maps(
