@@ -123,8 +123,9 @@ def _training_step(model, data, strategy=None):
     """Makes what `fit` runs at each step, without its loop."""
     if keras.backend.backend() == "jax":
         return _jax_training_step(model, data)
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError("A training step is measured on TensorFlow and JAX")
+    if keras.backend.backend() == "torch":
+        data = keras.tree.map_structure(ops.convert_to_tensor, data)
+        return lambda: float(model.train_step(data)["loss"])
     import tensorflow as tf
 
     # as fit: a dataset's iterator goes into the graph
@@ -139,35 +140,23 @@ def _training_step(model, data, strategy=None):
 def _jax_training_step(model, data):
     import jax
 
-    if not isinstance(model, MAEPretrainer):
-        raise ValueError("On JAX the pretraining step is measured")
-    rows, length = len(data), model.encoder.num_patches
-
-    def loss(trainable, fixed, images, noise):
-        outputs, _ = model.stateless_call(
-            trainable, fixed, images, noise=noise, training=True
-        )
-        return outputs["loss"]
-
-    def update(state, images, seed):
-        trainable, fixed, moments = state
-        noise = jax.random.uniform(jax.random.key(seed), (rows, length))
-        value, gradients = jax.value_and_grad(loss)(trainable, fixed, images, noise)
-        trainable, moments = model.optimizer.stateless_apply(
-            moments, gradients, trainable
-        )
-        return (trainable, fixed, moments), value
-
-    update = jax.jit(update, donate_argnums=0)
-    groups = model.trainable_variables, model.non_trainable_variables
-    groups = (*groups, model.optimizer.variables)
-    held = [[[jax.numpy.copy(v.value) for v in group] for group in groups], 0]
-    images = jax.device_put(data)
+    groups = (
+        model.trainable_variables,
+        model.non_trainable_variables,
+        model.optimizer.variables,
+        model.metrics_variables,
+    )
+    # copies: the step overwrites what it is given
+    state = [[jax.numpy.copy(variable.value) for variable in group] for group in groups]
+    update = model.train_step
+    if model.jit_compile:
+        update = jax.jit(update, donate_argnums=0)
+    data = jax.device_put(data)
 
     def step():
-        held[0], value = update(held[0], images, held[1])
-        held[1] += 1
-        return float(value)
+        nonlocal state
+        results, state = update(state, data)
+        return float(results["loss"])
 
     return step
 

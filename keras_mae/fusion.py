@@ -13,7 +13,8 @@ _FUSING = contextvars.ContextVar("fusing", default=False)
 def xla_pays():
     """Says what `jit_compile="auto"` means: XLA, except where it costs.
 
-    On CPUs XLA's first step is long and its gain small (in bfloat16 a loss).
+    On CPUs its first step is long with TensorFlow, and its gain small (in bfloat16 a
+    loss). JAX has no other way to be fast; with PyTorch Keras leaves it to the user.
 
     Returns:
         Bool.
@@ -25,7 +26,7 @@ def xla_pays():
     ```
     """
     if keras.backend.backend() != "tensorflow":
-        return True
+        return keras.backend.backend() == "jax"
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))

@@ -1,5 +1,8 @@
 """MAEPretrainer: encoder, decoder, the loss on removed patches, and its train step."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import keras
 from keras import ops
 
@@ -20,7 +23,8 @@ from keras_mae.patches import (
     unpatchify,
 )
 from keras_mae.presets import pretrainer_config
-from keras_mae.train_step import ReplicatedTraining
+from keras_mae.train_step import TrainStep
+from keras_mae.typing import Tensor
 
 # evaluation always removes the same patches, so that epochs compare
 EVALUATION_SEED = 0
@@ -39,9 +43,7 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(
-    TakesPatchMask, ReplicatedTraining, FusedInference, Pretrained, keras.Model
-):
+class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras.Model):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,
@@ -93,8 +95,13 @@ class MAEPretrainer(
     """
 
     def __init__(
-        self, encoder, decoder, mask_ratio=0.75, norm_pix_loss=False, **kwargs
-    ):
+        self,
+        encoder: MAEEncoder,
+        decoder: MAEDecoder,
+        mask_ratio: float = 0.75,
+        norm_pix_loss: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # no autocast: the encoder takes images as they are, targets stay float32
         super().__init__(autocast=False, **kwargs)
         wanted = (encoder.grid, encoder.patch_dim, encoder.hidden_dim)
@@ -111,26 +118,26 @@ class MAEPretrainer(
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.built = True
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         """Does nothing: encoder and decoder are born with their weights."""
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.Metric]:
         """Only the loss: Keras's own tracker would report it a second time."""
         return [self.loss_tracker]
 
     def call(
         self,
-        images,
-        noise=None,
-        mask=None,
-        seed=None,
-        interpolate=False,
-        output_hidden_states=False,
-        output_attentions=False,
-        loss_only=False,
-        training=None,
-    ):
+        images: Tensor,
+        noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        interpolate: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        loss_only: bool = False,
+        training: bool | None = None,
+    ) -> dict[str, Any]:
         outputs = self._forward(
             images,
             noise=noise,
@@ -185,7 +192,9 @@ class MAEPretrainer(
         loss = self.loss_per_image(images, logits, outputs["mask"])
         return {"loss": loss, "logits": logits, **outputs}
 
-    def loss_of_removed(self, images, predicted, ids_removed):
+    def loss_of_removed(
+        self, images: Tensor, predicted: Tensor, ids_removed: Tensor
+    ) -> Tensor:
         """Scores predictions of removed patches alone, image by image.
 
         Args:
@@ -212,7 +221,7 @@ class MAEPretrainer(
         errors = ops.square(ops.cast(predicted, "float32") - targets)
         return ops.mean(errors, axis=(1, 2))
 
-    def loss_per_image(self, images, logits, mask):
+    def loss_per_image(self, images: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
         """Scores a reconstruction on removed patches, image by image.
 
         Every row of a mask removes equally many patches, so the mean over images is
@@ -243,7 +252,14 @@ class MAEPretrainer(
         errors = ops.mean(errors, axis=-1) * mask  # (B, L)
         return ops.sum(errors, axis=-1) / ops.sum(mask, axis=-1)
 
-    def reconstruct(self, images, noise=None, mask=None, seed=None, interpolate=False):
+    def reconstruct(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        interpolate: bool = False,
+    ) -> dict[str, Tensor]:
         """Removes patches and paints them back.
 
         With `norm_pix_loss` the predicted patches are scaled by the mean and
@@ -294,30 +310,28 @@ class MAEPretrainer(
         }  # (B, H, W, C) each
         return {**pictures, "mask": outputs["mask"], "loss": outputs["loss"]}
 
-    def training_inputs(self, data):
+    def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
         return {"images": images, "noise": self._draw_noise(images)}
 
     def training_loss(self, images, noise):
         return self(images, noise=noise, loss_only=True, training=True)["loss"], None
 
-    def track(self, loss, outputs, data):
+    def track(self, loss: Tensor, outputs: None, data: Any) -> dict[str, Tensor]:
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])
         return self.get_metrics_result()
 
-    def test_step(self, data):
+    def evaluation(self, data):
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
-        with self.fused_inference():
-            loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
-        return self.replica_results(self.track(loss, None, data))
+        loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
+        return self.track(loss, None, data)
 
-    def predict_step(self, data):
+    def prediction(self, data):
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         # one loss an image: a scalar can't be concatenated over batches
-        with self.fused_inference():
-            return self._forward(images, noise=noise, training=False)
+        return self._forward(images, noise=noise, training=False)
 
     def _draw_noise(self, images, seed=None):
         """Draws `(B, L)` noise: this replica's rows of the whole batch's."""
@@ -327,7 +341,7 @@ class MAEPretrainer(
         )
 
     @classmethod
-    def from_sizes(cls, sizes, overrides):
+    def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         encoder, decoder, pretrainer = pretrainer_config(sizes, overrides)
         encoder = MAEEncoder(**encoder)
         decoder = MAEDecoder(
@@ -335,7 +349,7 @@ class MAEPretrainer(
         )
         return cls(encoder, decoder, dtype=encoder.dtype_policy, **pretrainer)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         serialize = keras.saving.serialize_keras_object
         return {
             **super().get_config(),
@@ -346,7 +360,7 @@ class MAEPretrainer(
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         deserialize = keras.saving.deserialize_keras_object
         parts = {name: deserialize(config[name]) for name in ("encoder", "decoder")}
         return cls(**{**config, **parts})

@@ -12,6 +12,29 @@ import pytest
 import keras_mae
 from tests.scripts import load
 
+if keras.backend.backend() == "torch":
+    import torch
+
+    _to_array = torch.Tensor.__array__
+
+    def _array(tensor, *arguments, **options):
+        tensor = tensor.detach()
+        known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        return _to_array(known, *arguments, **options)
+
+    # as on other backends: NumPy reads a tensor that has a gradient, and bfloat16
+    torch.Tensor.__array__ = _array
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs():
+    """Frees what JAX compiled for a file: each operation, for each of its shapes."""
+    yield
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.clear_caches()
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed():

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_mae.fusion import fused, is_fusing
+from keras_mae.typing import Tensor
 
 
 class Dense(keras.layers.Dense):
@@ -16,7 +17,7 @@ class Dense(keras.layers.Dense):
     ```
     """
 
-    def call(self, inputs, training=None):
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if not is_fusing():
             return super().call(inputs, training=training)
         rows = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B * N, D)

@@ -1,11 +1,15 @@
 """Random masking: which patches are removed, and how to put tokens back in order."""
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
 
+from keras_mae.typing import Tensor
 
-def check_mask_ratio(mask_ratio):
+
+def check_mask_ratio(mask_ratio: Any) -> float:
     """Returns `mask_ratio` as a float, or raises.
 
     Args:
@@ -32,7 +36,7 @@ def check_mask_ratio(mask_ratio):
     return float(mask_ratio)
 
 
-def gather_tokens(tokens, ids):
+def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
     """Picks tokens row by row: `out[b, k] = tokens[b, ids[b, k]]`.
 
     Args:
@@ -68,7 +72,7 @@ def _mix(x):
     return ops.bitwise_xor(x, high)
 
 
-def seeded_noise(seed, rows, length):
+def seeded_noise(seed: Tensor, rows: Tensor, length: int) -> Tensor:
     """Draws uniform noise that depends on nothing but seed, row and column.
 
     The generators of the backends draw other numbers with XLA than without; this one
@@ -156,7 +160,7 @@ class TakesPatchMask:
     to the layers behind.
     """
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None = None) -> None:
         return None
 
 
@@ -198,13 +202,20 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
     ```
     """
 
-    def __init__(self, seed=None, **kwargs):
+    def __init__(self, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(autocast=False, **kwargs)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
-    def call(self, patches, mask_ratio=None, noise=None, mask=None, seed=None):
+    def call(
+        self,
+        patches: Tensor,
+        mask_ratio: float | None = None,
+        noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+    ) -> dict[str, Tensor]:
         batch, length = ops.shape(patches)[:2]
         if mask is not None:
             if not (mask_ratio is None and noise is None and seed is None):
@@ -233,7 +244,9 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         _check_shape("noise", noise, batch, length)
         return self._sort(noise, num_keep)
 
-    def draw_noise(self, batch, length, seed=None, first_row=0):
+    def draw_noise(
+        self, batch: Tensor, length: int, seed: int | None = None, first_row: Tensor = 0
+    ) -> Tensor:
         """Draws the noise that `call` sorts.
 
         Args:
@@ -245,9 +258,9 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         Returns:
             `(batch, length)` float32 tensor.
         """
-        seed = self.seed_generator.next() if seed is None else (_check_seed(seed), 0)
+        key = self.seed_generator.next() if seed is None else (_check_seed(seed), 0)
         rows = ops.arange(batch, dtype="int32") + first_row
-        return seeded_noise(seed, rows, length)
+        return seeded_noise(key, rows, length)
 
     def _sort(self, noise, num_keep):
         """Keeps the patches of the `num_keep` smallest values of noise."""
@@ -261,5 +274,5 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
             "mask": ops.cast(ids_restore >= num_keep, "float32"),
         }
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "seed": self.seed}

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_mae.fusion import is_fusing
+from keras_mae.typing import Tensor
 
 
 class LayerNormalization(keras.layers.LayerNormalization):
@@ -16,10 +17,10 @@ class LayerNormalization(keras.layers.LayerNormalization):
     ```
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         if not is_fusing():
             return super().call(inputs)
         from keras_mae.fused_ops import layer_norm
 
-        weights = map(ops.convert_to_tensor, (self.gamma, self.beta))
-        return layer_norm(inputs, *weights, epsilon=self.epsilon)
+        gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
+        return layer_norm(inputs, gamma, beta, epsilon=self.epsilon)

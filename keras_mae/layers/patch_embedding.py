@@ -1,11 +1,15 @@
 """Patches to tokens: the linear projection, the CLS token and the positions."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
 from keras_mae.positions import resize_positions, sincos_positions
+from keras_mae.typing import Grid, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -15,7 +19,7 @@ class PositionEmbedding(keras.layers.Layer):
     Args:
         hidden_dim: Int, the tokens' width; a multiple of 4.
         grid: Pair `(rows, columns)` of the patches.
-        train: Whether the table is trained; the paper fixes it in pretraining.
+        learned: Whether the table is trained; the paper fixes it in pretraining.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -36,22 +40,26 @@ class PositionEmbedding(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, hidden_dim, grid, train=False, **kwargs):
+    def __init__(
+        self, hidden_dim: int, grid: Sequence[int], learned: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
-        self.grid = tuple(grid)
-        self.train = train
+        self.grid: Grid = (grid[0], grid[1])
+        self.learned = learned
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         table = sincos_positions(self.hidden_dim, self.grid)
         self.embeddings = self.add_weight(
             shape=(1, *table.shape),
             initializer=lambda shape, dtype: ops.convert_to_tensor(table[None], dtype),
-            trainable=self.train,
+            trainable=self.learned,
             name="embeddings",
         )
 
-    def call(self, tokens, ids_keep=None, grid=None):
+    def call(
+        self, tokens: Tensor, ids_keep: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:
         table = ops.convert_to_tensor(self.embeddings)[0]  # (1 + L, D)
         if grid is not None and tuple(grid) != self.grid:
             resized = resize_positions(table, self.grid, grid)
@@ -61,15 +69,15 @@ class PositionEmbedding(keras.layers.Layer):
         ids = ops.pad(ids_keep + 1, ((0, 0), (1, 0)))  # (B, 1 + K), 0 = CLS
         return tokens + ops.take(table, ids, axis=0)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> Any:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
             "grid": self.grid,
-            "train": self.train,
+            "learned": self.learned,
         }
 
 
@@ -106,16 +114,16 @@ class PatchEmbedding(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden_dim,
-        grid,
-        kernel_initializer="glorot_uniform",
-        initializer_range=0.02,
-        train_positions=False,
-        **kwargs,
-    ):
+        hidden_dim: int,
+        grid: Sequence[int],
+        kernel_initializer: Any = "glorot_uniform",
+        initializer_range: float = 0.02,
+        train_positions: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
-        self.grid = tuple(grid)
+        self.grid: Grid = (grid[0], grid[1])
         self.train_positions = train_positions
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.initializer_range = initializer_range
@@ -123,17 +131,19 @@ class PatchEmbedding(keras.layers.Layer):
             hidden_dim,
             kernel_initializer=kernel_initializer,
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="projection",
         )
         self.positions = PositionEmbedding(
             hidden_dim,
             grid,
-            train=train_positions,
+            learned=train_positions,
             dtype=self.dtype_policy,
+            trainable=self.trainable,
             name="positions",
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.projection.build(input_shape)
         self.positions.build()
         self.cls_token = self.add_weight(
@@ -142,7 +152,9 @@ class PatchEmbedding(keras.layers.Layer):
             name="cls_token",
         )
 
-    def call(self, patches, ids_keep=None, grid=None):
+    def call(
+        self, patches: Tensor, ids_keep: Tensor | None = None, grid: Grid | None = None
+    ) -> Tensor:
         if ids_keep is not None:
             patches = gather_tokens(patches, ids_keep)  # (B, K, P)
         tokens = self.projection(patches)  # (B, K, D)
@@ -152,7 +164,7 @@ class PatchEmbedding(keras.layers.Layer):
         tokens = ops.concatenate([cls_token, tokens], axis=1)  # (B, 1 + K, D)
         return self.positions(tokens, ids_keep=ids_keep, grid=grid)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,

@@ -1,9 +1,12 @@
 """Stochastic depth: which images leave out which branches of which blocks."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_mae.layers.masking import seeded_noise
+from keras_mae.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -42,7 +45,9 @@ class StochasticDepth(keras.layers.Layer):
     ```
     """
 
-    def __init__(self, rate, depth, seed=None, **kwargs):
+    def __init__(
+        self, rate: float, depth: int, seed: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(autocast=False, **kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"drop_path_rate must be in [0, 1). Received: {rate}")
@@ -52,7 +57,7 @@ class StochasticDepth(keras.layers.Layer):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
 
-    def call(self, x, first_row=0):
+    def call(self, x: Tensor, first_row: Tensor = 0) -> Tensor:
         rows = ops.arange(ops.shape(x)[0], dtype="int32") + first_row
         noise = seeded_noise(self.seed_generator.next(), rows, 2 * self.depth)
         noise = ops.reshape(noise, (-1, self.depth, 2))  # (B, depth, 2)
@@ -61,10 +66,10 @@ class StochasticDepth(keras.layers.Layer):
         # noise is in [0, 1): of a rate of 0 nothing is below
         return ops.cast(noise >= rates, "float32") / (1 - rates)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Any) -> tuple:
         return (input_shape[0], self.depth, 2)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "rate": self.rate,

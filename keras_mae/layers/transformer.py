@@ -1,5 +1,8 @@
 """The pre-norm Vision Transformer block: self-attention, MLP, and their residuals."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,10 +10,11 @@ from keras_mae.fusion import is_fusing
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.rematerialization import rematerialized
+from keras_mae.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-def gelu_tanh(x):
+def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2).
 
     Args:
@@ -76,13 +80,13 @@ class SelfAttention(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden_dim,
-        num_heads,
-        dropout_rate=0.0,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        **kwargs,
-    ):
+        hidden_dim: int,
+        num_heads: int,
+        dropout_rate: float = 0.0,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if num_heads < 1 or hidden_dim % num_heads:
             raise ValueError(
@@ -96,16 +100,19 @@ class SelfAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         # a config, not the instance, whose draws would repeat
         initializer = keras.initializers.serialize(self.kernel_initializer)
-        dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
+        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        dense = {"kernel_initializer": initializer, **policy}
         self.qkv = Dense(3 * hidden_dim, use_bias=use_bias, name="qkv", **dense)
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
         self.proj = Dense(hidden_dim, name="proj", **dense)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.qkv.build(input_shape)
         self.proj.build(input_shape)
 
-    def call(self, x, training=None, first_query=0):
+    def call(
+        self, x: Tensor, training: bool | None = None, first_query: int = 0
+    ) -> Any:
         query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
         if first_query:
             query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
@@ -127,7 +134,7 @@ class SelfAttention(keras.layers.Layer):
         attention = self.dropout(attention, training=training)
         return ops.matmul(attention, value), attention
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
@@ -164,12 +171,12 @@ class MLP(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden_dim,
-        mlp_dim,
-        activation="gelu",
-        kernel_initializer="glorot_uniform",
-        **kwargs,
-    ):
+        hidden_dim: int,
+        mlp_dim: int,
+        activation: Any = "gelu",
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.mlp_dim = mlp_dim
@@ -177,18 +184,19 @@ class MLP(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         # a config, not the instance, whose draws would repeat
         initializer = keras.initializers.serialize(self.kernel_initializer)
-        dense = {"kernel_initializer": initializer, "dtype": self.dtype_policy}
+        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
+        dense = {"kernel_initializer": initializer, **policy}
         self.fc1 = Dense(mlp_dim, activation=self.activation, name="fc1", **dense)
         self.fc2 = Dense(hidden_dim, name="fc2", **dense)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         self.fc1.build(input_shape)
         self.fc2.build((*input_shape[:-1], self.mlp_dim))
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
@@ -239,17 +247,17 @@ class TransformerBlock(keras.layers.Layer):
 
     def __init__(
         self,
-        hidden_dim,
-        num_heads,
-        mlp_dim,
-        activation="gelu",
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
-        qkv_bias=True,
-        layer_norm_epsilon=1e-6,
-        kernel_initializer="glorot_uniform",
-        **kwargs,
-    ):
+        hidden_dim: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: Any = "gelu",
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        qkv_bias: bool = True,
+        layer_norm_epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
@@ -260,7 +268,7 @@ class TransformerBlock(keras.layers.Layer):
         self.qkv_bias = qkv_bias
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        policy = {"dtype": self.dtype_policy}
+        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         initializer = keras.initializers.serialize(self.kernel_initializer)
         norm = {"epsilon": layer_norm_epsilon, **policy}
         self.norm1 = LayerNormalization(name="norm1", **norm)
@@ -285,11 +293,17 @@ class TransformerBlock(keras.layers.Layer):
         self.dropout1 = keras.layers.Dropout(dropout_rate, **policy)
         self.dropout2 = keras.layers.Dropout(dropout_rate, **policy)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         for layer in (self.norm1, self.attention, self.norm2, self.mlp):
             layer.build(input_shape)
 
-    def call(self, x, training=None, factors=None, first_query=0):
+    def call(
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        factors: Tensor | None = None,
+        first_query: int = 0,
+    ) -> Any:
         y, attention = self.attention(
             self.norm1(x), training=training, first_query=first_query
         )
@@ -300,7 +314,7 @@ class TransformerBlock(keras.layers.Layer):
         y = self.dropout2(self.mlp(self.norm2(x)), training=training)
         return x + (y if factors is None else y * factors[:, 1:, None]), attention
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,
@@ -316,8 +330,13 @@ class TransformerBlock(keras.layers.Layer):
 
 
 def run_blocks(
-    blocks, x, training=None, rematerialize=False, factors=None, first_query=0
-):
+    blocks: Sequence[TransformerBlock],
+    x: Tensor,
+    training: bool | None = None,
+    rematerialize: bool = False,
+    factors: Tensor | None = None,
+    first_query: int = 0,
+) -> Any:
     """Runs blocks one after the other, remembering what passes between them.
 
     Args:
@@ -344,7 +363,7 @@ def run_blocks(
     """
     hidden_states, attentions = [x], []
     for index, block in enumerate(blocks):
-        options = {"training": training}
+        options: dict[str, Any] = {"training": training}
         if factors is not None:
             options["factors"] = factors[:, index]
         if index == len(blocks) - 1:

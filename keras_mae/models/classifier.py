@@ -1,5 +1,8 @@
 """The classifier: the pretrained encoder, its pooled tokens, and a linear head."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import keras
 from keras import ops
 
@@ -8,7 +11,8 @@ from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.unused import LeavesOut
 from keras_mae.presets import classifier_config
-from keras_mae.train_step import ReplicatedTraining
+from keras_mae.train_step import TrainStep
+from keras_mae.typing import Tensor
 
 POOLINGS = ("mean", "cls")
 # the published deviations of a fresh head: fine-tuned, and probed
@@ -16,9 +20,7 @@ FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEClassifier(
-    ReplicatedTraining, LeavesOut, FusedInference, Pretrained, keras.Model
-):
+class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Model):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
     Args:
@@ -64,14 +66,14 @@ class MAEClassifier(
 
     def __init__(
         self,
-        encoder,
-        num_classes,
-        pooling="mean",
-        batch_norm=False,
-        head_dropout_rate=0.0,
-        head_range=None,
-        **kwargs,
-    ):
+        encoder: MAEEncoder,
+        num_classes: int,
+        pooling: str = "mean",
+        batch_norm: bool = False,
+        head_dropout_rate: float = 0.0,
+        head_range: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
         if not isinstance(num_classes, int) or num_classes < 1:
@@ -89,7 +91,8 @@ class MAEClassifier(
         self.num_classes = num_classes
         self.pooling = pooling
         policy = {"dtype": self.dtype_policy}
-        self.head_norm = self.batch_norm = None
+        self.head_norm: Any = None
+        self.batch_norm: Any = None
         if pooling == "mean":
             epsilon = encoder.get_config()["layer_norm_epsilon"]
             self.head_norm = keras.layers.LayerNormalization(
@@ -113,25 +116,35 @@ class MAEClassifier(
         )
         self.build()
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         if self.built:
             return
         for layer in (self.head_norm, self.batch_norm, self.head):
             if layer is not None:
                 layer.build((None, self.encoder.hidden_dim))
-        self.built = True
+        self.built: bool = True
 
-    def unused_layers(self):
+    def unused_layers(self) -> list[keras.Layer]:
         """Lists the encoder's final norm where the mean leaves it without gradient."""
         return [self.encoder.norm] if self.pooling == "mean" else []
 
-    def call(self, images, factors=None, training=None):
+    def call(
+        self,
+        images: Tensor,
+        factors: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
         x = self.pooled(images, factors=factors, training=training)
         if self.batch_norm is not None:
             x = self.batch_norm(x, training=training)
         return ops.cast(self.head(self.head_dropout(x, training=training)), "float32")
 
-    def pooled(self, images, factors=None, training=None):
+    def pooled(
+        self,
+        images: Tensor,
+        factors: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
         """Computes the feature of each image that the head sees.
 
         Args:
@@ -157,14 +170,16 @@ class MAEClassifier(
         x = ops.mean(outputs["hidden_states"][-1][:, 1:], axis=1)  # (B, D)
         return self.head_norm(x)
 
-    def training_inputs(self, data):
+    def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None:
             raise ValueError("A classifier is trained on (images, labels)")
         inputs = {"images": images, "labels": labels, "weights": weights}
         if self.encoder.stochastic_depth is not None:
             first_row = self.first_row(ops.shape(images)[0])
-            inputs["factors"] = self.encoder.stochastic_depth(images, first_row)
+            inputs["factors"] = self.encoder.stochastic_depth(
+                images, first_row=first_row
+            )
         return {name: value for name, value in inputs.items() if value is not None}
 
     def training_loss(self, images, labels, weights=None, factors=None):
@@ -172,16 +187,19 @@ class MAEClassifier(
         loss = self.compute_loss(images, labels, logits, weights)
         return self.unscaled(loss), logits
 
-    def track(self, loss, logits, data):
+    def track(self, loss: Tensor, logits: Tensor, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
         return self.compute_metrics(images, labels, logits, weights)
 
-    def test_step(self, data):
-        return self.replica_results(super().test_step(data))
+    def evaluation(self, data):
+        images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        logits = self(images, training=False)
+        loss = self.compute_loss(images, labels, logits, weights, training=False)
+        return self.track(self.unscaled(loss), logits, data)
 
     @classmethod
-    def from_sizes(cls, sizes, overrides):
+    def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         encoder, head = classifier_config(sizes, overrides)
         if "num_classes" not in head:
             raise ValueError(
@@ -190,7 +208,7 @@ class MAEClassifier(
         encoder = MAEEncoder(**encoder)
         return cls(encoder, dtype=encoder.dtype_policy, **head)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
@@ -202,6 +220,6 @@ class MAEClassifier(
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         encoder = keras.saving.deserialize_keras_object(config["encoder"])
         return cls(**{**config, "encoder": encoder})

@@ -1,5 +1,8 @@
 """The MAE decoder: from the visible patches' latent to the pixels of every patch."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
 
@@ -7,6 +10,7 @@ from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
 from keras_mae.layers.patch_embedding import PositionEmbedding
 from keras_mae.models.stack import TransformerStack
+from keras_mae.typing import Grid, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -52,19 +56,19 @@ class MAEDecoder(TransformerStack):
 
     def __init__(
         self,
-        grid,
-        patch_dim,
-        latent_dim,
-        hidden_dim=512,
-        depth=8,
-        num_heads=16,
-        mlp_dim=2048,
-        **kwargs,
-    ):
+        grid: Sequence[int],
+        patch_dim: int,
+        latent_dim: int,
+        hidden_dim: int = 512,
+        depth: int = 8,
+        num_heads: int = 16,
+        mlp_dim: int = 2048,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(
             hidden_dim, depth, num_heads, mlp_dim, final_norm=True, **kwargs
         )
-        self.grid = tuple(grid)
+        self.grid: Grid = (grid[0], grid[1])
         self.patch_dim = patch_dim
         self.latent_dim = latent_dim
         dense = {
@@ -79,7 +83,7 @@ class MAEDecoder(TransformerStack):
         self.pred = Dense(patch_dim, name="pred", **dense)
         self.build((None, None, latent_dim))
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if self.built:
             return
         self.embed.build((None, None, self.latent_dim))
@@ -94,8 +98,13 @@ class MAEDecoder(TransformerStack):
         self.finish_build()
 
     def call(
-        self, latent, ids_restore=None, grid=None, ids_shuffle=None, training=None
-    ):
+        self,
+        latent: Tensor,
+        ids_restore: Tensor | None = None,
+        grid: Grid | None = None,
+        ids_shuffle: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Tensor:
         x = self.embed(latent)  # (B, 1 + K, D)
         batch, visible = ops.shape(x)[0], ops.shape(x)[1] - 1
         ids = ids_restore if ids_shuffle is None else ids_shuffle
@@ -116,7 +125,7 @@ class MAEDecoder(TransformerStack):
         x, _, _ = self.run_stack(x, training=training, first_query=first)
         return self.pred(x)  # (B, L, P), or (B, L - K, P)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "grid": self.grid,

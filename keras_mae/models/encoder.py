@@ -1,6 +1,8 @@
 """The MAE encoder: a Vision Transformer that sees visible patches only."""
 
 import operator
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -13,6 +15,7 @@ from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
 from keras_mae.presets import encoder_config
+from keras_mae.typing import Grid, Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -59,7 +62,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
     Returns:
         Asked for nothing but features: a `(B, 1 + L, hidden_dim)` tensor, CLS first.
         Otherwise a dict: `latent` `(B, 1 + K, hidden_dim)`; when masked, `mask`
-        `(B, L)` float32 and `ids_restore` `(B, L)` int32; on request
+        `(B, L)` float32, `ids_restore` and `ids_shuffle` `(B, L)` int32; on request
         `hidden_states`, a tuple of `depth + 1` tensors (the embeddings, then each
         block's output, before the final norm), and `attentions`, a tuple of `depth`
         tensors `(B, num_heads, 1 + K, 1 + K)`.
@@ -82,19 +85,19 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
 
     def __init__(
         self,
-        image_size=224,
-        patch_size=16,
-        num_channels=3,
-        hidden_dim=768,
-        depth=12,
-        num_heads=12,
-        mlp_dim=3072,
-        seed=None,
-        final_norm=True,
-        drop_path_rate=0.0,
-        train_positions=False,
-        **kwargs,
-    ):
+        image_size: Size = 224,
+        patch_size: Size = 16,
+        num_channels: int = 3,
+        hidden_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_dim: int = 3072,
+        seed: int | None = None,
+        final_norm: bool = True,
+        drop_path_rate: float = 0.0,
+        train_positions: bool = False,
+        **kwargs: Any,
+    ) -> None:
         # no autocast: images become targets, which stay float32
         super().__init__(
             hidden_dim,
@@ -128,16 +131,16 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         self.build((None, *self.image_size, num_channels))
 
     @property
-    def num_patches(self):
+    def num_patches(self) -> int:
         """Int, the patches of an image of `image_size`."""
         return self.grid[0] * self.grid[1]
 
     @property
-    def patch_dim(self):
+    def patch_dim(self) -> int:
         """Int, the values of a flattened patch."""
         return self.patch_size[0] * self.patch_size[1] * self.num_channels
 
-    def build(self, input_shape):
+    def build(self, input_shape: Any) -> None:
         if self.built:
             return
         self.patch_embedding.build((None, self.num_patches, self.patch_dim))
@@ -146,17 +149,17 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
 
     def call(
         self,
-        images,
-        mask_ratio=None,
-        noise=None,
-        mask=None,
-        seed=None,
-        interpolate=False,
-        output_hidden_states=False,
-        output_attentions=False,
-        factors=None,
-        training=None,
-    ):
+        images: Tensor,
+        mask_ratio: float | None = None,
+        noise: Tensor | None = None,
+        mask: Tensor | None = None,
+        seed: int | None = None,
+        interpolate: bool = False,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        factors: Tensor | None = None,
+        training: bool | None = None,
+    ) -> Any:
         grid = self.check_images(images, interpolate)
         patches = patchify(ops.cast(images, "float32"), self.patch_size)  # (B, L, P)
         chosen = {}
@@ -180,7 +183,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             outputs["attentions"] = tuple(attentions)
         return outputs if len(outputs) > 1 else outputs["latent"]
 
-    def check_images(self, images, interpolate=False):
+    def check_images(self, images: Tensor, interpolate: bool = False) -> Grid:
         """Checks that images fit the model.
 
         Args:
@@ -208,7 +211,13 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             )
         return grid_shape(shape[1:3], self.patch_size)
 
-    def feature_maps(self, images, layers=None, interpolate=False, training=None):
+    def feature_maps(
+        self,
+        images: Tensor,
+        layers: Sequence[int] | None = None,
+        interpolate: bool = False,
+        training: bool | None = None,
+    ) -> list[Tensor]:
         """Encodes whole images and lays the patches' tokens out as they lie in them.
 
         Args:
@@ -254,7 +263,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             for number in numbers
         ]
 
-    def block_numbers(self, layers):
+    def block_numbers(self, layers: Sequence[int]) -> tuple[int, ...]:
         """Counts blocks from 0, where negative numbers count from the end.
 
         Args:
@@ -285,7 +294,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             )
         return tuple(number % depth for number in numbers)
 
-    def freeze_but_last(self, blocks):
+    def freeze_but_last(self, blocks: int) -> None:
         """Freezes all but the last few blocks (paper, section 4.3, figure 9).
 
         The final norm stays trainable with them; with 0 blocks all is frozen. A config
@@ -316,10 +325,10 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         self.norm.trainable = blocks > 0
 
     @classmethod
-    def from_sizes(cls, sizes, overrides):
+    def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         return cls(**encoder_config(sizes, overrides))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "image_size": self.image_size,

@@ -1,6 +1,15 @@
 """How every model is made from a preset or from published weights, and written back."""
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Self
+
 from keras_mae.presets import preset_sizes
+from keras_mae.typing import PathLike
+
+if TYPE_CHECKING:
+    # at run time these modules import this one
+    from keras_mae.weights.checkpoint import Weights
+    from keras_mae.weights.report import PortReport
 
 
 class Pretrained:
@@ -13,10 +22,10 @@ class Pretrained:
             `None` on any other model.
     """
 
-    port_report = None
+    port_report: "PortReport | None" = None
 
     @classmethod
-    def from_sizes(cls, sizes, overrides):
+    def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         """Builds the model with fresh weights.
 
         Args:
@@ -33,7 +42,7 @@ class Pretrained:
         raise NotImplementedError
 
     @classmethod
-    def from_preset(cls, preset, **overrides):
+    def from_preset(cls, preset: str, **overrides: Any) -> Self:
         """Builds a preset with fresh weights.
 
         Args:
@@ -66,18 +75,18 @@ class Pretrained:
     @classmethod
     def from_pretrained(
         cls,
-        source,
+        source: "Weights",
         *,
-        allow_missing_decoder=False,
-        position_resize=None,
-        channel_merge="sum",
-        progress=False,
-        revision=None,
-        token=None,
-        cache_dir=None,
-        local_files_only=False,
-        **overrides,
-    ):
+        allow_missing_decoder: bool = False,
+        position_resize: str | None = None,
+        channel_merge: str = "sum",
+        progress: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: PathLike | None = None,
+        local_files_only: bool = False,
+        **overrides: Any,
+    ) -> Self:
         """Builds a model around weights of PyTorch, which need not be installed.
 
         Reads what facebookresearch/mae, Hugging Face (with the keys of 4.x and 5.x) and
@@ -141,7 +150,9 @@ class Pretrained:
             local_files_only=local_files_only,
         )
 
-    def save_pretrained(self, folder, format="huggingface"):
+    def save_pretrained(
+        self, folder: PathLike, format: str = "huggingface"
+    ) -> "PortReport":
         """Writes the weights, and a configuration, as another library reads them.
 
         Args:

@@ -1,11 +1,16 @@
 """The segmenter: feature maps of the pretrained encoder, and a class for each pixel."""
 
+from collections.abc import Sequence
+from typing import Any, Self
+
 import keras
 from keras import ops
 
+from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.inference import FusedInference
 from keras_mae.models.unused import LeavesOut
 from keras_mae.patches import unpatchify
+from keras_mae.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -52,7 +57,14 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
     ```
     """
 
-    def __init__(self, encoder, num_classes, layers=(-1,), hidden_dim=256, **kwargs):
+    def __init__(
+        self,
+        encoder: MAEEncoder,
+        num_classes: int,
+        layers: Sequence[int] = (-1,),
+        hidden_dim: int = 256,
+        **kwargs: Any,
+    ) -> None:
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
         for name, value in (("num_classes", num_classes), ("hidden_dim", hidden_dim)):
@@ -63,7 +75,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         self.hidden_dim = hidden_dim
         # Keras's own `layers` lists sublayers
         self.block_numbers = encoder.block_numbers(layers)
-        policy = {"dtype": self.dtype_policy}
+        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.projection = keras.layers.Dense(hidden_dim, name="projection", **policy)
         epsilon = encoder.get_config()["layer_norm_epsilon"]
         # the output of a block grows with depth and with training
@@ -77,7 +89,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         self.head = keras.layers.Dense(pixels * num_classes, name="head", **policy)
         self.build()
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Any = None) -> None:
         if self.built:
             return
         width = self.encoder.hidden_dim
@@ -85,14 +97,16 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
             norm.build((None, None, None, width))
         self.projection.build((None, None, None, len(self.norms) * width))
         self.head.build((None, None, None, self.hidden_dim))
-        self.built = True
+        self.built: bool = True
 
-    def unused_layers(self):
+    def unused_layers(self) -> list[keras.Layer]:
         """Lists what lies behind the last chosen block, and has no gradient."""
         unused = list(self.encoder.blocks[max(self.block_numbers) + 1 :])
         return [*unused, self.encoder.norm] if unused else []
 
-    def call(self, images, interpolate=False, training=None):
+    def call(
+        self, images: Tensor, interpolate: bool = False, training: bool | None = None
+    ) -> Tensor:
         maps = self.encoder.feature_maps(
             images, self.block_numbers, interpolate=interpolate, training=training
         )
@@ -104,7 +118,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         # (B, H, W, classes)
         return unpatchify(x, self.encoder.patch_size, images.shape[1:3])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "encoder": keras.saving.serialize_keras_object(self.encoder),
@@ -114,6 +128,6 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         encoder = keras.saving.deserialize_keras_object(config["encoder"])
         return cls(**{**config, "encoder": encoder})

@@ -1,9 +1,12 @@
 """What encoder and decoder share: a stack of transformer blocks and a final norm."""
 
+from typing import Any
+
 import keras
 
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.layers.transformer import TransformerBlock, run_blocks
+from keras_mae.typing import Tensor
 
 
 class TransformerStack(keras.Model):
@@ -36,21 +39,21 @@ class TransformerStack(keras.Model):
 
     def __init__(
         self,
-        hidden_dim,
-        depth,
-        num_heads,
-        mlp_dim,
-        activation="gelu",
-        dropout_rate=0.0,
-        attention_dropout_rate=0.0,
-        qkv_bias=True,
-        layer_norm_epsilon=1e-6,
-        kernel_initializer="glorot_uniform",
-        initializer_range=0.02,
-        rematerialize=False,
-        final_norm=True,
-        **kwargs,
-    ):
+        hidden_dim: int,
+        depth: int,
+        num_heads: int,
+        mlp_dim: int,
+        activation: Any = "gelu",
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        qkv_bias: bool = True,
+        layer_norm_epsilon: float = 1e-6,
+        kernel_initializer: Any = "glorot_uniform",
+        initializer_range: float = 0.02,
+        rematerialize: bool = False,
+        final_norm: bool = True,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if rematerialize and (dropout_rate or attention_dropout_rate):
             raise ValueError(
@@ -85,21 +88,27 @@ class TransformerStack(keras.Model):
             for index in range(depth)
         ]
         self.final_norm = final_norm
-        norm = {"dtype": self.dtype_policy, "name": "norm"}
+        norm: dict[str, Any] = {"dtype": self.dtype_policy, "name": "norm"}
         if final_norm:
             norm["epsilon"] = layer_norm_epsilon
             self.norm = LayerNormalization(**norm)
         else:
             self.norm = keras.layers.Identity(**norm)
 
-    def build_stack(self):
+    def build_stack(self) -> None:
         """Creates the weights of the blocks and of the norm."""
-        for layer in (*self.blocks, self.norm):
+        layers: list[keras.Layer] = [*self.blocks, self.norm]
+        for layer in layers:
             layer.build((None, None, self.hidden_dim))
 
     def run_stack(
-        self, x, training=None, keep_attentions=False, factors=None, first_query=0
-    ):
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        keep_attentions: bool = False,
+        factors: Tensor | None = None,
+        first_query: int = 0,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Runs the blocks and the norm; see `run_blocks`.
 
         Args:
@@ -119,7 +128,7 @@ class TransformerStack(keras.Model):
         )
         return self.norm(x), hidden_states, attentions
 
-    def finish_build(self):
+    def finish_build(self) -> None:
         """Marks the model as built, and as frozen if it was made so."""
         self.built = True
         if not self.trainable:
@@ -127,7 +136,7 @@ class TransformerStack(keras.Model):
             for layer in self._flatten_layers(include_self=False):
                 layer.trainable = False
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "hidden_dim": self.hidden_dim,

@@ -1,5 +1,7 @@
 """Weights of a shared part that a model has no use for."""
 
+import keras
+
 
 class LeavesOut:
     """Mixin for a `keras.Model` that doesn't train some layers of a part it shares.
@@ -16,7 +18,7 @@ class LeavesOut:
     ```
     """
 
-    def unused_layers(self):
+    def unused_layers(self) -> list[keras.Layer]:
         """Lists the layers that are not trained.
 
         Returns:

@@ -1,17 +1,21 @@
 """What other libraries must be told beside a model's weights, in their words."""
 
+from typing import Any
+
+import keras
+
 from keras_mae.presets import SHARED
 from keras_mae.weights.configs import (
-    ACTIVATIONS,
     FACEBOOK_ARGS,
     FACEBOOK_EPSILON,
     HUGGINGFACE,
     HUGGINGFACE_MAE,
+    activations,
 )
 from keras_mae.weights.port import contents_of, sizes_of
 
 
-def to_huggingface(model):
+def to_huggingface(model: keras.Model) -> dict[str, Any]:
     """Writes a model's settings as transformers' `config.json`.
 
     Args:
@@ -38,10 +42,11 @@ def to_huggingface(model):
             "The format huggingface holds classifiers with pooling='cls' and without "
             "batch_norm, and encoders with a final norm; timm and facebook hold others"
         )
-    names = [name for name, ours in ACTIVATIONS.items() if ours == sizes["activation"]]
+    ours = sizes["activation"]
+    names = [theirs for theirs, one in activations().items() if one == ours]
     if not names:
         raise ValueError(
-            f"activation must be one of {', '.join(ACTIVATIONS)}. "
+            f"activation must be one of {', '.join(activations())}. "
             f"Received: {sizes['activation']}"
         )
     sizes["activation"] = names[0]
@@ -61,7 +66,7 @@ def to_huggingface(model):
     return {**config, "architectures": [kind]}
 
 
-def to_timm(model):
+def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
     """Writes a model's settings as timm's `config.json`.
 
     Args:
@@ -118,7 +123,7 @@ def to_timm(model):
     return config, notes
 
 
-def to_facebook(model):
+def to_facebook(model: keras.Model) -> tuple[Any, list[str]]:
     """Collects what shapes can't tell, for the arguments in facebook's file.
 
     Args:

@@ -1,18 +1,24 @@
 """What other libraries say of a model beside its weights, in our words."""
 
+import functools
 import math
 import re
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.patches import as_pair
 from keras_mae.presets import PRESETS
-from keras_mae.weights.checkpoint import PortError, raise_problems
+from keras_mae.typing import Size
+from keras_mae.weights.checkpoint import Checkpoint, PortError, raise_problems
+from keras_mae.weights.formats import Description
 
 # ours -> Hugging Face's, and what an absent one means there
-HUGGINGFACE = {
+HUGGINGFACE: dict[str, tuple[str, Any]] = {
     "image_size": ("image_size", 224),
     "patch_size": ("patch_size", 16),
     "num_channels": ("num_channels", 3),
@@ -27,7 +33,7 @@ HUGGINGFACE = {
     "layer_norm_epsilon": ("layer_norm_eps", 1e-12),
     "qkv_bias": ("qkv_bias", True),
 }
-HUGGINGFACE_MAE = {
+HUGGINGFACE_MAE: dict[str, tuple[str, Any]] = {
     "decoder_hidden_dim": ("decoder_hidden_size", 512),
     "decoder_depth": ("decoder_num_hidden_layers", 8),
     "decoder_num_heads": ("decoder_num_attention_heads", 16),
@@ -36,17 +42,14 @@ HUGGINGFACE_MAE = {
     "norm_pix_loss": ("norm_pix_loss", False),
 }
 # theirs -> ours; the first that means ours is written
-ACTIVATIONS = {
-    theirs: keras.activations.serialize(keras.activations.get(ours))
-    for theirs, ours in {
-        "gelu": "gelu",
-        "gelu_pytorch_tanh": gelu_tanh,
-        "gelu_new": gelu_tanh,
-        "gelu_fast": gelu_tanh,
-        "relu": "relu",
-        "silu": "silu",
-        "swish": "silu",
-    }.items()
+_ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": gelu_tanh,
+    "gelu_new": gelu_tanh,
+    "gelu_fast": gelu_tanh,
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
 }
 # what the training arguments in a file may say, ours -> theirs, and an example
 FACEBOOK_ARGS = {
@@ -62,6 +65,8 @@ _PUBLISHED_TARGETS = {
     r"mae_visualize_vit_\w+\.pth": False,
     r"mae_pretrain_vit_\w+_full\.pth": True,
 }
+# JSON knows ints of any length
+_LARGEST = sys.float_info.max
 # what the code of facebook and timm fixes
 FACEBOOK_EPSILON = 1e-6
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -91,7 +96,28 @@ _TIMM_ARGS = {
 }
 
 
-def is_timm(config):
+@functools.cache
+def activations() -> dict[str, Any]:
+    """Lists the activations that other libraries name, as our configurations hold them.
+
+    Made when asked for: to serialize, Keras imports TensorFlow on every backend.
+
+    Returns:
+        A dict, theirs -> ours.
+
+    Example:
+
+    ```python
+    assert activations()["swish"] == "silu"
+    ```
+    """
+    return {
+        theirs: keras.activations.serialize(keras.activations.get(ours))
+        for theirs, ours in _ACTIVATIONS.items()
+    }
+
+
+def is_timm(config: Mapping[str, Any] | None) -> bool:
     """Whether a configuration is of a Vision Transformer of timm.
 
     Args:
@@ -109,7 +135,7 @@ def is_timm(config):
     return str((config or {}).get("architecture")).startswith("vit_")
 
 
-def told_sizes(checkpoint, description):
+def told_sizes(checkpoint: Checkpoint, description: Description) -> dict[str, Any]:
     """Collects what configuration, training arguments and file name tell.
 
     Args:
@@ -125,7 +151,7 @@ def told_sizes(checkpoint, description):
     config, family = checkpoint.config or {}, description.naming.family
     said_by = checkpoint.config_file
     if family == "facebook":
-        told = {"layer_norm_epsilon": FACEBOOK_EPSILON}
+        told: dict[str, Any] = {"layer_norm_epsilon": FACEBOOK_EPSILON}
         if is_timm(config):
             told.update(_from_timm(config, description, said_by))
         told.update(_from_args(checkpoint.args, checkpoint.file))
@@ -147,7 +173,7 @@ def _typed(value, like, name):
     kind, fits = {
         bool: ("a bool", isinstance(value, bool)),
         int: ("a positive int", number and isinstance(value, int) and value > 0),
-        float: ("a number, 0 or more", number and 0 <= value < math.inf),
+        float: ("a number, 0 or more", number and 0 <= value <= _LARGEST),
         str: ("a text", isinstance(value, str)),
     }[type(like)]
     if not fits:
@@ -172,12 +198,12 @@ def _from_huggingface(config, path):
         value, name = config.get(theirs, default), f"{path}: {theirs}"
         sized = ours in ("image_size", "patch_size")
         told[ours] = _size(value, name) if sized else _typed(value, default, name)
-    if told["activation"] not in ACTIVATIONS:
+    if told["activation"] not in activations():
         raise PortError(
-            f"{path}: hidden_act must be one of {', '.join(ACTIVATIONS)}. "
+            f"{path}: hidden_act must be one of {', '.join(_ACTIVATIONS)}. "
             f"Received: {told['activation']}"
         )
-    told["activation"] = ACTIVATIONS[told["activation"]]
+    told["activation"] = activations()[told["activation"]]
     return told
 
 
@@ -200,7 +226,8 @@ def _from_timm(config, description, path):
         raise PortError(f"{path}: class_token must be true")
     if "mlp_ratio" in args:
         ratio = _typed(args["mlp_ratio"], 4.0, f"{path}: mlp_ratio")
-        told["mlp_dim"] = int(description.sizes["hidden_dim"] * ratio)
+        width = description.sizes["hidden_dim"] * ratio
+        told["mlp_dim"] = int(min(width, _LARGEST))
     sizes = {"image_size": args.get("img_size"), "patch_size": args.get("patch_size")}
     if sizes["image_size"] is None and isinstance(card.get("input_size"), list):
         sizes["image_size"] = card["input_size"][1:]
@@ -253,7 +280,9 @@ def _compare(told, description, said_by):
     raise_problems(f"{said_by} contradicts the weights", problems)
 
 
-def preset_like(sizes, prefix=""):
+def preset_like(
+    sizes: Mapping[str, Any], prefix: str = ""
+) -> tuple[int, str] | tuple[None, None]:
     """Finds the number of heads that the presets have at the same sizes.
 
     Args:
@@ -277,7 +306,9 @@ def preset_like(sizes, prefix=""):
     return None, None
 
 
-def find_image_size(sizes, wanted, source):
+def find_image_size(
+    sizes: Mapping[str, Any], wanted: Size | None, source: str
+) -> tuple[int, int]:
     """Finds the image size that a file's positions are for.
 
     Args:
@@ -300,8 +331,8 @@ def find_image_size(sizes, wanted, source):
     choices = [told] if told else [(side * height, side * width), wanted]
     for size in filter(None, choices):
         size = as_pair(size, "image_size")
-        grid = size[0] / height, size[1] / width
-        if grid[0] * grid[1] == count and grid[0].is_integer():
+        rows, columns = size[0] // height, size[1] // width
+        if size == (rows * height, columns * width) and rows * columns == count:
             return size
     raise PortError(
         f"{source}: {count} positions of patches {height}x{width} must be those of an "

@@ -3,6 +3,7 @@
 import numpy as np
 
 import keras_mae
+from tests import autodiff
 
 
 def build_keras(image_size, patch_size=4, num_channels=3, **overrides):
@@ -35,18 +36,17 @@ def random_batch(image_size, patch_size, num_channels, batch=3, seed=1):
 
 def gradients(model, images, noise):
     """Returns the loss's gradients by the keys of a state dict of 5.x."""
-    import tensorflow as tf
-
     from keras_mae.weights import export_weights
     from keras_mae.weights.port import contents_of, find_variable
     from keras_mae.weights.tables import HUGGINGFACE_STATE, port_rows
 
     rows = port_rows(contents_of(model), HUGGINGFACE_STATE)
     variables = {row.path: find_variable(model, row.path) for row in rows}
-    variables = {path: v.value for path, v in variables.items() if v.trainable}
-    with tf.GradientTape() as tape:
-        loss = model(images, noise=noise)["loss"]
-    values = tape.gradient(loss, variables)
+    variables = {path: v for path, v in variables.items() if v.trainable}
+    _, values = autodiff.gradients(
+        lambda: model(images, noise=noise)["loss"], list(variables.values())
+    )
+    values = dict(zip(variables, values, strict=True))
     return export_weights(model, HUGGINGFACE_STATE, values)
 
 

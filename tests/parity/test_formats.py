@@ -5,6 +5,7 @@ import importlib.util
 import re
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import pytest
 
@@ -13,7 +14,6 @@ pytest.importorskip("transformers")
 if importlib.util.find_spec("timm") is None:
     pytest.skip("timm is not installed", allow_module_level=True)
 
-import tensorflow as tf
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -26,11 +26,14 @@ from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.weights import export_weights
 from keras_mae.weights.port import contents_of, find_variable, sizes_of
 from keras_mae.weights.tables import FACEBOOK, HUGGINGFACE_STATE, port_rows
+from tests import autodiff
 from tests.comparison import assert_same_weights
 from tests.parity import torch_models
 from tests.parity.reference import to_torch
 from tests.parity.small_model import assert_close, assert_gradients_close
 from tests.parity.torch_models import DECODER, FAMILIES, NUM_CLASSES, timm
+
+pytestmark = pytest.mark.backends
 
 
 class Case(NamedTuple):
@@ -249,17 +252,18 @@ def keras_results(model, naming, images, noise):
     """Returns Keras's output and gradients, the latter by PyTorch's names."""
     rows = port_rows(contents_of(model), naming)
     variables = {row.path: find_variable(model, row.path) for row in rows}
-    variables = {path: v.value for path, v in variables.items() if v.trainable}
-    with tf.GradientTape() as tape:
+    variables = {path: v for path, v in variables.items() if v.trainable}
+
+    def compute():
         if isinstance(model, MAEPretrainer):
             outputs = model(images, noise=noise)
-            output, number = outputs["logits"], outputs["loss"]
-        else:
-            output = model(images)
-            number = tf.reduce_sum(output * probe(output.shape))
-    gradients = tape.gradient(number, variables)
-    values = {path: value.numpy() for path, value in gradients.items()}
-    return output.numpy(), export_weights(model, naming, values)
+            return outputs["loss"], outputs["logits"]
+        output = model(images)
+        return keras.ops.sum(output * probe(output.shape)), output
+
+    (_, output), values = autodiff.gradients(compute, list(variables.values()))
+    values = dict(zip(variables, values, strict=True))
+    return np.asarray(output), export_weights(model, naming, values)
 
 
 def test_file_gives_equal_outputs_and_gradients(case, family, tmp_path):

@@ -13,6 +13,8 @@ from tests.parity.small_model import (
     gradients,
 )
 
+pytestmark = pytest.mark.backends
+
 PATH = Path(__file__).with_name("golden.npz")
 
 

@@ -1,0 +1,73 @@
+"""What a run resumes from beside its weights: seeds, and the metrics so far."""
+
+import numpy as np
+from keras import ops
+
+
+class ResumableState:
+    """Mixin for a `keras.Model` whose files hold seeds and running metrics as well.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    model.compile(optimizer="adam")
+    assert model.running_metrics.tolist() == [0.0, 0.0]
+    ```
+    """
+
+    _resumed_metrics = None
+
+    def _metric_variables(self):
+        return [part for metric in self.metrics for part in metric.variables]
+
+    @property
+    def running_metrics(self):
+        """Flat float array, what this epoch's means have summed up so far.
+
+        Of several workers, that of this one: asking the others would need all of them
+        to ask. What a file restored stands here until `fit` resets its metrics.
+        """
+        if self._resumed_metrics is not None:
+            return self._resumed_metrics
+        values = []
+        for value in [variable.value for variable in self._metric_variables()]:
+            parts = map(ops.convert_to_numpy, self.local_values(value))
+            values.append(sum(parts))
+        return np.concatenate([np.ravel(value) for value in values])
+
+    @running_metrics.setter
+    def running_metrics(self, values):
+        # they are one worker's, and are dealt out to all
+        first, workers = 0, self.count_workers()
+        for variable in self._metric_variables():
+            last = first + int(np.prod(variable.shape))
+            if last <= len(values):  # else its file had fewer metrics
+                value = np.reshape(values[first:last], variable.shape)
+                variable.assign(value * workers)
+            first = last
+
+    def reset_metrics(self):
+        super().reset_metrics()
+        self._resumed_metrics = None
+
+    def _seeds(self):
+        """Lists the states of the random seeds, which Keras leaves out of files."""
+        return [
+            variable
+            for variable in self.non_trainable_variables
+            if variable.path.endswith("seed_generator_state")
+        ]
+
+    def save_own_variables(self, store):
+        for index, seed in enumerate(self._seeds()):
+            store[f"seed_{index}"] = ops.convert_to_numpy(seed)
+        if self.compiled:
+            store["running_metrics"] = self.running_metrics
+
+    def load_own_variables(self, store):
+        for index, seed in enumerate(self._seeds()):
+            if f"seed_{index}" in store.keys():  # noqa: SIM118, an HDF5 group's
+                seed.assign(store[f"seed_{index}"])
+        if "running_metrics" in store.keys():  # noqa: SIM118
+            self._resumed_metrics = np.array(store["running_metrics"])

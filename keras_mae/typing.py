@@ -1,0 +1,19 @@
+"""What annotations call the things that the package takes and gives."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+from numpy.typing import ArrayLike
+
+__all__ = ["ArrayLike", "Grid", "Images", "PathLike", "Size", "Tensor"]
+
+# an array or tensor of the Keras backend, or NumPy's, also inside a graph
+Tensor: TypeAlias = Any
+# a picture as path, bytes, PIL image or array, or a list of these
+Images: TypeAlias = Any
+PathLike: TypeAlias = str | os.PathLike[str]
+# pixels: an int, or (height, width)
+Size: TypeAlias = int | Sequence[int]
+# patches: (rows, columns)
+Grid: TypeAlias = tuple[int, int]
