@@ -91,7 +91,7 @@ def test_unreadable_files_are_named_and_left_out(script, folder, tmp_path, caplo
     assert len(names) == COUNT and "a/notes.jpg" not in names
     assert str(bad) in caplog.text
     with pytest.raises(ValueError, match=r"At most 0 corrupt.*notes\.jpg"):
-        write(script, folder, tmp_path / "none", shards=2, corrupt=0)
+        write(script, folder, tmp_path / "none", shards=2, corrupt_limit=0)
     assert not list((tmp_path / "none").iterdir())
 
 

@@ -16,6 +16,7 @@ Exit codes: as of pretrain.py.
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+import keras_mae  # noqa: F401, before keras, which it imports without chatter
 
 # isort: split
 import dataclasses

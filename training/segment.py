@@ -1,4 +1,4 @@
-"""Segment handwriting by class. Run: python training/segment.py --output=segment
+"""Segment handwriting by class. Run: python training/segment.py --output=runs/segment
 
 Pastes real digits of scikit-learn on canvases, and learns from a few labelled ones
 which pixels belong to a 0, a 1, ..., a 9 or to the background. The encoder pretrains on
@@ -45,7 +45,7 @@ DRAWN = 6
 class SegmentConfig:
     """The flags of this script."""
 
-    output: str = flag("folder for everything the script writes", "segment")
+    output: str = flag("folder for everything the script writes", "runs/segment")
     model: str | None = flag("run to start from; default: fresh weights", None)
     pretrain_epochs: int | None = flag(
         "passes over the unlabelled canvases; default: 15, or 0 with --model", None

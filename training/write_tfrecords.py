@@ -40,7 +40,7 @@ class WriteConfig:
     name: str = flag("what the shards' names begin with", "train")
     shards: int = flag("how many files; several for each worker that will read", 8)
     seed: int = flag("of the order", 0)
-    corrupt: int = flag("how many images may be unreadable", 100)
+    corrupt_limit: int = flag("how many images may be unreadable", 100)
 
 
 def main(config):
@@ -49,7 +49,7 @@ def main(config):
     np.random.default_rng(config.seed).shuffle(names)
     classes = class_names(names)
     labels = {name: label for label, name in enumerate(classes or ())}
-    corrupt = CorruptImages(config.corrupt)
+    corrupt = CorruptImages(config.corrupt_limit)
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
