@@ -5,6 +5,7 @@ from keras_mae import _quiet_import  # noqa: F401
 
 # isort: on
 from keras_mae import weights
+from keras_mae._version import __version__ as __version__
 from keras_mae.image_processor import MAEImageProcessor
 from keras_mae.lars import LARS
 from keras_mae.layer_decay import FineTuningAdamW, finetuning_optimizer

@@ -2,14 +2,17 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from keras_mae.typing import PathLike
 
 # what files are called while they are written
 PART = ".part-"
 
 
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path: PathLike) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` in one step.
 
     Args:

@@ -5,16 +5,36 @@ import dataclasses
 import json
 import sys
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+_Config = TypeVar("_Config", bound=Any)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        # one line: argparse would print the whole usage before it
+class Parser(argparse.ArgumentParser):
+    """A parser that says in one line what is wrong, without the whole usage before it.
+
+    Args:
+        **kwargs: Those of `argparse.ArgumentParser`.
+
+    Example:
+
+    ```python
+    assert Parser(prog="train").prog == "train"
+    ```
+    """
+
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def flag(text, default=dataclasses.MISSING, choices=None, positional=False):
+def flag(
+    text: str,
+    default: Any = dataclasses.MISSING,
+    choices: Sequence[str] | None = None,
+    positional: bool = False,
+) -> Any:
     """Describes a flag: a field of a script's dataclass.
 
     Args:
@@ -38,7 +58,9 @@ def flag(text, default=dataclasses.MISSING, choices=None, positional=False):
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def parse_flags(config_class, description, argv=None):
+def parse_flags(
+    config_class: type[_Config], description: str, argv: Sequence[str] | None = None
+) -> _Config:
     """Reads a dataclass from the command line: a flag for each field.
 
     Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
@@ -65,7 +87,7 @@ def parse_flags(config_class, description, argv=None):
     assert parse_flags(Config, "Trains.", ["--epochs=3"]).epochs == 3
     ```
     """
-    parser = _Parser(
+    parser = Parser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -116,7 +138,12 @@ def _flags_of_file(path, parser):
         parser.error(f"config must be a JSON object of flags. {path}: {error}")
 
 
-def run_script(main, config_class, description, argv=None):
+def run_script(
+    main: Callable[[_Config], object],
+    config_class: type[_Config],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Parses flags, runs a script's `main`, and turns its errors into an exit code.
 
     Args:

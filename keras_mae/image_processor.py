@@ -2,12 +2,16 @@
 
 import io
 import json
+import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
 from keras_mae.patches import as_pair
+from keras_mae.typing import Images, PathLike, Size, Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -27,7 +31,8 @@ class MAEImageProcessor:
     A picture is brought to the wanted number of channels (alpha is dropped, colour
     becomes luma by ITU-R 601, grey is repeated), squashed to `image_size` by Pillow's
     antialiased resampling, multiplied by 1/255, and normalized by channel. The defaults
-    are those of the published weights.
+    are those of the published weights. As there, a picture is taken as its pixels lie:
+    EXIF's orientation turns nothing. Of an animation the first frame is taken.
 
     Args:
         image_size: Int or pair `(height, width)`, in pixels.
@@ -59,16 +64,16 @@ class MAEImageProcessor:
 
     def __init__(
         self,
-        image_size=224,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-        resample="bilinear",
-    ):
+        image_size: Size = 224,
+        image_mean: Iterable[float] = IMAGENET_MEAN,
+        image_std: Iterable[float] = IMAGENET_STD,
+        resample: str = "bilinear",
+    ) -> None:
         self.image_size = as_pair(image_size, "image_size")
         try:
             self.image_mean = tuple(float(value) for value in image_mean)
             self.image_std = tuple(float(value) for value in image_std)
-        except TypeError as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(
                 "image_mean and image_std must be sequences of floats. "
                 f"Received: {image_mean!r} and {image_std!r}"
@@ -80,6 +85,11 @@ class MAEImageProcessor:
             )
         if min(self.image_std) <= 0:
             raise ValueError(f"image_std must be positive. Received: {image_std}")
+        if not all(map(math.isfinite, self.image_mean + self.image_std)):
+            raise ValueError(
+                "image_mean and image_std must be finite. "
+                f"Received: {image_mean} and {image_std}"
+            )
         if resample not in _RESAMPLE:
             raise ValueError(
                 f"resample must be one of {', '.join(_RESAMPLE)}. "
@@ -88,11 +98,11 @@ class MAEImageProcessor:
         self.resample = resample
 
     @property
-    def num_channels(self):
+    def num_channels(self) -> int:
         """Int, the channels of a processed image."""
         return len(self.image_mean)
 
-    def __call__(self, images):
+    def __call__(self, images: Images) -> np.ndarray:
         if isinstance(images, (list, tuple)):
             batch = list(images)
         elif hasattr(images, "__array__") and not isinstance(images, Image.Image):
@@ -104,7 +114,7 @@ class MAEImageProcessor:
             return np.zeros((0, *self.image_size, self.num_channels), "float32")
         return self.normalize(np.stack([self._resized(image) for image in batch]))
 
-    def normalize(self, images):
+    def normalize(self, images: Tensor) -> Tensor:
         """Rescales and normalizes images that already have the right size.
 
         Args:
@@ -123,10 +133,10 @@ class MAEImageProcessor:
         """
         if not hasattr(images, "dtype") or isinstance(images, np.ndarray):
             images = np.asarray(images, "float32")
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.array([self.image_mean, self.image_std], "float32")
         return (images / np.float32(255) - mean) / std
 
-    def denormalize(self, pixels):
+    def denormalize(self, pixels: Tensor) -> Tensor:
         """Undoes `normalize`, without rounding or clipping.
 
         Args:
@@ -143,10 +153,10 @@ class MAEImageProcessor:
         assert levels.tolist() == [[0.0], [255.0]]
         ```
         """
-        mean, std = np.float32(self.image_mean), np.float32(self.image_std)
+        mean, std = np.array([self.image_mean, self.image_std], "float32")
         return (pixels * std + mean) * np.float32(255)
 
-    def to_uint8(self, pixels):
+    def to_uint8(self, pixels: Tensor) -> np.ndarray:
         """Turns normalized pixels into a picture that can be looked at.
 
         Args:
@@ -190,7 +200,7 @@ class MAEImageProcessor:
             image = _array_to_pil(image, self.num_channels)
         return _pil_to_array(image, self.num_channels)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as a dict."""
         return {
             "image_size": self.image_size,
@@ -200,11 +210,11 @@ class MAEImageProcessor:
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: dict[str, Any]) -> Self:
         """Builds a processor from what `get_config` returned."""
         return cls(**config)
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder: PathLike) -> None:
         """Writes `preprocessor_config.json`, in the format that the hub uses.
 
         Args:
@@ -234,7 +244,7 @@ class MAEImageProcessor:
         Path(folder, CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
-    def from_pretrained(cls, source, **reading):
+    def from_pretrained(cls, source: PathLike, **reading: Any) -> Self:
         """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
 
         Args:
@@ -269,6 +279,8 @@ class MAEImageProcessor:
             raise ValueError(
                 f"{path} is no readable image processor configuration: {error!r}"
             ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
 
 def _check_supported(config):

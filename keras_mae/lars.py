@@ -1,7 +1,12 @@
 """LARS, the optimizer of the published linear probe."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import ops
+
+from keras_mae.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -48,12 +53,12 @@ class LARS(keras.optimizers.Optimizer):
 
     def __init__(
         self,
-        learning_rate=0.1,
-        momentum=0.9,
-        trust_coefficient=0.001,
-        weight_decay=0.0,
-        **kwargs,
-    ):
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 0.1,
+        momentum: float = 0.9,
+        trust_coefficient: float = 0.001,
+        weight_decay: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(learning_rate, weight_decay=weight_decay, **kwargs)
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum must be in [0, 1). Received: {momentum}")
@@ -68,13 +73,15 @@ class LARS(keras.optimizers.Optimizer):
         self.momentum = momentum
         self.trust_coefficient = trust_coefficient
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
         self._momentums = self.add_optimizer_variables(variables, "momentum")
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         buffer = self._momentums[self._get_variable_index(variable)]
         # no `+=`, which under PyTorch would change the gradient that was handed in
         direction = ops.cast(gradient, "float32")
@@ -100,7 +107,7 @@ class LARS(keras.optimizers.Optimizer):
     def _apply_weight_decay(self, variables):
         """Does nothing: the decay is part of the update, and not to be done twice."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "momentum": self.momentum,

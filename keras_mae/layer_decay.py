@@ -1,17 +1,20 @@
 """Fine-tuning's AdamW: the nearer a layer is to the image, the slower it learns."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import ops
 
 from keras_mae.optimization import MatrixDecayAdamW
+from keras_mae.typing import Tensor
 
 # not decayed in fine-tuning, though they are no vectors
 _TOKENS = re.compile(r"/patch_embedding/(cls_token|positions/embeddings)$")
 
 
-def layer_scale(path, layer_decay, depth):
+def layer_scale(path: str, layer_decay: float, depth: int) -> float:
     """Tells which share of the learning rate a variable gets (paper, table 9).
 
     It is `layer_decay ** (depth + 1 - id)`: CLS, positions and the projection of
@@ -55,7 +58,7 @@ def _layer_id(path, depth):
     return depth + 1
 
 
-def layer_scales(model, layer_decay):
+def layer_scales(model: keras.Model, layer_decay: float) -> dict[str, float]:
     """Lists which share of the learning rate each trainable variable gets.
 
     Args:
@@ -105,7 +108,9 @@ class FineTuningAdamW(MatrixDecayAdamW):
     ```
     """
 
-    def __init__(self, *args, layer_decay, depth, **kwargs):
+    def __init__(
+        self, *args: Any, layer_decay: float, depth: int, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         if not 0 < layer_decay <= 1:
             raise ValueError(f"layer_decay must be in (0, 1]. Received: {layer_decay}")
@@ -114,19 +119,27 @@ class FineTuningAdamW(MatrixDecayAdamW):
         self.layer_decay = layer_decay
         self.depth = depth
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
         for variable in variables:
             # a wrong depth is told here, not in the middle of the first update
             layer_scale(variable.path, self.layer_decay, self.depth)
         super().build(variables)
 
-    def add_variable(self, shape, initializer="zeros", dtype=None, **kwargs):
+    def add_variable(
+        self,
+        shape: Sequence[int],
+        initializer: str = "zeros",
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> keras.Variable:
         # a bfloat16 second moment can't move by a thousandth of itself, 1 - beta_2
         if (kwargs.get("name") or "").endswith("_velocity"):
             dtype = "float32"
         return super().add_variable(shape, initializer, dtype, **kwargs)
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         scale = layer_scale(self._path(variable), self.layer_decay, self.depth)
         rate = ops.cast(learning_rate, "float32") * scale
         super().update_step(gradient, variable, rate)
@@ -140,7 +153,7 @@ class FineTuningAdamW(MatrixDecayAdamW):
         """Finds the path, which the variables that TensorFlow hands over lack."""
         return self._trainable_variables[self._get_variable_index(variable)].path
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "layer_decay": self.layer_decay,
@@ -148,7 +161,12 @@ class FineTuningAdamW(MatrixDecayAdamW):
         }
 
 
-def finetuning_optimizer(learning_rate, layer_decay, depth, weight_decay=0.05):
+def finetuning_optimizer(
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    layer_decay: float,
+    depth: int,
+    weight_decay: float = 0.05,
+) -> FineTuningAdamW:
     """Builds the published AdamW for fine-tuning (paper, table 9).
 
     Betas are (0.9, 0.999) and epsilon is 1e-8. The published layer decay is 0.65 for

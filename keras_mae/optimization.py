@@ -1,12 +1,20 @@
 """The published optimisation: warm-up and half cosine, AdamW, what is not decayed."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from keras_mae.fusion import is_fusing
+from keras_mae.typing import Tensor
 
 
-def warmup_cosine(learning_rate, total_steps, warmup_steps, min_learning_rate=0.0):
+def warmup_cosine(
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int,
+    min_learning_rate: float = 0.0,
+) -> keras.optimizers.schedules.LearningRateSchedule:
     """Builds the schedule of the paper (appendix A.1): linear warm-up, half cosine.
 
     Args:
@@ -87,12 +95,14 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     ```
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.amsgrad:
             raise ValueError("MatrixDecayAdamW has no amsgrad. Received: amsgrad=True")
 
-    def update_step(self, gradient, variable, learning_rate):
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
         index = self._get_variable_index(variable)
         places = [variable, self._momentums[index], self._velocities[index]]
         decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
@@ -104,8 +114,12 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
 
             adamw_in_place(places, gradient, rate, step, betas, self.epsilon, decay)
             return
+        weight, momentum, velocity = map(ops.convert_to_tensor, places)
         updated = _adamw_update(
-            *map(ops.convert_to_tensor, (*places, gradient)),
+            weight,
+            momentum,
+            velocity,
+            ops.convert_to_tensor(gradient),
             rate,
             step,
             betas,
@@ -122,7 +136,10 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
         return len(variable.shape) > 1 and super()._use_weight_decay(variable)
 
 
-def pretraining_optimizer(learning_rate, weight_decay=0.05):
+def pretraining_optimizer(
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    weight_decay: float = 0.05,
+) -> MatrixDecayAdamW:
     """Builds the published AdamW for pretraining (paper, table 8).
 
     Betas are (0.9, 0.95) and epsilon is 1e-8. Biases and norms are not decayed; the CLS

@@ -1,11 +1,14 @@
 """Images to patches and back: array maths without weights."""
 
 from numbers import Integral
+from typing import Any
 
 from keras import ops
 
+from keras_mae.typing import Grid, Size, Tensor
 
-def as_pair(value, name):
+
+def as_pair(value: Size, name: str) -> tuple[int, int]:
     """Spells a size as `(height, width)`.
 
     Args:
@@ -24,11 +27,11 @@ def as_pair(value, name):
     assert as_pair(16, "patch_size") == (16, 16)
     ```
     """
-    pair = (value, value) if isinstance(value, Integral) else value
+    pair: Any = (value, value) if isinstance(value, Integral) else value
     try:
         height, width = (int(size) for size in pair)
         whole = (height, width) == tuple(pair)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):  # infinity has no int
         whole = False
     if not whole or height < 1 or width < 1:
         raise ValueError(
@@ -38,7 +41,7 @@ def as_pair(value, name):
     return height, width
 
 
-def grid_shape(image_size, patch_size):
+def grid_shape(image_size: Size, patch_size: Size) -> Grid:
     """Counts the patches along the height and the width of an image.
 
     Args:
@@ -67,7 +70,7 @@ def grid_shape(image_size, patch_size):
     return height // patch_height, width // patch_width
 
 
-def patchify(images, patch_size):
+def patchify(images: Tensor, patch_size: Size) -> Tensor:
     """Cuts images into flattened patches, row by row.
 
     A patch is flattened as `(patch_height, patch_width, C)`, channels fastest, the
@@ -108,7 +111,7 @@ def patchify(images, patch_size):
     )  # (B, L, p_h * p_w * C)
 
 
-def unpatchify(patches, patch_size, image_size):
+def unpatchify(patches: Tensor, patch_size: Size, image_size: Size) -> Tensor:
     """Puts flattened patches back together: the inverse of `patchify`.
 
     Args:
@@ -150,7 +153,7 @@ def unpatchify(patches, patch_size, image_size):
     )  # (B, H, W, C)
 
 
-def patch_statistics(patches):
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Computes each patch's mean and deviation, as `norm_pix_loss` defines them.
 
     The variance is the unbiased one (divided by `n - 1`) plus 1e-6 under the root,
@@ -185,7 +188,7 @@ def patch_statistics(patches):
     return mean, ops.sqrt(variance + 1e-6)
 
 
-def normalize_patches(patches):
+def normalize_patches(patches: Tensor) -> Tensor:
     """Normalizes each patch by its own mean and deviation: `norm_pix_loss` targets.
 
     Args:

@@ -1,14 +1,20 @@
 """Pictures of what a classifier does, and of what a training step costs."""
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from keras_mae.typing import ArrayLike
+
 METHODS = ("pca", "tsne")
 
 
-def confusion_picture(labels, predicted, class_names):
+def confusion_picture(
+    labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str]
+) -> Image.Image:
     """Draws which class is taken for which, as shares of the true class.
 
     Args:
@@ -49,7 +55,13 @@ def confusion_picture(labels, predicted, class_names):
     return _as_picture(figure)
 
 
-def feature_picture(features, labels, class_names, method="pca", seed=0):
+def feature_picture(
+    features: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    method: str = "pca",
+    seed: int = 0,
+) -> Image.Image:
     """Draws features in a plane, a point an image, coloured by class.
 
     Args:
@@ -97,7 +109,9 @@ def feature_picture(features, labels, class_names, method="pca", seed=0):
     return _as_picture(figure)
 
 
-def accuracy_picture(names, curves):
+def accuracy_picture(
+    names: Sequence[str], curves: Mapping[tuple[str, str], Sequence[Sequence[float]]]
+) -> Image.Image:
     """Draws accuracies by the number of labels, with deviations, a panel a method.
 
     Args:
@@ -138,7 +152,7 @@ def accuracy_picture(names, curves):
     return _as_picture(figure)
 
 
-def growth_picture(rows):
+def growth_picture(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
     """Draws time and memory of a step, a column for each thing that grows.
 
     Args:

@@ -3,8 +3,10 @@
 import numpy as np
 from keras import ops
 
+from keras_mae.typing import Grid, Tensor
 
-def sincos_positions(hidden_dim, grid):
+
+def sincos_positions(hidden_dim: int, grid: Grid) -> np.ndarray:
     """Builds the fixed 2-D sin-cos table of the paper, with a zero row for CLS.
 
     The first half of the width encodes a patch's column, the second its row; each
@@ -51,7 +53,7 @@ def _cubic(distance, a):
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
 
 
-def bicubic_matrix(old, new, antialias=False):
+def bicubic_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
     """Builds the matrix that resizes one axis by bicubic interpolation.
 
     Pixel centres lie at half-integers. Without antialiasing the kernel has a = -0.75
@@ -87,7 +89,9 @@ def bicubic_matrix(old, new, antialias=False):
     return matrix
 
 
-def resize_positions(table, old_grid, new_grid, antialias=False):
+def resize_positions(
+    table: Tensor, old_grid: Grid, new_grid: Grid, antialias: bool = False
+) -> Tensor:
     """Resizes a table of position embeddings to another patch grid, in two dimensions.
 
     Args:

@@ -1,5 +1,8 @@
 """The sizes, as plain data: what `from_preset` builds."""
 
+from collections.abc import Mapping
+from typing import Any
+
 _VIT_DECODER = {
     "decoder_hidden_dim": 512,
     "decoder_depth": 8,
@@ -92,7 +95,7 @@ _CLASSIFIER = (
 _PREFIX = "decoder_"
 
 
-def preset_sizes(preset):
+def preset_sizes(preset: str) -> dict[str, int]:
     """Looks a preset up.
 
     Args:
@@ -131,7 +134,9 @@ def _resolve(sizes, overrides, extra=(), decoder=False):
     return {**config, **overrides}
 
 
-def encoder_config(sizes, overrides):
+def encoder_config(
+    sizes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
     """Returns the constructor arguments of an encoder.
 
     Args:
@@ -154,7 +159,9 @@ def encoder_config(sizes, overrides):
     return _resolve(sizes, overrides)
 
 
-def classifier_config(sizes, overrides):
+def classifier_config(
+    sizes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the constructor arguments of a classifier and its encoder.
 
     Args:
@@ -180,7 +187,9 @@ def classifier_config(sizes, overrides):
     return config, head
 
 
-def pretrainer_config(sizes, overrides):
+def pretrainer_config(
+    sizes: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Returns the constructor arguments of a pretrainer, its encoder and decoder.
 
     Args:

@@ -5,6 +5,10 @@ Tables 9 and 10 of the paper (appendix A.1), with the values of the released cod
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config", bound=Any)
 
 # what base, large and huge share: RandAugment, mixup, smoothing (paper, table 9)
 _PUBLISHED = {
@@ -97,7 +101,7 @@ LINEAR_PROBING = {
 }
 
 
-def fill_in(config, recipes):
+def fill_in(config: _Config, recipes: Mapping[str, Mapping[str, Any]]) -> _Config:
     """Gives the flags that are `None` the values of the recipe that a config names.
 
     Args:

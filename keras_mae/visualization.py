@@ -1,7 +1,13 @@
 """One picture of a reconstruction: original | masked | reconstruction | pasted."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from keras_mae.image_processor import MAEImageProcessor
+from keras_mae.pretrainer import MAEPretrainer
+from keras_mae.typing import Tensor
 
 TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
 NORMALIZED_CAPTION = (
@@ -13,8 +19,14 @@ _TEXT_HEIGHT = 20
 
 
 def draw_reconstructions(
-    model, processor, images, seed=None, mask=None, interpolate=False, panel_size=160
-):
+    model: MAEPretrainer,
+    processor: MAEImageProcessor,
+    images: Tensor,
+    seed: int | None = None,
+    mask: Tensor | None = None,
+    interpolate: bool = False,
+    panel_size: int = 160,
+) -> Image.Image:
     """Draws what a model makes of images, a row for each.
 
     Args:
@@ -55,7 +67,12 @@ def draw_reconstructions(
     return draw_panels(panels, TITLES, caption, panel_size)
 
 
-def draw_panels(panels, titles, caption, panel_size=160):
+def draw_panels(
+    panels: Sequence[np.ndarray],
+    titles: Sequence[str],
+    caption: str,
+    panel_size: int = 160,
+) -> Image.Image:
     """Lays out batches of images as the columns of one picture.
 
     Args:

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_mae.data.erasing import random_erasing
 from keras_mae.data.randaugment import rand_augment
+from keras_mae.typing import Tensor
 
 # resize the shorter side to 256 for a crop of 224, as all of ImageNet's evaluations do
 CENTRE_SHARE = 0.875
@@ -25,11 +26,11 @@ class Augmentation(NamedTuple):
     erase: float = 0.0
 
     @property
-    def crops(self):
+    def crops(self) -> bool:
         """Whether a part of the image is taken."""
         return self.scale[0] < 1
 
-    def change(self, image, seed):
+    def change(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
         """Changes the colours and the geometry of a crop.
 
         Args:
@@ -43,7 +44,7 @@ class Augmentation(NamedTuple):
             return image
         return rand_augment(image, seed, magnitude=self.magnitude)
 
-    def finish(self, image, seed):
+    def finish(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
         """Erases a part of a normalized image.
 
         Args:
@@ -57,7 +58,7 @@ class Augmentation(NamedTuple):
             return image
         return random_erasing(image, seed, probability=self.erase)
 
-    def check(self):
+    def check(self) -> None:
         """Raises `ValueError` if a share or a rate is none."""
         low, high = self.scale
         if not 0 < low <= high <= 1:
@@ -75,7 +76,7 @@ PRETRAINING = Augmentation()
 WHOLE = Augmentation(scale=(1.0, 1.0), flip=False)
 
 
-def resize(images, image_size, resample):
+def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Tensor:
     """Resizes inside a graph, as `MAEImageProcessor` does outside: antialiased.
 
     Args:
@@ -150,7 +151,13 @@ def resize_and_flip(window, image_size, seed, flip=True):
     return tf.image.stateless_random_flip_left_right(image, seed) if flip else image
 
 
-def random_resized_crop(image, image_size, seed, scale=(0.2, 1.0), flip=True):
+def random_resized_crop(
+    image: Tensor,
+    image_size: tuple[int, int],
+    seed: Tensor,
+    scale: tuple[float, float] = (0.2, 1.0),
+    flip: bool = True,
+) -> tf.Tensor:
     """Cuts a random window, resizes it bicubically and flips it half of the time.
 
     The paper's only augmentation (appendix A.1): an area share in `scale`, an aspect

@@ -27,7 +27,7 @@ _TRAINING_PHOTOS = (
 _HELD_OUT_PHOTOS = ("chelsea", "coins", "rocket")
 
 
-def load_digits():
+def load_digits() -> Source:
     """Loads the 1,797 handwritten digits that scikit-learn ships, enlarged to 32x32.
 
     The last 360 in file order are held out. Neighbours in the file often share a
@@ -61,7 +61,7 @@ def load_digits():
     )
 
 
-def load_photos():
+def load_photos() -> Source:
     """Loads the photographs inside scikit-image's wheel; three are held out.
 
     Returns:

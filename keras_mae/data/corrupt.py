@@ -34,26 +34,26 @@ class CorruptImages:
     ```
     """
 
-    def __init__(self, limit=DEFAULT_LIMIT):
+    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         if limit < 0:
             raise ValueError(f"limit must not be negative. Received: {limit}")
         self.limit = limit
-        self._names = {}
+        self._names: dict[str, None] = {}
         self._empty_batch = False
         self._lock = threading.Lock()
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """List of str, the corrupt images in the order in which they were met."""
         with self._lock:
             return list(self._names)
 
     @property
-    def count(self):
+    def count(self) -> int:
         """Int, how many different images were corrupt."""
         return len(self._names)
 
-    def report(self, name):
+    def report(self, name: str) -> None:
         """Counts an image that could not be read, and names it in the log.
 
         Args:
@@ -74,7 +74,7 @@ class CorruptImages:
         if count <= self.limit + 1:
             _logger.warning("Skipped corrupt image %d: %s", count, name)
 
-    def report_empty_batch(self):
+    def report_empty_batch(self) -> None:
         """Remembers that a batch had no image that could be read.
 
         Example:
@@ -85,7 +85,7 @@ class CorruptImages:
         """
         self._empty_batch = True
 
-    def check(self):
+    def check(self) -> None:
         """Stops where too many images are corrupt.
 
         Raises:

@@ -3,11 +3,14 @@
 The bytes say which format it is, never the file's name. Every image becomes RGB of
 8 bits: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened. What
 TensorFlow can't read is an error: BMPs of 1 or 4 bits or compressed, most animated
-WebPs.
+WebPs; and what claims more pixels than a picture has.
 """
 
 import tensorflow as tf
 
+# what Pillow takes for the most that is no attack; TensorFlow has no bound of its own
+# for animations, of which it reserves every frame that a header promises
+MOST_PIXELS = 178_956_970
 # as Pillow and PyTorch's loaders decode; TensorFlow's default trades quality for speed
 _DCT = "INTEGER_ACCURATE"
 
@@ -82,7 +85,13 @@ def _decode_jpeg(encoded):
 
 
 def _decode_png_or_gif(encoded):
-    return tf.io.decode_image(encoded, 3, expand_animations=False)
+    def screen():
+        return tf.io.decode_raw(_part(encoded, 6, 4), tf.uint16)  # width, height
+
+    is_gif = _has(encoded, 0, b"GIF8")
+    sizes = tf.cond(is_gif, screen, lambda: tf.zeros((2,), tf.uint16))
+    with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
+        return tf.io.decode_image(encoded, 3, expand_animations=False)
 
 
 def _decode_webp(encoded):
@@ -90,11 +99,22 @@ def _decode_webp(encoded):
     extended = _has(encoded, 12, b"VP8X")
     flags = tf.io.decode_raw(_part(encoded, 20, 1), tf.uint8)[0]
     animated = tf.logical_and(extended, flags & 2 > 0)
+
+    def frames():
+        # 24 bits each, one less than the size
+        canvas = tf.io.decode_raw(_part(encoded, 24, 6), tf.uint8)
+        canvas = tf.reshape(tf.cast(canvas, tf.int64), (2, 3))  # width, height
+        canvas = tf.reduce_sum(canvas * tf.constant([1, 2**8, 2**16], tf.int64), axis=1)
+        count = tf.size(tf.strings.split(encoded, b"ANMF")) - 1
+        check = _check_pixels(canvas[0] + 1, canvas[1] + 1, count)
+        with tf.control_dependencies([check]):
+            return tf.image.decode_webp(encoded, 4)
+
     # 0: channels as they are, as three may not be asked of an image with alpha. Of an
     # animation without alpha TensorFlow then writes past its buffer: 4 is an error.
     image = tf.cond(
         animated,
-        lambda: tf.image.decode_webp(encoded, 4),
+        frames,
         lambda: tf.image.decode_webp(encoded, 0),
     )
     return image[0, ..., :3]  # (H, W, 3)
@@ -120,6 +140,15 @@ def _decode_bmp(encoded):
         return tf.gather(palette[:, 2::-1], tf.cast(image[..., 0], tf.int32))
 
     return tf.cond(tf.shape(image)[-1] == 1, look_up, lambda: image[..., :3])
+
+
+def _check_pixels(width, height, frames=1):
+    sizes = [tf.cast(size, tf.int64) for size in (width, height, frames)]
+    return tf.debugging.assert_less_equal(
+        tf.reduce_prod(sizes),
+        tf.constant(MOST_PIXELS, tf.int64),
+        f"all frames together must have at most {MOST_PIXELS} pixels",
+    )
 
 
 def _has(encoded, begin, magic):

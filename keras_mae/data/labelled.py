@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.augmentation import PRETRAINING
-from keras_mae.data.corrupt import Guard
+from keras_mae.data.augmentation import PRETRAINING, Augmentation
+from keras_mae.data.corrupt import CorruptImages, Guard
 from keras_mae.data.mixing import mix, smoothed_one_hot
 from keras_mae.data.pipeline import (
     check_channels,
@@ -17,6 +17,8 @@ from keras_mae.data.pipeline import (
     loader,
     training_batches,
 )
+from keras_mae.data.source import Source
+from keras_mae.image_processor import MAEImageProcessor
 
 
 class Mixing(NamedTuple):
@@ -34,22 +36,22 @@ class Mixing(NamedTuple):
     probability: float = 1.0
 
     @property
-    def pairs(self):
+    def pairs(self) -> bool:
         """Whether batches must be even, as images are mixed in pairs."""
         return bool(self.probability and (self.mixup or self.cutmix))
 
 
 def labelled_pipeline(
-    source,
-    processor,
-    batch_size,
-    seed,
-    augmentation=PRETRAINING,
-    mixing=Mixing(),  # noqa: B008, it can't be changed
-    first_step=0,
-    input_context=None,
-    corrupt=None,
-):
+    source: Source,
+    processor: MAEImageProcessor,
+    batch_size: int,
+    seed: int,
+    augmentation: Augmentation = PRETRAINING,
+    mixing: Mixing = Mixing(),  # noqa: B008, it can't be changed
+    first_step: int = 0,
+    input_context: tf.distribute.InputContext | None = None,
+    corrupt: CorruptImages | None = None,
+) -> tf.data.Dataset:
     """Feeds a source's training images with their labels, as `training_pipeline` does.
 
     Args:
@@ -86,7 +88,7 @@ def labelled_pipeline(
             "Images are mixed in pairs: a replica's batch must be even. "
             f"Received: {per_replica}"
         )
-    num_classes = len(source.class_names)
+    num_classes = source.num_classes
 
     def finish(step, batch):
         images, labels = batch
@@ -110,7 +112,9 @@ def labelled_pipeline(
     return endless(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE))
 
 
-def evaluation_steps(source, batch_size, training=False, multiple_of=1):
+def evaluation_steps(
+    source: Source, batch_size: int, training: bool = False, multiple_of: int = 1
+) -> int:
     """Counts the batches of `evaluation_pipeline`.
 
     Args:
@@ -133,14 +137,14 @@ def evaluation_steps(source, batch_size, training=False, multiple_of=1):
 
 
 def evaluation_pipeline(
-    source,
-    processor,
-    batch_size,
-    training=False,
-    multiple_of=1,
-    input_context=None,
-    corrupt=None,
-):
+    source: Source,
+    processor: MAEImageProcessor,
+    batch_size: int,
+    training: bool = False,
+    multiple_of: int = 1,
+    input_context: tf.distribute.InputContext | None = None,
+    corrupt: CorruptImages | None = None,
+) -> tf.data.Dataset:
     """Feeds each held-out image once a pass, again and again, in full batches.
 
     The last batches are filled up with images of weight 0. The weight of the others
@@ -186,7 +190,7 @@ def evaluation_pipeline(
     def weighted(position, item):
         _, image, label, good = load(position, item)
         weight = tf.where(good, padded / count, 0.0)
-        return image, tf.one_hot(label, len(source.class_names)), weight
+        return image, tf.one_hot(label, source.num_classes), weight
 
     dataset = images.held_out_items().take(count).enumerate().filter(is_mine)
     dataset = dataset.map(weighted, num_parallel_calls=tf.data.AUTOTUNE)

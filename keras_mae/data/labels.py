@@ -6,9 +6,10 @@ import numpy as np
 
 from keras_mae.data.files import ImageFiles, class_names
 from keras_mae.data.records import ImageRecords
+from keras_mae.data.source import Source
 
 
-def with_labels(source, num_classes=None):
+def with_labels(source: Source, num_classes: int | None = None) -> Source:
     """Makes sure of a data set's labels, before anything is trained on them.
 
     Those of files are the folders that they lie in, sorted; those of records the
@@ -56,7 +57,7 @@ def with_labels(source, num_classes=None):
     )
 
 
-def few_labels(source, labels_per_class, seed):
+def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Source:
     """Leaves only some images of each class for training.
 
     An epoch stays as long as it was: it visits each of them more often.
@@ -88,11 +89,12 @@ def few_labels(source, labels_per_class, seed):
         labels = source.training.labels
     else:
         raise ValueError("labels_per_class chooses among arrays or files, not records")
-    counts = np.bincount(labels, minlength=len(source.class_names))
+    counts = np.bincount(labels, minlength=source.num_classes)
+    names = source.class_names or ()
     if not 1 <= labels_per_class <= counts.min():
         raise ValueError(
             f"labels_per_class must be in [1, {counts.min()}], the images of the class "
-            f"{source.class_names[counts.argmin()]}. Received: {labels_per_class}"
+            f"{names[counts.argmin()]}. Received: {labels_per_class}"
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == n][:labels_per_class] for n in range(len(counts))]

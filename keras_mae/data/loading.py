@@ -6,11 +6,14 @@ from keras_mae.data.source import Source
 from keras_mae.data.tfds import load_tfds
 from keras_mae.data.tfrecord import load_tfrecord
 from keras_mae.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from keras_mae.typing import PathLike
 
 PREFIXES = ("folder:PATH", "tfrecord:GLOB", "tfds:NAME")
 
 
-def load_source(dataset, held_out=None, data_dir=None):
+def load_source(
+    dataset: str, held_out: str | None = None, data_dir: PathLike | None = None
+) -> Source:
     """Loads a data set by name.
 
     - `digits`, `photos`: built in, with held-out images of their own.

@@ -18,9 +18,12 @@ the share of pixels.
 import tensorflow as tf
 
 from keras_mae.data.seeding import seeds_for
+from keras_mae.typing import Tensor
 
 
-def smoothed_one_hot(labels, num_classes, smoothing=0.1):
+def smoothed_one_hot(
+    labels: Tensor, num_classes: int, smoothing: float = 0.1
+) -> tf.Tensor:
     """Encodes classes, with some of the weight spread over all of them.
 
     Args:
@@ -47,14 +50,14 @@ def smoothed_one_hot(labels, num_classes, smoothing=0.1):
 
 
 def mix(
-    images,
-    labels,
-    seed,
-    mixup_alpha=0.8,
-    cutmix_alpha=1.0,
-    switch=0.5,
-    probability=1.0,
-):
+    images: Tensor,
+    labels: Tensor,
+    seed: Tensor,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    switch: float = 0.5,
+    probability: float = 1.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Mixes each image of a batch with its neighbour, and their labels alike.
 
     The seed alone decides how: parts of a batch are mixed as the whole would be.

@@ -4,23 +4,26 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.arrays import ImageArrays
+from keras_mae.data.augmentation import Augmentation
 from keras_mae.data.corrupt import CorruptImages, Guard
 from keras_mae.data.order import Order
+from keras_mae.data.source import Source
+from keras_mae.image_processor import MAEImageProcessor
 
 # held-out images that are read where nobody says how many
 HELD_OUT_COUNT = 512
 
 
 def training_pipeline(
-    source,
-    processor,
-    batch_size,
-    seed,
-    first_step=0,
-    input_context=None,
-    corrupt=None,
-    augmentation=None,
-):
+    source: Source,
+    processor: MAEImageProcessor,
+    batch_size: int,
+    seed: int,
+    first_step: int = 0,
+    input_context: tf.distribute.InputContext | None = None,
+    corrupt: CorruptImages | None = None,
+    augmentation: Augmentation | None = None,
+) -> tf.data.Dataset:
     """Feeds a source's training images without end: shuffled, cropped, normalized.
 
     The seed and the number of the step decide what a batch holds, nothing else does:
@@ -74,7 +77,12 @@ def training_pipeline(
     return endless(batches.map(lambda step, images: images, tf.data.AUTOTUNE))
 
 
-def held_out_images(source, processor, count=None, corrupt=None):
+def held_out_images(
+    source: Source,
+    processor: MAEImageProcessor,
+    count: int | None = None,
+    corrupt: CorruptImages | None = None,
+) -> np.ndarray:
     """Prepares held-out images, always the same ones.
 
     Args:

@@ -1,10 +1,8 @@
 """What a data set is: images for training, held-out ones, and their statistics."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
-from keras_mae.data.augmentation import PRETRAINING, WHOLE
+from keras_mae.data.augmentation import PRETRAINING, WHOLE, Augmentation
 
 
 class Source(NamedTuple):
@@ -18,28 +16,35 @@ class Source(NamedTuple):
     `class_names` is a tuple of str once `with_labels` has seen to them.
     """
 
-    training: object
-    held_out: object
+    training: Any
+    held_out: Any
     mean: tuple
     std: tuple
     crop: bool
     repeats: int = 1
-    training_labels: np.ndarray | None = None
-    held_out_labels: np.ndarray | None = None
-    class_names: tuple | None = None
+    training_labels: Any = None
+    held_out_labels: Any = None
+    class_names: tuple[str, ...] | None = None
 
     @property
-    def augmentation(self):
+    def augmentation(self) -> Augmentation:
         """The `Augmentation` that pretraining applies where nobody says otherwise."""
         return PRETRAINING if self.crop else WHOLE
 
     @property
-    def epoch_size(self):
+    def epoch_size(self) -> int:
         """Int, the images that an epoch of training visits."""
         return len(self.training) * self.repeats
 
+    @property
+    def num_classes(self) -> int:
+        """Int, how many classes `with_labels` found."""
+        if self.class_names is None:
+            raise ValueError("The source must come from with_labels")
+        return len(self.class_names)
 
-def epoch_size(source):
+
+def epoch_size(source: Source) -> int:
     """Counts the images that an epoch of training visits.
 
     Args:

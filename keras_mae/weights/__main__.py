@@ -16,6 +16,7 @@ import keras_mae
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
 from keras_mae.weights.check import compare_with_torch
+from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.formats import describe
 from keras_mae.weights.reader import open_checkpoint
 
@@ -45,12 +46,12 @@ class Config:
     check: bool = flag("compare the outputs with PyTorch's", False)
 
 
-def convert(config):
+def convert(config: Config) -> None:
     """Reads the source, writes the destination, and prints what was done."""
     source, destination = Path(config.source), Path(config.destination)
     if source.suffix == destination.suffix == ".keras":
         raise ValueError("One of SOURCE and DESTINATION must be PyTorch's")
-    compared = []
+    compared: list[Checkpoint | Path] = []
     if source.suffix == ".keras":
         model = _load_keras(source)
     else:

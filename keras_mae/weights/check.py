@@ -1,10 +1,12 @@
 """Compares a model with what PyTorch computes from the same weights."""
 
+import keras
 import numpy as np
 
 from keras_mae.models import MAEClassifier
 from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.weights import cards
+from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.formats import describe
 from keras_mae.weights.port import contents_of, holder, sizes_of
 from keras_mae.weights.tables import port_rows
@@ -12,7 +14,7 @@ from keras_mae.weights.tables import port_rows
 _TOLERANCE = 1e-4
 
 
-def compare_with_torch(model, checkpoint):
+def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
     """Runs the model, and PyTorch on the checkpoint, with the same images and mask.
 
     Hugging Face's files run in transformers' own classes. Those of facebook and timm,

@@ -1,17 +1,22 @@
 """What opening a source gives: named tensors, not read yet, and what is said."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
+
+from keras_mae.typing import PathLike
 
 
 class PortError(ValueError):
     """Weights can't be read, or keys and variables did not meet; sorted."""
 
 
-def key_differences(wanted, tensors):
+def key_differences(
+    wanted: Iterable[str], tensors: Mapping[str, "LazyTensor"]
+) -> list[str]:
     """Lists the keys that are missing, then those left over, sorted.
 
     Args:
@@ -33,7 +38,7 @@ def key_differences(wanted, tensors):
     return missing + [f"unused key: {key} {tensors[key].shape}" for key in left_over]
 
 
-def raise_problems(title, problems):
+def raise_problems(title: str, problems: Sequence[str]) -> None:
     """Raises one error that lists all problems, if there is any.
 
     Args:
@@ -85,7 +90,7 @@ class Checkpoint:
     args: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def from_state(cls, state):
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
         """Wraps a dict of arrays, say a PyTorch model's `state_dict()`.
 
         Args:
@@ -106,10 +111,16 @@ class Checkpoint:
         """
         arrays = {str(key): _as_array(key, value) for key, value in state.items()}
         tensors = {
-            key: LazyTensor(array.shape, array.dtype, lambda array=array: array, "dict")
+            key: LazyTensor(
+                array.shape, array.dtype, functools.partial(np.asarray, array), "dict"
+            )
             for key, array in arrays.items()
         }
         return cls("state dict", tensors, "state dict")
+
+
+# a hub id, the path of a folder or file, a dict of arrays, or one that is open
+Weights: TypeAlias = PathLike | Mapping[str, Any] | Checkpoint
 
 
 def _as_array(key, value):

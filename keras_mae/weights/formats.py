@@ -1,9 +1,11 @@
 """What a source holds, told from its keys and shapes alone."""
 
+import math
 import re
 from typing import NamedTuple
 
 from keras_mae.weights.checkpoint import (
+    Checkpoint,
     PortError,
     key_differences,
     raise_problems,
@@ -51,7 +53,7 @@ class Description(NamedTuple):
     evidence: dict
 
 
-def describe(checkpoint):
+def describe(checkpoint: Checkpoint) -> Description:
     """Finds out how a source names things, what it consists of, and its sizes.
 
     Args:
@@ -80,6 +82,7 @@ def describe(checkpoint):
     ]
     raise_problems(f"{checkpoint.source} ({naming.title}) doesn't fit", problems)
     sizes, evidence = _find_sizes(tensors, contents, rows)
+    _check_extent(sizes, evidence, tensors, checkpoint.source)
     return Description(naming, contents, tensors, sizes, evidence)
 
 
@@ -181,3 +184,26 @@ def _find_sizes(tensors, contents, rows):
     if contents.decoder_depth is not None:
         sizes["decoder_depth"] = contents.decoder_depth
     return sizes, evidence
+
+
+def _check_extent(sizes, evidence, tensors, source):
+    """Raises where a few shapes tell a model far larger than all tensors together.
+
+    It would be built, and might not fit into memory, before all shapes are compared.
+    """
+    values = sizes["num_channels"] * math.prod(sizes["patch_size"])
+    wanted = 0
+    for prefix in ("", "decoder_") if "decoder_depth" in sizes else ("",):
+        width = sizes[f"{prefix}hidden_dim"]
+        block = 4 * width**2 + 2 * width * sizes.get(f"{prefix}mlp_dim", 0)
+        wanted += sizes[f"{prefix}depth"] * block
+        wanted += (sizes["positions"] + values) * width
+    held = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    if wanted > 2 * held:
+        raise_problems(
+            f"{source} holds {held} numbers, and tells a model of {wanted}",
+            [
+                f"{name} is {sizes[name]} by {key} {tensors[key].shape}"
+                for name, key in sorted(evidence.items())
+            ],
+        )

@@ -1,13 +1,18 @@
 """Where a source lies: a file, a folder, or a repository of the Hugging Face hub."""
 
 import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
+from keras_mae.typing import PathLike
 from keras_mae.weights.checkpoint import PortError
 
 # owner/name, as the hub spells it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# an index of a thousand shards takes a few megabytes; what is deeper can't be printed
+_LONGEST_JSON, _DEEPEST_JSON = 2**25, 50
 _FILE_ENDINGS = (".bin", ".h5", ".json", ".keras", ".pt", ".pth", ".safetensors")
 
 
@@ -40,14 +45,14 @@ class Location:
 
     def __init__(
         self,
-        source,
-        revision=None,
-        token=None,
-        cache_dir=None,
-        local_files_only=False,
-    ):
+        source: PathLike,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> None:
         self.source = str(source)
-        self.is_folder = bool(self.source) and Path(source).is_dir()
+        self.is_folder = os.path.isdir(self.source)
         if not self.is_folder and (
             self.source.endswith(_FILE_ENDINGS) or not _HUB_ID.fullmatch(self.source)
         ):
@@ -62,7 +67,7 @@ class Location:
             "local_files_only": local_files_only,
         }
 
-    def find(self, name):
+    def find(self, name: str) -> Path | None:
         """Finds a file, downloading it where it is not cached.
 
         Args:
@@ -77,7 +82,7 @@ class Location:
         """
         if self.is_folder:
             path = Path(self.source, name)
-            return path if path.is_file() else None
+            return path if os.path.isfile(path) else None
         import huggingface_hub
         from huggingface_hub import errors
 
@@ -113,7 +118,7 @@ class Location:
         )
         return found is not None and not isinstance(found, str)
 
-    def require(self, name):
+    def require(self, name: str) -> Path:
         """Finds a file that must be there.
 
         Args:
@@ -131,7 +136,7 @@ class Location:
         return path
 
 
-def read_json(path):
+def read_json(path: PathLike) -> dict[str, Any]:
     """Reads a JSON object.
 
     Args:
@@ -144,9 +149,25 @@ def read_json(path):
         PortError: If the file holds something else.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read(_LONGEST_JSON + 1)
+        if len(text) > _LONGEST_JSON:
+            raise ValueError(f"it is longer than {_LONGEST_JSON} characters")
+        content = json.loads(text)
+        if _is_deeper(content, _DEEPEST_JSON):
+            raise ValueError(f"it is nested deeper than {_DEEPEST_JSON} levels")
+    except (OSError, ValueError, RecursionError) as error:
         raise PortError(f"{path} is no readable JSON: {error}") from error
     if not isinstance(content, dict):
         raise PortError(f"{path} must be a JSON object. Received: {content!r:.60}")
     return content
+
+
+def _is_deeper(content, levels):
+    """Whether lists and dicts lie in one another deeper than so many levels."""
+    level = [content]
+    for _ in range(levels):
+        holders = [item for item in level if isinstance(item, (dict, list))]
+        values = [x.values() if isinstance(x, dict) else x for x in holders]
+        level = [item for inside in values for item in inside]
+    return any(isinstance(item, (dict, list)) for item in level)

@@ -16,6 +16,7 @@ KerasHub's tasks and presets then work on them. What cannot match:
 - Under bfloat16 the weights are the same, and the outputs to within its rounding.
 """
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -78,7 +79,7 @@ _BLOCK = (
 )
 
 
-def to_keras_hub(encoder):
+def to_keras_hub(encoder: MAEEncoder) -> keras.Model:
     """Makes a KerasHub backbone with an encoder's weights.
 
     Args:
@@ -122,7 +123,7 @@ def to_keras_hub(encoder):
     return backbone
 
 
-def from_keras_hub(backbone):
+def from_keras_hub(backbone: keras.Model) -> MAEEncoder:
     """Makes an encoder with the weights of a KerasHub backbone.
 
     Args:

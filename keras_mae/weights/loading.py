@@ -1,6 +1,7 @@
 """From a source of PyTorch weights to a model: study it, build, fill, report."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import keras
 
@@ -9,7 +10,7 @@ from keras_mae.patches import grid_shape
 from keras_mae.presets import PRESETS
 from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.weights import configs
-from keras_mae.weights.checkpoint import Checkpoint, PortError
+from keras_mae.weights.checkpoint import Checkpoint, PortError, Weights
 from keras_mae.weights.formats import Description, describe
 from keras_mae.weights.port import (
     Fit,
@@ -22,6 +23,7 @@ from keras_mae.weights.reader import open_checkpoint
 from keras_mae.weights.report import PortReport
 from keras_mae.weights.tables import port_rows
 
+_Model = TypeVar("_Model", bound=keras.Model)
 _READING = ("revision", "token", "cache_dir", "local_files_only")
 _RESIZES = (None, "torch", "timm")
 _MERGES = ("sum", "mean")
@@ -113,7 +115,9 @@ def _study(cls, source, options):
     return study, options
 
 
-def build_pretrained(cls, source, overrides, **options):
+def build_pretrained(
+    cls: type[_Model], source: Weights, overrides: Mapping[str, Any], **options: Any
+) -> _Model:
     """Builds a model around the weights of a source.
 
     Args:
@@ -139,13 +143,17 @@ def build_pretrained(cls, source, overrides, **options):
     """
     study, options = _study(cls, source, options)
     sizes, notes = _complete_sizes(cls, study, overrides)
-    model = cls.from_sizes(sizes, overrides)
+    try:
+        model = cls.from_sizes(sizes, overrides)
+    except ValueError as error:
+        # a number of the source's that no layer takes, or one of the user's
+        raise ValueError(f"{study.title}: {error}") from error
     image_size = sizes["image_size"]
     model.port_report = _fill(model, study, image_size, options, notes)
     return model
 
 
-def load_weights(model, source, **options):
+def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortReport:
     """Fills a model that is there; where the source doesn't fit, it stays as it was.
 
     Args:
@@ -232,7 +240,7 @@ def _fill(model, study, image_size, options, notes=()):
     rows = port_rows(want._replace(parts=shared), naming)
     bar = keras.utils.Progbar(len(rows), unit_name="variable")
     progress = bar.update if options.progress else None
-    import_weights(model, tensors, rows, fit, fresh, progress)
+    import_weights(model, tensors, rows, fit, fresh, progress, study.title)
     return PortReport(
         place=study.checkpoint.source,
         format=f"{study.format}, {study.checkpoint.container}",

@@ -5,17 +5,17 @@ state dict needs are answered, each by something harmless; any other name is an 
 Tensors stay in the file until they are read.
 """
 
-import collections
 import os
 import pickle
-import pickletools
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from keras_mae.typing import PathLike
 from keras_mae.weights.checkpoint import LazyTensor, PortError
+from keras_mae.weights.opcodes import check_opcodes
 
 _DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
@@ -41,53 +41,17 @@ _IGNORED = {
     ("torch", "float16"),
     ("torch", "float32"),
 }
-# all that torch.save writes for tensors, containers, numbers and texts
-_OPCODES = frozenset(
-    [
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "EMPTY_DICT",
-        "SETITEM",
-        "SETITEMS",
-        "GLOBAL",
-        "STACK_GLOBAL",
-        "REDUCE",
-        "NEWOBJ",
-        "BUILD",
-        "BINPERSID",
-        "BINPUT",
-        "LONG_BINPUT",
-        "BINGET",
-        "LONG_BINGET",
-        "MEMOIZE",
-    ]
-)
-# a pickle holds names and shapes; those of a long training run take a megabyte
-_LONGEST = 2**25
+# of a tensor: NumPy knows no more
+_MOST_AXES = 64
 # the first of the pickles in a file older than the zip container, PyTorch < 1.6
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Fixed(type):
+    """Makes classes on which a pickle can set nothing."""
+
+    def __setattr__(cls, name, value):
+        raise AttributeError(f"{name} can't be set")
 
 
 class _Storage(NamedTuple):
@@ -95,7 +59,7 @@ class _Storage(NamedTuple):
 
     dtype: np.dtype
     key: str
-    count: int
+    count: int  # type: ignore[assignment]  # hides a tuple's own
 
 
 class _Unpickler(pickle.Unpickler):
@@ -109,7 +73,7 @@ class _Unpickler(pickle.Unpickler):
     """
 
     def __init__(self, file, path, places):
-        _check_opcodes(file, path)
+        check_opcodes(file, path)
         super().__init__(file, encoding="utf-8")
         self.path = path
         self.places = places
@@ -118,15 +82,17 @@ class _Unpickler(pickle.Unpickler):
             "__init__": lambda self, *args: None,
             "__setstate__": lambda self, state: None,
         }
+        # an OrderedDict's own attributes, such as `items`, a pickle could replace
+        state_dict = {"__slots__": (), "__setstate__": ignored["__setstate__"]}
         # made for this one file: a pickle may set attributes on what it is given
         self.known = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("argparse", "Namespace"): type("Namespace", (), {}),
-            ("torch", "Size"): lambda sizes: tuple(sizes),
+            ("collections", "OrderedDict"): _Fixed("Dict", (dict,), state_dict),
+            ("argparse", "Namespace"): _Fixed("Namespace", (), {}),
+            ("torch", "Size"): lambda sizes: self._sizes(sizes),
             ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
             ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
             ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-            **{name: type("Ignored", (), ignored) for name in _IGNORED},
+            **{name: _Fixed("Ignored", (), ignored) for name in _IGNORED},
         }
 
     def find_class(self, module, name):
@@ -141,18 +107,28 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, name, key, _, count, *view = pid
-        if kind != "storage" or type(count) is not int or count < 0 or any(view):
-            raise PortError(f"{self.path}: unknown storage {pid}")
-        storage = _Storage(_DTYPES[name], str(key), count)
+        texts = all(type(text) is str for text in (kind, name, key))
+        if not texts or kind != "storage" or name not in _DTYPES:
+            raise PortError(f"{self.path}: a storage is malformed")
+        if type(count) is not int or count < 0 or any(view):
+            raise PortError(f"{self.path}: unknown storage {key}")
+        storage = _Storage(_DTYPES[name], key, count)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise PortError(f"{self.path}: storage {key} is there twice")
         return storage
 
-    def _tensor(self, storage, offset, shape, strides, *_):
-        numbers = (offset, *shape, *strides)
-        if type(storage) is not _Storage or not all(
+    def _sizes(self, numbers):
+        numbers = tuple(numbers)
+        if len(numbers) > _MOST_AXES or not all(
             type(number) is int and number >= 0 for number in numbers
         ):
+            raise PortError(f"{self.path}: a tensor is malformed")
+        return numbers
+
+    def _tensor(self, storage, offset, shape, strides, *_):
+        (offset,) = self._sizes([offset])
+        shape, strides = self._sizes(shape), self._sizes(strides)
+        if type(storage) is not _Storage or len(shape) != len(strides):
             raise PortError(f"{self.path}: a tensor is malformed")
         dtype, key, count = storage
         extent = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
@@ -161,10 +137,14 @@ class _Unpickler(pickle.Unpickler):
 
         def read():
             raw = np.memmap(self.path, dtype, "r", self.places[key][0], (count,))
-            steps = [step * dtype.itemsize for step in strides]
+            # the step along a single element may be any number, also one too large
+            steps = [
+                step * dtype.itemsize if length > 1 else 0
+                for step, length in zip(strides, shape, strict=True)
+            ]
             return np.lib.stride_tricks.as_strided(raw[offset:], shape, steps)
 
-        return LazyTensor(tuple(shape), dtype, read, str(self.path))
+        return LazyTensor(shape, dtype, read, str(self.path))
 
     def check(self):
         """Raises if a storage is absent or cut off."""
@@ -175,23 +155,7 @@ class _Unpickler(pickle.Unpickler):
                 raise PortError(f"{self.path}: storage {key} is missing or cut off")
 
 
-def _check_opcodes(file, path):
-    """Raises on a pickle that does what no state dict needs; leaves the file there."""
-    start, length = file.tell(), 0
-    for opcode, argument, position in pickletools.genops(file):
-        length = position - start
-        if opcode.name not in _OPCODES or length > _LONGEST:
-            raise PortError(
-                f"{path}: only tensors in plain containers are read. The file has "
-                f"{opcode.name} at byte {position}"
-            )
-        # a place in the memo is taken for each thing that is written
-        if opcode.name.endswith("PUT") and argument > length:
-            raise PortError(f"{path}: a pickle remembers more than it holds")
-    file.seek(start)
-
-
-def read_pickle(path):
+def read_pickle(path: PathLike) -> Any:
     """Reads a file that `torch.save` wrote.
 
     Args:
@@ -228,15 +192,18 @@ def _read_zip(path):
         if len(pickles) != 1 or len(set(names)) != len(names):
             raise PortError(f"{path} is a zip file, but not one of PyTorch's")
         folder = pickles[0].removesuffix("data.pkl")
+        for info in archive.infolist():
+            # a compressed file may be a million times as long as it looks
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise PortError(f"{path}: {info.filename} must not be compressed")
         if f"{folder}byteorder" in names:
-            order = archive.read(f"{folder}byteorder").decode()
+            with archive.open(f"{folder}byteorder") as file:
+                order = file.read(9).decode()
             if order != "little":
                 raise PortError(f"{path}: byte order must be little. Received: {order}")
         for info in archive.infolist():
             if not info.filename.startswith(f"{folder}data/"):
                 continue
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise PortError(f"{path}: {info.filename} must not be compressed")
             # the header before the data, whose lengths the directory doesn't repeat
             raw.seek(info.header_offset + 26)
             lengths = [int.from_bytes(raw.read(2), "little") for _ in range(2)]

@@ -2,17 +2,22 @@
 
 import functools
 import types
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import keras
 import numpy as np
 from keras import ops
 
 from keras_mae.positions import resize_positions
-from keras_mae.weights.checkpoint import key_differences, raise_problems
+from keras_mae.typing import ArrayLike, Grid
+from keras_mae.weights.checkpoint import LazyTensor, key_differences, raise_problems
 from keras_mae.weights.tables import (
     HUGGINGFACE,
     TRANSFORMS,
     Contents,
+    Naming,
+    Row,
     port_rows,
 )
 
@@ -39,20 +44,20 @@ class Fit(NamedTuple):
         merge: `"sum"` or `"mean"`, what becomes of patch kernels.
     """
 
-    old_grid: tuple
-    new_grid: tuple
+    old_grid: Grid
+    new_grid: Grid
     antialias: bool
     old_channels: int
     new_channels: int
     merge: str
 
 
-def holder(model):
+def holder(model: keras.Model) -> Any:
     """Returns something with an `encoder`: the model, or a wrap around an encoder."""
     return model if hasattr(model, "encoder") else types.SimpleNamespace(encoder=model)
 
 
-def find_variable(model, path):
+def find_variable(model: keras.Model, path: str) -> keras.Variable:
     """Follows a dotted path from a model to one of its variables.
 
     Args:
@@ -77,7 +82,7 @@ def find_variable(model, path):
     return functools.reduce(step, path.split("."), holder(model))
 
 
-def contents_of(model):
+def contents_of(model: keras.Model) -> Contents:
     """Says what a model consists of.
 
     Args:
@@ -110,7 +115,7 @@ def contents_of(model):
     )
 
 
-def sizes_of(model):
+def sizes_of(model: keras.Model) -> dict[str, Any]:
     """Collects a model's settings in the flat form of `PRESETS`.
 
     Args:
@@ -181,7 +186,15 @@ def _adapt(kind, value, fit):
     return value
 
 
-def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
+def import_weights(
+    model: keras.Model,
+    tensors: Mapping[str, LazyTensor],
+    rows: Sequence[Row],
+    fit: Fit,
+    fresh: Iterable[str] = (),
+    progress: Callable[[int], object] | None = None,
+    source: str = "The source",
+) -> None:
     """Fills a model's variables; checks everything before it changes anything.
 
     Args:
@@ -191,6 +204,7 @@ def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
         fit: A `Fit`.
         fresh: Names of parts that keep the values they have.
         progress: Function called with the number of rows done.
+        source: What an error calls the source.
 
     Raises:
         PortError: If a key is missing, left over, or of another shape, or a variable
@@ -199,7 +213,7 @@ def import_weights(model, tensors, rows, fit, fresh=(), progress=None):
     problems = key_differences([key for row in rows for key in row.keys], tensors)
     problems += _unfilled(model, rows, fresh)
     problems += _wrong_shapes(model, tensors, rows, fit)
-    raise_problems("The weights don't fit", problems)
+    raise_problems(f"{source} doesn't fit the model", problems)
     for done, row in enumerate(rows, 1):
         value = TRANSFORMS[row.kind][0]([tensors[key].read() for key in row.keys])
         find_variable(model, row.path).assign(_adapt(row.kind, value, fit))
@@ -235,7 +249,11 @@ def _wrong_shapes(model, tensors, rows, fit):
     return problems
 
 
-def export_weights(model, naming=HUGGINGFACE, values=None):
+def export_weights(
+    model: keras.Model,
+    naming: Naming = HUGGINGFACE,
+    values: Mapping[str, ArrayLike] | None = None,
+) -> dict[str, np.ndarray]:
     """Turns a model's variables into a foreign state dict.
 
     Args:
@@ -258,7 +276,7 @@ def export_weights(model, naming=HUGGINGFACE, values=None):
     assert state["vit.embeddings.cls_token"].shape == (1, 1, 128)
     ```
     """
-    state = {}
+    state: dict[str, np.ndarray] = {}
     for row in port_rows(contents_of(model), naming):
         if values is None:
             value = ops.convert_to_numpy(find_variable(model, row.path))

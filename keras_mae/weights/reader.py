@@ -2,8 +2,10 @@
 
 import collections
 import json
+import math
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +14,7 @@ from keras_mae.weights.checkpoint import (
     Checkpoint,
     LazyTensor,
     PortError,
+    Weights,
     key_differences,
     raise_problems,
 )
@@ -39,7 +42,7 @@ _SAFETENSORS_DTYPES = {
 _HDF5 = b"\x89HDF"
 
 
-def open_checkpoint(source, **options):
+def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
     """Opens a source of weights; values are read when they are asked for.
 
     Args:
@@ -71,7 +74,7 @@ def open_checkpoint(source, **options):
             f"Received: {type(source).__name__}"
         )
     source = os.path.expanduser(source)
-    if Path(source).is_file():
+    if os.path.isfile(source):
         path = Path(source)
         location = Location(path.parent)
     else:
@@ -139,8 +142,11 @@ def _open_shards(location, index):
 
 def _open_file(path):
     """Opens one file by what it holds, whatever its name."""
-    with open(path, "rb") as file:
-        start = file.read(9)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise PortError(f"{path} can't be read: {error}") from error
     if start[:4] == _HDF5:
         raise PortError(f"{path} is an HDF5 file; only PyTorch's formats are read")
     if start[8:] == b"{":
@@ -158,11 +164,33 @@ def _open_file(path):
         raise PortError(f"{path} holds no dict of tensors")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, LazyTensor):
-            raise PortError(f"{path}: {key!r} is no name of a tensor")
-    args = dict(args if isinstance(args, dict) else getattr(args, "__dict__", {}))
+            name = f"{key!r:.60}" if isinstance(key, str) else type(key).__name__
+            raise PortError(f"{path}: {name} is no name of a tensor")
+    _check_extent(path, state)
+    args = args if isinstance(args, dict) else getattr(args, "__dict__", {})
+    args = {key: _plain(value) for key, value in args.items()}
     return Checkpoint(
         str(path), dict(state), "PyTorch pickle", file=str(path), args=args
     )
+
+
+def _check_extent(path, state):
+    """Raises where tensors are views of so few numbers that a model would be larger."""
+    wanted = sum(math.prod(t.shape) * t.dtype.itemsize for t in state.values())
+    # twice: two names may stand for one tensor
+    if wanted > 2 * os.path.getsize(path):
+        raise PortError(f"{path} is smaller than its tensors, of {wanted} bytes")
+
+
+def _plain(value):
+    """Keeps numbers, texts and lists of them; of anything else the name of its type.
+
+    An error message spells a value out, and what a pickle builds may be endless.
+    """
+    items = value if isinstance(value, (list, tuple)) else [value]
+    if all(isinstance(item, (bool, int, float, str, type(None))) for item in items):
+        return value
+    return f"<{type(value).__name__}>"
 
 
 def _open_safetensors(path):

@@ -34,7 +34,7 @@ class PortReport:
     resized: tuple = ()
     notes: tuple = ()
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = [f"{self.place}: {self.format}", f"copied: {self.filled} tensors"]
         if self.target:
             lines.append(f"target: {self.target}")

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from keras_mae.files import replacing
+from keras_mae.typing import PathLike
 from keras_mae.weights import cards
 from keras_mae.weights.formats import COUNTER
 from keras_mae.weights.port import contents_of, export_weights
@@ -17,7 +19,9 @@ _SAFETENSORS = "model.safetensors"
 _TORCH = "model.pth"
 
 
-def save_pretrained(model, folder, format="huggingface"):
+def save_pretrained(
+    model: keras.Model, folder: PathLike, format: str = "huggingface"
+) -> PortReport:
     """Writes a folder that Hugging Face, timm or facebook's code reads.
 
     Args:

@@ -6,7 +6,8 @@ what the source stores under `keys`, turned by the transform called `kind`.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
@@ -158,7 +159,7 @@ _KERNEL = (
 )
 # kind -> (source arrays -> our array or tensor,
 #          (our array, number of source arrays, patch size) -> source arrays)
-TRANSFORMS = {
+TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "same": _SAME,
     "positions": _SAME,
     "pixel_bias": _SAME,
@@ -213,7 +214,7 @@ def _block_rows(path, root, naming, qkv_bias):
                 yield row
 
 
-def port_rows(contents, naming):
+def port_rows(contents: Contents, naming: Naming) -> list[Row]:
     """Lists the rows of everything that a model or file consists of.
 
     Args:
@@ -233,18 +234,18 @@ def port_rows(contents, naming):
     assert len(port_rows(contents, FACEBOOK)) == 150
     ```
     """
-    rows = []
+    rows: list[Row] = []
     column = 3 + _OUTSIDE_COLUMNS.index(naming.family)
     for entry in _OUTSIDE:
-        part, kind, path = entry[:3]
+        part, kind, path, name = *entry[:3], entry[column]
         if part != "encoder" and part not in contents.parts:
             continue
-        if entry[column] is None:
+        if name is None:
             raise ValueError(f"The {naming.family} format has no name for {path}")
         prefix = naming.prefix if path.startswith("encoder.") else ""
-        rows += _layer_rows(kind, path, [prefix + entry[column]])
+        rows += _layer_rows(kind, path, [prefix + name])
     sides = [("encoder", naming.prefix + naming.blocks, contents.depth)]
-    if "decoder" in contents.parts:
+    if "decoder" in contents.parts and contents.decoder_depth:
         sides.append(("decoder", naming.decoder_blocks, contents.decoder_depth))
     for side, root, depth in sides:
         for index in range(depth):

@@ -2,16 +2,21 @@
 
 import concurrent.futures
 import dataclasses
+from collections.abc import Sequence
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .images import encode
+from .images import Images, encode
 from .inputs import read_rows, read_seeds, read_source
 from .rest import RestTransport
 from .results import (
     Classification,
     Features,
     Reconstruction,
+    Signature,
+    VersionStatus,
     read_signatures,
     read_statuses,
 )
@@ -51,16 +56,16 @@ class Client:
 
     def __init__(
         self,
-        address=None,
-        model="mae",
-        version=None,
-        label=None,
-        grpc=False,
-        timeout=60,
-        retries=5,
-        batch_size=8,
-        concurrency=4,
-    ):
+        address: str | None = None,
+        model: str = "mae",
+        version: int | None = None,
+        label: str | None = None,
+        grpc: bool = False,
+        timeout: float = 60,
+        retries: int = 5,
+        batch_size: int = 8,
+        concurrency: int = 4,
+    ) -> None:
         if version is not None and label is not None:
             raise ValueError(
                 f"Give either version or label. Received: {version} and {label!r}"
@@ -83,18 +88,20 @@ class Client:
         self._transport = transport(address, model, version, label, concurrency)
         self._executor = concurrent.futures.ThreadPoolExecutor(concurrency)
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Closes the connections; the client can't be used any more."""
         self._executor.shutdown(cancel_futures=True)
         self._transport.close()
 
-    def features(self, images=None, *, pixels=None):
+    def features(
+        self, images: Images | None = None, *, pixels: ArrayLike | None = None
+    ) -> Features:
         """Encodes images, nothing masked.
 
         Args:
@@ -122,8 +129,14 @@ class Client:
         return self._predict(Features, "features", *read_source(images, pixels))
 
     def reconstruct(
-        self, images=None, seed=None, mask=None, noise=None, *, pixels=None
-    ):
+        self,
+        images: Images | None = None,
+        seed: int | Sequence[int] | None = None,
+        mask: ArrayLike | None = None,
+        noise: ArrayLike | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+    ) -> Reconstruction:
         """Removes patches and paints them again.
 
         At most one of `seed`, `mask` and `noise` is given; without them the seed is 0.
@@ -155,7 +168,7 @@ class Client:
             answer.save("picture.png", ["cat.jpg", "dog.jpg"])
         ```
         """
-        given = {"seed": seed, "mask": mask, "noise": noise}
+        given: dict[str, Any] = {"seed": seed, "mask": mask, "noise": noise}
         given = {name: value for name, value in given.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"Give only one of {' and '.join(given)}")
@@ -168,7 +181,9 @@ class Client:
             rows = read_rows(name, value, len(items))
         return self._predict(Reconstruction, signature, items, kind, {name: rows})
 
-    def classify(self, images=None, *, pixels=None):
+    def classify(
+        self, images: Images | None = None, *, pixels: ArrayLike | None = None
+    ) -> Classification:
         """Names the likeliest classes of images; for a served classifier.
 
         Args:
@@ -192,7 +207,7 @@ class Client:
         """
         return self._predict(Classification, "classify", *read_source(images, pixels))
 
-    def status(self):
+    def status(self) -> list[VersionStatus]:
         """Lists the versions of the model that the server knows.
 
         Returns:
@@ -210,7 +225,7 @@ class Client:
         """
         return read_statuses(self._call(self._transport.status))
 
-    def metadata(self):
+    def metadata(self) -> dict[str, Signature]:
         """Describes the signatures of the model.
 
         Returns:

@@ -1,5 +1,7 @@
 """The one exception, and what both protocols say alike."""
 
+from collections.abc import Iterable
+
 
 class ServingError(Exception):
     """What a server said, or that none could be reached.
@@ -12,25 +14,25 @@ class ServingError(Exception):
             not exist is `"FAILED_PRECONDITION"` over gRPC, and 400 over REST.
     """
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-def unavailable(address, message):
+def unavailable(address: str, message: object) -> ServingError:
     return ServingError(f"{address} is unavailable: {message}", "UNAVAILABLE")
 
 
-def overdue(address):
+def overdue(address: str) -> ServingError:
     message = f"{address} did not answer before the deadline"
     return ServingError(message, "DEADLINE_EXCEEDED")
 
 
-def strange(address, what):
+def strange(address: str, what: str) -> ServingError:
     return ServingError(f"{address} gave a strange answer: {what}", "INTERNAL")
 
 
-def check_names(address, outputs, names):
+def check_names(address: str, outputs: Iterable[str], names: Iterable[str]) -> None:
     """Raises `ServingError` if an answer lacks one of the outputs `names`."""
     missing = sorted(set(names) - set(outputs))
     if missing:

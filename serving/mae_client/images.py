@@ -2,12 +2,16 @@
 
 import io
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image
 
+# a path, encoded bytes, a PIL image, an array, or a list of these
+Images: TypeAlias = Any
 
-def as_list(images):
+
+def as_list(images: Images) -> list:
     """Returns one image, a batch of them or a sequence as a list."""
     if isinstance(images, (list, tuple)):
         return list(images)
@@ -17,7 +21,7 @@ def as_list(images):
     return [images]
 
 
-def encode(image):
+def encode(image: Images) -> bytes:
     """Returns a picture as bytes that the server can decode."""
     if isinstance(image, (str, Path)):
         image = Path(image).read_bytes()
@@ -39,7 +43,7 @@ def _is_sendable(head):
     return head.startswith(b"BM") and head[28:34] == b"\x18\0\0\0\0\0"
 
 
-def to_picture(image):
+def to_picture(image: Images) -> Image.Image:
     """Turns an image of any accepted kind into a PIL image, grey or RGB."""
     if isinstance(image, (str, Path)):
         image = Path(image).read_bytes()

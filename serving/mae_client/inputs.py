@@ -1,11 +1,14 @@
 """What a request holds: one row for each image."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
-from .images import as_list
+from .images import Images, as_list
 
 
-def read_source(images, pixels):
+def read_source(images: Images | None, pixels: ArrayLike | None) -> tuple[Any, str]:
     """Returns what to send, one item an image, and the name of its input."""
     if (images is None) == (pixels is None):
         raise ValueError("Give either images or pixels")
@@ -20,11 +23,13 @@ def read_source(images, pixels):
     return pixels[None] if pixels.ndim == 3 else pixels, "pixels"
 
 
-def read_seeds(seed, count):
+def read_seeds(seed: ArrayLike, count: int) -> np.ndarray:
     """Returns an int64 seed for each image; an int counts on from the first."""
     seeds = np.asarray(seed)
     if seeds.size and not np.can_cast(seeds.dtype, np.int64):
-        raise ValueError(f"seed must be an int or a sequence of ints. Received: {seed}")
+        raise ValueError(
+            f"seed must be an int or a sequence of ints. Received: {seed!r}"
+        )
     if seeds.ndim == 0:
         seeds = seeds + np.arange(count)
     if seeds.shape != (count,):
@@ -35,7 +40,7 @@ def read_seeds(seed, count):
     return seeds.astype("int64")
 
 
-def read_rows(name, value, count):
+def read_rows(name: str, value: ArrayLike, count: int) -> np.ndarray:
     """Returns a float32 row for each image."""
     rows = np.asarray(value)
     if rows.dtype.kind not in "biuf" or rows.ndim not in (1, 2):

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .images import as_list, to_picture
+from .images import Images, as_list, to_picture
 
 _TITLES = ("original", "masked", "reconstruction", "pasted")
 _PANEL_WIDTH = 160  # pixels at least: smaller images are enlarged by a whole factor
@@ -11,7 +11,7 @@ _GAP = 4
 _TITLE_HEIGHT = 20
 
 
-def draw(images, reconstruction, mask):
+def draw(images: Images, reconstruction: np.ndarray, mask: np.ndarray) -> Image.Image:
     """Returns a PIL image of what `Reconstruction.save` describes.
 
     `reconstruction` is `(B, H, W, C)` in grey levels, `mask` `(B, L)`.
@@ -27,15 +27,15 @@ def draw(images, reconstruction, mask):
     mode = "L" if channels == 1 else "RGB"
     bilinear = Image.Resampling.BILINEAR
     originals = [
-        to_picture(image).convert(mode).resize((width, height), bilinear)
+        np.asarray(to_picture(image).convert(mode).resize((width, height), bilinear))
         for image in images
     ]
-    originals = np.stack(originals).reshape(reconstruction.shape)
+    stacked = np.stack(originals).reshape(reconstruction.shape)
     painted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
     removed = _spread(mask, height, width)
-    masked = np.where(removed, np.uint8(127), originals)
-    pasted = np.where(removed, painted, originals)
-    return _lay_out([originals, masked, painted, pasted])
+    masked = np.where(removed, np.uint8(127), stacked)
+    pasted = np.where(removed, painted, stacked)
+    return _lay_out([stacked, masked, painted, pasted])
 
 
 def _spread(mask, height, width):

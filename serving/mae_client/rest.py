@@ -4,6 +4,8 @@ import base64
 import json
 import time
 import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import urllib3
@@ -35,7 +37,14 @@ _DTYPES = {"class_ids": "int64", "labels": "str"}
 class RestTransport:
     """Asks by HTTP; each method raises `ServingError`."""
 
-    def __init__(self, address, model, version, label, concurrency):
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int | None,
+        label: str | None,
+        concurrency: int,
+    ) -> None:
         address = address if "://" in address else f"http://{address}"
         parts = urllib3.util.parse_url(address)
         if parts.scheme not in ("http", "https") or not parts.host:
@@ -51,10 +60,16 @@ class RestTransport:
             self._path += f"/labels/{urllib.parse.quote(label, safe='')}"
         self._pool = urllib3.PoolManager(maxsize=concurrency)
 
-    def close(self):
+    def close(self) -> None:
         self._pool.clear()
 
-    def predict(self, signature, inputs, names, deadline):
+    def predict(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        deadline: float,
+    ) -> dict[str, np.ndarray]:
         """Returns a dict from each of `names` to an array."""
         if not len(next(iter(inputs.values()))):
             # JSON can't say the sizes behind an empty axis
@@ -68,10 +83,10 @@ class RestTransport:
         check_names(self._address, outputs, names)
         return {name: np.array(outputs[name], _dtype(name)) for name in names}
 
-    def status(self, deadline):
+    def status(self, deadline: float) -> list[dict[str, Any]]:
         return self._request("GET", "", deadline, key="model_version_status")
 
-    def metadata(self, deadline):
+    def metadata(self, deadline: float) -> dict[str, Any]:
         answer = self._request("GET", "/metadata", deadline, key="metadata")
         return answer["signature_def"]["signature_def"]
 

@@ -1,10 +1,13 @@
 """What a server answers, as types, and how they are read from JSON."""
 
 import dataclasses
-from typing import NamedTuple
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .images import Images
 from .pictures import draw
 
 _DTYPES = {"float": "float32", "double": "float64", "half": "float16"}
@@ -51,7 +54,7 @@ class Reconstruction:
     mask: np.ndarray
     loss: np.ndarray
 
-    def save(self, path, images):
+    def save(self, path: str | os.PathLike[str], images: Images) -> None:
         """Draws a row an image: original, masked, reconstruction, pasted.
 
         Args:
@@ -97,7 +100,7 @@ class Signature(NamedTuple):
     outputs: dict
 
 
-def read_statuses(statuses):
+def read_statuses(statuses: Iterable[Mapping[str, Any]]) -> list[VersionStatus]:
     """Reads a list of ModelVersionStatus in JSON's form, which leaves zeros out."""
     return [
         VersionStatus(
@@ -109,7 +112,7 @@ def read_statuses(statuses):
     ]
 
 
-def read_signatures(table):
+def read_signatures(table: Mapping[str, Any]) -> dict[str, Signature]:
     """Reads a SignatureDefMap in JSON's form, which leaves zeros out."""
     return {
         name: Signature(

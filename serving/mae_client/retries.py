@@ -3,6 +3,8 @@
 import itertools
 import random
 import time
+from collections.abc import Callable
+from typing import Any
 
 from .errors import ServingError
 
@@ -10,7 +12,9 @@ FIRST_PAUSE = 0.2  # seconds before the first retry; each later one waits twice 
 LONGEST_PAUSE = 5.0
 
 
-def call(method, *arguments, timeout, retries):
+def call(
+    method: Callable[..., Any], *arguments: Any, timeout: float, retries: int
+) -> Any:
     """Calls `method(*arguments, deadline)` until it answers, fails for good or is late.
 
     One loop for both protocols: gRPC's retryPolicy ends at 5 attempts and resends no

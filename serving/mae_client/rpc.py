@@ -4,6 +4,8 @@
 """
 
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import grpc
 import numpy as np
@@ -33,7 +35,14 @@ _OPTIONS = {
 class GrpcTransport:
     """Asks by gRPC, without TLS; each method raises `ServingError`."""
 
-    def __init__(self, address, model, version, label, concurrency):
+    def __init__(
+        self,
+        address: str,
+        model: str,
+        version: int | None,
+        label: str | None,
+        concurrency: int,
+    ) -> None:
         if "://" in address:
             raise ValueError(f"A gRPC address must be host:port. Received: {address}")
         self._address = address
@@ -48,10 +57,16 @@ class GrpcTransport:
         )
         self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
 
-    def close(self):
+    def close(self) -> None:
         self._channel.close()
 
-    def predict(self, signature, inputs, names, deadline):
+    def predict(
+        self,
+        signature: str,
+        inputs: Mapping[str, np.ndarray],
+        names: Sequence[str],
+        deadline: float,
+    ) -> dict[str, np.ndarray]:
         """Returns a dict from each of `names` to an array."""
         request = predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
@@ -63,12 +78,12 @@ class GrpcTransport:
         check_names(self._address, outputs, names)
         return {name: _from_tensor(tf.make_ndarray(outputs[name])) for name in names}
 
-    def status(self, deadline):
+    def status(self, deadline: float) -> list[dict[str, Any]]:
         request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
         answer = self._send(self._models.GetModelStatus, request, deadline)
         return [_to_dict(each) for each in answer.model_version_status]
 
-    def metadata(self, deadline):
+    def metadata(self, deadline: float) -> dict[str, Any]:
         request = get_model_metadata_pb2.GetModelMetadataRequest(
             model_spec=self._spec, metadata_field=["signature_def"]
         )

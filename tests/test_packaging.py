@@ -1,0 +1,180 @@
+"""The package as others get it: built, installed elsewhere, asked what it is, typed."""
+
+import email
+import inspect
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import keras
+import pytest
+
+import keras_mae
+import keras_mae.data
+from keras_mae import __main__ as command
+from tests.scripts import ROOT, environment
+
+TOUR = re.search(
+    r"^## Five minutes\n.*?^```python\n(.*?)^```",
+    (ROOT / "README.md").read_text(),
+    re.DOTALL | re.MULTILINE,
+)[1]
+
+
+def test_version_is_told_by_command_and_nothing_else():
+    finished = subprocess.run(
+        [sys.executable, "-m", "keras_mae", "--version"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert finished.returncode == 0 and finished.stderr == ""
+    told = dict(line.split(" ", 1) for line in finished.stdout.splitlines())
+    assert told["keras_mae"] == keras_mae.__version__
+    assert told["keras"] == keras.__version__
+    assert told["tensorflow"].endswith("(the backend)")
+    assert {"jax", "torch"} <= told.keys()
+
+
+def test_a_missing_backend_is_told(monkeypatch):
+    def version(name):
+        if name == "jax":
+            raise command.importlib.metadata.PackageNotFoundError(name)
+        return "1.0"
+
+    monkeypatch.setattr(command.importlib.metadata, "version", version)
+    assert "jax is not installed" in command.versions().splitlines()
+
+
+def test_help_lists_commands_that_exist(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    listed = re.findall(r"^  python (\S+\.py)  +\S", text, re.MULTILINE)
+    assert {"training/pretrain.py", "serving/export.py"} <= set(listed)
+    # locust runs this one, and nobody else
+    assert "serving/locustfile.py" not in listed
+    assert all((ROOT / script).is_file() for script in listed)
+    assert re.search(r"^  python -m keras_mae\.weights  +\S", text, re.MULTILINE)
+
+
+def test_help_without_a_checkout_says_where_scripts_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "_CHECKOUT", tmp_path)
+    command.main([])
+    text = capsys.readouterr().out
+    assert "python -m keras_mae.weights" in text
+    assert "pretrain.py" not in text and "source distribution" in text
+
+
+def test_a_wrong_flag_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["--versoin"])
+    assert stop.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_changelog_begins_with_this_version():
+    text = (ROOT / "keras_mae" / "CHANGELOG.md").read_text()
+    assert re.search(r"^## (.*)$", text, re.MULTILINE)[1] == keras_mae.__version__
+
+
+def signatures():
+    """Yields `(name, function)` for what a user calls of the public names."""
+    for place in (keras_mae, keras_mae.weights, keras_mae.data):
+        for name in place.__all__:
+            item = getattr(place, name)
+            if inspect.isfunction(item):
+                yield f"{place.__name__}.{name}", item
+            for key, member in vars(item).items() if inspect.isclass(item) else ():
+                member = getattr(member, "fget", getattr(member, "__func__", member))
+                # what is inherited, or made by a decorator, is not written here
+                ours = getattr(member, "__module__", "") == item.__module__
+                called = key in ("__init__", "__call__", "call")
+                documented = not key.startswith("_") and member.__doc__
+                if inspect.isfunction(member) and ours and (called or documented):
+                    yield f"{place.__name__}.{name}.{key}", member
+
+
+def test_public_signatures_are_typed():
+    bare = []
+    for name, function in signatures():
+        signature = inspect.signature(function)
+        wanted = list(signature.parameters.values())
+        # a method's first one says nothing
+        wanted = wanted[wanted[0].name in ("self", "cls") :] if wanted else []
+        bare += [f"{name}: {p.name}" for p in wanted if p.annotation is p.empty]
+        if signature.return_annotation is signature.empty:
+            bare.append(f"{name}: what it returns")
+    assert bare == []
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Builds a source distribution, and a wheel out of it."""
+    pytest.importorskip("build")
+    folder = tmp_path_factory.mktemp("dist")
+    subprocess.run(
+        [sys.executable, "-m", "build", f"--outdir={folder}", ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (sdist,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
+    return sdist, wheel
+
+
+@pytest.mark.slow
+def test_source_distribution_holds_what_git_tracks(built):
+    listed = subprocess.run(
+        ["git", "ls-tree", "-r", "--name-only", "HEAD"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a clone")
+    with tarfile.open(built[0]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = {name for name in listed.stdout.splitlines() if (ROOT / name).exists()}
+    assert "training/pretrain.py" in tracked and tracked - names == set()
+
+
+@pytest.mark.slow
+def test_wheel_holds_the_package_alone(built):
+    with zipfile.ZipFile(built[1]) as archive:
+        names = set(archive.namelist())
+        (about,) = (name for name in names if name.endswith("/METADATA"))
+        about = email.message_from_bytes(archive.read(about))
+    information = f"keras_mae-{keras_mae.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"keras_mae", information}
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "keras_mae").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert package - names == set()
+    assert about["Version"] == keras_mae.__version__
+    # both pages are shown where the package is published
+    text = about.get_payload()
+    assert "\n## Five minutes\n" in text and f"\n## {about['Version']}\n" in text
+
+
+@pytest.mark.slow
+def test_the_tour_runs_where_only_the_wheel_lies(built, tmp_path):
+    site, work = tmp_path / "site", tmp_path / "work"
+    work.mkdir()
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*install, f"--target={site}", built[1]], check=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", f"{TOUR}\nprint(keras_mae.__file__)"],
+        cwd=work,
+        env={**environment(), "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.splitlines()[-1] == str(site / "keras_mae/__init__.py")
+    assert {"look.png", "mae.keras"} <= set(os.listdir(work))
