@@ -161,3 +161,8 @@ def test_few_labels_are_as_many_of_each_class(kind, folder):
     with pytest.raises(ValueError, match=r"labels_per_class must be in \[1, "):
         data.few_labels(source, 0, seed=0)
     assert data.few_labels(source, None, seed=0) is source
+
+
+def test_a_source_without_classes_is_refused():
+    with pytest.raises(ValueError, match="with_labels"):
+        data.few_labels(data.load_digits(), 2, seed=0)

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+pytestmark = pytest.mark.backends
+
 
 def test_they_are_the_hidden_states_and_the_last_is_normed(make_model, images):
     encoder = make_model(depth=3).encoder
@@ -69,6 +71,7 @@ def test_images_are_checked(make_model):
         make_model().encoder.feature_maps(np.zeros((1, 40, 40, 3), "float32"))
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_inside_a_graph_with_any_batch(make_model, images, dtype):
     encoder = make_model(dtype=dtype).encoder

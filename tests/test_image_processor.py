@@ -10,6 +10,8 @@ from PIL import Image
 from keras_mae import MAEImageProcessor
 from keras_mae.data import load_photos
 
+pytestmark = pytest.mark.backends
+
 
 @pytest.fixture
 def photo():

@@ -9,6 +9,8 @@ import pytest
 from keras_mae.fusion import fusing
 from keras_mae.optimization import pretraining_optimizer, warmup_cosine
 
+pytestmark = pytest.mark.backends
+
 
 def test_schedule_is_linear_then_half_cosine():
     schedule = warmup_cosine(2.0, 110, 10, min_learning_rate=0.5)
@@ -46,7 +48,9 @@ def test_vectors_are_not_decayed_and_tokens_are(make_model):
     }
 
 
-@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "fused", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
+)
 @pytest.mark.parametrize("size", [1.0, 1e-8])
 def test_twenty_updates_equal_torchs(make_model, fused, size):
     torch = pytest.importorskip("torch")

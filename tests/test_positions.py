@@ -5,6 +5,8 @@ import pytest
 
 from keras_mae import resize_positions, sincos_positions
 
+pytestmark = pytest.mark.backends
+
 
 def test_first_half_encodes_the_column_and_second_the_row():
     table = sincos_positions(8, grid=(3, 5))

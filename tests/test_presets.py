@@ -5,6 +5,8 @@ import pytest
 import keras_mae
 from keras_mae.presets import preset_sizes, pretrainer_config
 
+pytestmark = pytest.mark.backends
+
 # all parameters, and the encoder's; base, large and huge as in the PyTorch classes
 COUNTS = {
     "mae_tiny": (923_760, 808_064),

@@ -1,5 +1,9 @@
-"""The README: its Python runs as pasted, and its commands and numbers exist."""
+"""The README: its Python runs as pasted; flags, presets and pictures exist.
 
+Its commands are in `tests/test_readme_commands.py`.
+"""
+
+import contextlib
 import dataclasses
 import os
 import re
@@ -15,53 +19,36 @@ from tests.scripts import ROOT, config_class
 TEXT = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture
-def stand_in(tmp_path):
-    """A hub whose vit-mae-base has few parameters, and a folder to work in."""
+@contextlib.contextmanager
+def stand_in_hub(folder):
+    """Serves a vit-mae-base of few parameters; yields the variables that find it."""
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_base", hidden_dim=24, num_heads=2, mlp_dim=8, decoder_mlp_dim=8
     )
-    model.save_pretrained(tmp_path / "hub")
-    keras_mae.MAEImageProcessor().save_pretrained(tmp_path / "hub")
-    work = tmp_path / "work"
-    work.mkdir()
-    with serve({"main": tmp_path / "hub"}) as (_, endpoint):
-        cache = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache")}
-        yield work, {**os.environ, **cache}
+    model.save_pretrained(folder / "hub")
+    keras_mae.MAEImageProcessor().save_pretrained(folder / "hub")
+    with serve({"main": folder / "hub"}) as (_, endpoint):
+        yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache")}
 
 
-def test_python_blocks_run_in_order(stand_in):
+def test_python_blocks_run_in_order(tmp_path):
     pytest.importorskip("keras_hub")
-    folder, environment = stand_in
+    folder = tmp_path / "work"
+    folder.mkdir()
     code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
-    finished = subprocess.run(
-        [sys.executable, "-c", code],
-        check=True,
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    with stand_in_hub(tmp_path) as hub:
+        finished = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=folder,
+            env={**os.environ, **hub},
+            capture_output=True,
+            text=True,
+        )
+    assert finished.returncode == 0, finished.stderr
     for name in ("look.png", "mae.keras", "for-transformers/model.safetensors"):
         assert (folder / name).exists()
     report = re.search(r"```text\n(facebook/vit-mae-base: .*?)```", TEXT, re.DOTALL)
     assert report[1] in finished.stdout
-
-
-@pytest.mark.slow
-def test_weights_are_converted_as_pasted(stand_in):
-    pytest.importorskip("torch")
-    pytest.importorskip("transformers")
-    folder, environment = stand_in
-    tiny = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    tiny.save_pretrained(folder, "facebook")
-    (folder / "model.pth").rename(folder / "mae_pretrain_vit_base_full.pth")
-    lines = re.findall(r"^python (-m keras_mae\.weights .*)$", TEXT, re.MULTILINE)
-    assert len(lines) == 3
-    for line in lines:
-        command = [sys.executable, *line.split()]
-        subprocess.run(command, check=True, cwd=folder, env=environment)
-    assert (folder / "for-timm" / "model.safetensors").exists()
 
 
 def test_flags_named_in_commands_exist():
@@ -84,3 +71,12 @@ def test_the_table_lists_every_preset():
 def test_pictures_exist():
     for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT):
         assert (ROOT / path).exists(), path
+
+
+def test_links_lead_to_headings():
+    text = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    # as GitHub makes them
+    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+    links = re.findall(r"\]\(#([^)]*)\)", TEXT)
+    assert links and set(links) <= anchors

@@ -1,11 +1,14 @@
 """Stochastic depth: how often branches are left out, where, and for whom."""
 
-import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from keras_mae import MAEEncoder
 from keras_mae.layers import StochasticDepth
+from tests.autodiff import gradients
+
+pytestmark = pytest.mark.backends
 
 
 def test_rates_rise_linearly_and_factors_keep_the_mean():
@@ -58,41 +61,29 @@ def test_a_branch_left_out_of_an_image_leaves_the_others_alone(encoder, images):
 
 
 def test_rematerialized_blocks_see_the_same_factors(encoder, images):
-    tf = pytest.importorskip("tensorflow")
     again = MAEEncoder.from_config({**encoder.get_config(), "rematerialize": True})
     for mine, theirs in zip(again.weights, encoder.weights, strict=True):
         mine.assign(theirs)
-    gradients = []
+    found = []
     for model in (encoder, again):
         model.stochastic_depth.seed_generator.state.assign([3, 0])
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(model(images, training=True)))
-        gradients.append(tape.gradient(loss, model.blocks[-1].trainable_variables))
-    for mine, theirs in zip(*gradients, strict=True):
+        _, values = gradients(
+            lambda m=model: ops.mean(ops.square(m(images, training=True))),
+            model.blocks[-1].trainable_variables,
+        )
+        found.append(values)
+    for mine, theirs in zip(*found, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
-def test_config_and_precision(images):
+def test_float32_factors_leave_tokens_in_bfloat16(images):
     encoder = MAEEncoder.from_preset(
-        "mae_tiny", drop_path_rate=0.25, train_positions=True, dtype="mixed_bfloat16"
+        "mae_tiny", drop_path_rate=0.25, dtype="mixed_bfloat16"
     )
-    copy = MAEEncoder.from_config(encoder.get_config())
-    assert copy.get_config() == encoder.get_config()
-    assert copy.stochastic_depth.rate == 0.25
-    assert copy.patch_embedding.positions.embeddings.trainable
-    assert copy(images, training=True).dtype == "bfloat16"
-    layer = StochasticDepth.from_config(StochasticDepth(0.1, 3, seed=1).get_config())
-    assert (layer.rate, layer.depth, layer.seed) == (0.1, 3, 1)
+    assert encoder(images, training=True).dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0])
 def test_a_wrong_rate_is_refused(rate):
     with pytest.raises(ValueError, match=rf"\[0, 1\). Received: {rate}"):
         StochasticDepth(rate, depth=2)
-
-
-def test_a_rate_is_saved_with_the_model(encoder, images, tmp_path):
-    encoder.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert loaded.stochastic_depth.rate == 0.9
-    np.testing.assert_array_equal(loaded(images), encoder(images))

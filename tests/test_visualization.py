@@ -6,6 +6,8 @@ import pytest
 import keras_mae
 from keras_mae import visualization
 
+pytestmark = pytest.mark.backends
+
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_four_panels_a_row(make_model, channels):

@@ -10,6 +10,8 @@ from keras_mae.weights.port import Fit, contents_of, find_variable, import_weigh
 from keras_mae.weights.tables import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
 from tests.comparison import assert_same_weights
 
+pytestmark = pytest.mark.backends
+
 
 @pytest.fixture(params=[True, False], ids=["qkv_bias", "no_qkv_bias"])
 def model(request, make_model):
