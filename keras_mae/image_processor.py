@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from keras import ops
 from PIL import Image
 
 from keras_mae.patches import as_pair
@@ -174,7 +175,7 @@ class MAEImageProcessor:
         np.testing.assert_array_equal(restored, picture)
         ```
         """
-        levels = self.denormalize(np.asarray(pixels, "float32"))
+        levels = self.denormalize(np.asarray(ops.convert_to_numpy(pixels), "float32"))
         return np.rint(np.clip(levels, 0, 255)).astype("uint8")
 
     def _resized(self, image):

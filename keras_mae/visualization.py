@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from keras import ops
 from PIL import Image, ImageDraw, ImageFont
 
 from keras_mae.image_processor import MAEImageProcessor
@@ -56,6 +57,7 @@ def draw_reconstructions(
     ```
     """
     outputs = model.reconstruct(images, seed=seed, mask=mask, interpolate=interpolate)
+    outputs = {name: ops.convert_to_numpy(value) for name, value in outputs.items()}
     names = ("masked", "reconstruction", "pasted")
     panels = [images, *(outputs[name] for name in names)]
     removed = float(np.mean(outputs["mask"]))

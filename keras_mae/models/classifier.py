@@ -90,7 +90,7 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
         self.encoder = encoder
         self.num_classes = num_classes
         self.pooling = pooling
-        policy = {"dtype": self.dtype_policy}
+        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.head_norm: Any = None
         self.batch_norm: Any = None
         if pooling == "mean":

@@ -259,7 +259,7 @@ def keras_results(model, naming, images, noise):
             outputs = model(images, noise=noise)
             return outputs["loss"], outputs["logits"]
         output = model(images)
-        return keras.ops.sum(output * probe(output.shape)), output
+        return keras.ops.sum(output * keras.ops.array(probe(output.shape))), output
 
     (_, output), values = autodiff.gradients(compute, list(variables.values()))
     values = dict(zip(variables, values, strict=True))
