@@ -58,6 +58,15 @@ def flag(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names defaults, where there is one."""
+
+    def _get_help_string(self, action):
+        if action.default is None:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def parse_flags(
     config_class: type[_Config], description: str, argv: Sequence[str] | None = None
 ) -> _Config:
@@ -87,10 +96,9 @@ def parse_flags(
     assert parse_flags(Config, "Trains.", ["--epochs=3"]).epochs == 3
     ```
     """
-    parser = Parser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    # what a docstring's first line says, less how to run it, which usage shows
+    description = description.partition(" Run: ")[0]
+    parser = Parser(description=description, formatter_class=_HelpFormatter)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kinds = typing.get_args(hints[field.name]) or (hints[field.name],)

@@ -305,8 +305,9 @@ def _open(source):
     encoded = isinstance(source, (bytes, bytearray))
     name = f"{len(source)} bytes" if encoded else str(source)
     try:
-        image = Image.open(io.BytesIO(source) if encoded else source)
-        image.load()
+        # closed at once: Pillow keeps the file of an animation open
+        with Image.open(io.BytesIO(source) if encoded else source) as image:
+            image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"An image must be a readable picture. Received: {name}: {error}"

@@ -34,16 +34,20 @@ def _parse(argv):
     images.add_argument("images", nargs="+", help="paths of pictures")
     parser = _Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("features", "classify"):
-        command = commands.add_parser(name, parents=[every, images])
+    for name, does in (
+        ("features", "what a model sees in images, as arrays"),
+        ("classify", "which classes a classifier finds in them"),
+    ):
+        command = commands.add_parser(name, parents=[every, images], help=does)
         command.add_argument("--out", help="file for the arrays, .npz")
-    command = commands.add_parser("reconstruct", parents=[every, images])
+    does = "hide patches and have them painted, as a picture"
+    command = commands.add_parser("reconstruct", parents=[every, images], help=does)
     masking = command.add_mutually_exclusive_group()
     masking.add_argument("--seed", type=int, help="of the first image's mask, 0")
     masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = removed")
     command.add_argument("--out", help="file for a picture, a row an image")
-    for name in ("status", "metadata"):
-        commands.add_parser(name, parents=[every])
+    commands.add_parser("status", parents=[every], help="which versions are served")
+    commands.add_parser("metadata", parents=[every], help="signatures of the model")
     return parser.parse_args(argv)
 
 

@@ -4,14 +4,27 @@ import keras
 import numpy as np
 
 
-def assert_same_weights(model, other, compiled_apart=False):
-    """Asserts that two models have the same weights, to the bit.
-
-    Steps that were `compiled_apart` may round otherwise on JAX, which compiles them.
-    """
-    exact = not compiled_apart or keras.backend.backend() != "jax"
+def assert_same_weights(model, other, tolerance=0.0):
+    """Asserts that two models have the same weights, by default to the bit."""
     for ours, theirs in zip(model.weights, other.weights, strict=True):
         assert ours.dtype == theirs.dtype
         # float32 holds each bfloat16; older NumPy can't compare these
         one, two = (np.asarray(v.numpy(), "float32") for v in (ours, theirs))
-        np.testing.assert_allclose(one, two, atol=0 if exact else 1e-6, rtol=0)
+        np.testing.assert_allclose(one, two, atol=tolerance, rtol=0)
+
+
+def assert_goes_on_as_before(classifier, optimizer, images, file):
+    """Asserts that a saved classifier trains on like the one that was not."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(optimizer=optimizer, loss=loss)
+    labels = np.array([0, 1, 2, 0])
+    classifier.fit(images, labels, epochs=3, verbose=0)
+    classifier.save(file)
+    loaded = keras.models.load_model(file)
+    assert type(loaded.optimizer) is type(optimizer)
+    assert loaded.optimizer.get_config() == optimizer.get_config()
+    for each in (classifier, loaded):
+        each.fit(images, labels, verbose=0)
+    # JAX compiles a program for each, and may round otherwise
+    tolerance = 1e-6 if keras.backend.backend() == "jax" else 0.0
+    assert_same_weights(classifier, loaded, tolerance)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mae import MAEClassifier, MAEEncoder
+from keras_mae import MAEClassifier, MAEEncoder, MAESegmenter
 
 pytestmark = pytest.mark.backends
 
@@ -163,6 +163,12 @@ def test_the_last_blocks_alone_are_trained(make_model):
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match=rf"in \[0, 2\]. Received: {wrong}"):
             classifier.encoder.freeze_but_last(wrong)
+
+
+@pytest.mark.parametrize("kind", [MAEClassifier, MAESegmenter])
+def test_a_whole_pretrainer_is_no_encoder(kind, make_model):
+    with pytest.raises(ValueError, match=r"must be a MAEEncoder.*: MAEPretrainer"):
+        kind(make_model(), 3)
 
 
 @pytest.mark.tensorflow

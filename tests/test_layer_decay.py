@@ -19,7 +19,7 @@ from keras_mae.layer_decay import (
     layer_scales,
 )
 from keras_mae.optimization import warmup_cosine
-from tests.comparison import assert_same_weights
+from tests.comparison import assert_goes_on_as_before
 
 # 0.65 to the power of 13, 12, ... 0: the embedding, twelve blocks, the rest
 SCALES = [
@@ -233,17 +233,7 @@ def test_rate_and_decay_shrink_alike(graph):
 def test_a_saved_model_goes_on_as_before(make_model, images, tmp_path):
     model = MAEClassifier(make_model().encoder, num_classes=3)
     optimizer = finetuning_optimizer(warmup_cosine(1e-2, 10, 2), 0.5, depth=2)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer=optimizer, loss=loss)
-    labels = np.array([0, 1, 2, 0])
-    model.fit(images, labels, epochs=3, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    assert type(loaded.optimizer) is FineTuningAdamW
-    assert loaded.optimizer.get_config() == optimizer.get_config()
-    for each in (model, loaded):
-        each.fit(images, labels, verbose=0)
-    assert_same_weights(model, loaded, compiled_apart=True)
+    assert_goes_on_as_before(model, optimizer, images, tmp_path / "model.keras")
 
 
 def test_config_round_trip():

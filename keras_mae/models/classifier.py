@@ -6,7 +6,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_mae.models.encoder import MAEEncoder
+from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.inference import FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.unused import LeavesOut
@@ -74,6 +74,7 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
         head_range: float | None = None,
         **kwargs: Any,
     ) -> None:
+        check_encoder(encoder)
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
         if not isinstance(num_classes, int) or num_classes < 1:

@@ -339,3 +339,30 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             "drop_path_rate": getattr(self.stochastic_depth, "rate", 0.0),
             "train_positions": self.patch_embedding.train_positions,
         }
+
+
+def check_encoder(encoder: Any) -> MAEEncoder:
+    """Returns `encoder`, or raises.
+
+    Args:
+        encoder: What was given as one.
+
+    Returns:
+        The same.
+
+    Raises:
+        ValueError: If it is no `MAEEncoder`, say the whole `MAEPretrainer`.
+
+    Example:
+
+    ```python
+    encoder = MAEEncoder.from_preset("mae_tiny")
+    assert check_encoder(encoder) is encoder
+    ```
+    """
+    if not isinstance(encoder, MAEEncoder):
+        raise ValueError(
+            "encoder must be a MAEEncoder, such as a MAEPretrainer's encoder. "
+            f"Received: {type(encoder).__name__}"
+        )
+    return encoder

@@ -6,7 +6,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_mae.models.encoder import MAEEncoder
+from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.inference import FusedInference
 from keras_mae.models.unused import LeavesOut
 from keras_mae.patches import unpatchify
@@ -65,6 +65,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         hidden_dim: int = 256,
         **kwargs: Any,
     ) -> None:
+        check_encoder(encoder)
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
         for name, value in (("num_classes", num_classes), ("hidden_dim", hidden_dim)):

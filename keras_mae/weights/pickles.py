@@ -190,7 +190,8 @@ def _read_zip(path):
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
         if len(pickles) != 1 or len(set(names)) != len(names):
-            raise PortError(f"{path} is a zip file, but not one of PyTorch's")
+            hint = "; keras.models.load_model reads it" * (path.suffix == ".keras")
+            raise PortError(f"{path} is a zip file, but not one of PyTorch's{hint}")
         folder = pickles[0].removesuffix("data.pkl")
         for info in archive.infolist():
             # a compressed file may be a million times as long as it looks

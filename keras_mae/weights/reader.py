@@ -112,6 +112,8 @@ def _find_weights(location):
     if len(others) == 1:
         return others[0]
     found = f"; name one of {', '.join(p.name for p in others)}" if others else ""
+    if Path(location.source, "model.keras").is_file():
+        found += "; keras.models.load_model reads its model.keras"
     raise PortError(f"{location.source} has none of {', '.join(WEIGHT_FILES)}{found}")
 
 
