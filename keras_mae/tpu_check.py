@@ -11,7 +11,6 @@ values anew by itself: memory does not grow evenly with the batch, so the larges
 is searched by compiling.
 """
 
-import dataclasses
 import functools
 import gc
 import importlib.util
@@ -24,8 +23,16 @@ import tempfile
 from pathlib import Path
 
 from keras_mae import tpu_compiler
+from keras_mae.tpu_report import (
+    GIB,
+    Check,
+    Compiled,
+    Result,
+    Topology,
+    as_gib,
+    on_or_off,
+)
 
-GIB = 2**30
 # GiB a chip: what the compiler of libtpu 0.0.52 says a program may use
 USABLE = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
 PACKAGES = ("jax", "jaxlib", "libtpu")
@@ -33,70 +40,6 @@ MOST_COMPILATIONS = 8  # of a search
 # how TensorFlow begins when XLA has no way to say an operation
 UNLOWERED = "Failed getting HLO text"
 GRANULE = 8  # images: TPUs work on eight rows at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """A TPU slice: its `name`, `generation`, `chips`, and bytes of `memory` a chip."""
-
-    name: str
-    generation: str
-    chips: int
-    memory: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """What the compiler says of one chip's program; byte counts are of that chip."""
-
-    batch: int
-    arguments: int = 0
-    outputs: int = 0
-    temporaries: int = 0
-    code: int = 0
-    aliased: int = 0
-    flops: float = 0.0
-    refusal: str | None = None
-
-    @property
-    def memory(self):
-        """Bytes in all; what outputs share with arguments counts once."""
-        parts = (self.arguments, self.outputs, self.temporaries, self.code)
-        return sum(parts) - self.aliased
-
-    @property
-    def is_too_large(self):
-        """Whether memory is why the compiler refused."""
-        return "RESOURCE_EXHAUSTED" in (self.refusal or "")
-
-    def fits(self, memory):
-        """Says whether the program compiled into so many bytes."""
-        return self.refusal is None and self.memory <= memory
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The answer with, or without, rematerialization.
-
-    `largest` is the largest batch a chip that was found to fit, 0 for none and `None`
-    where it was not searched; `too_large` the smallest that was found not to.
-    """
-
-    rematerialize: bool
-    requested: Compiled
-    largest: int | None = None
-    too_large: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """All that `check` found out; `gradient_bytes` are those of one all-reduce."""
-
-    topology: Topology
-    batch_size: int
-    accumulation_steps: int
-    gradient_bytes: int
-    results: tuple
 
 
 def require():
@@ -194,7 +137,7 @@ def check(make_model, topology, batch_size, accumulation_steps=1, progress=print
 
 
     try:
-        print(report(check(make_model, Topology("v5e:2x2", "v5e", 4, 2**34), 6)))
+        print(check(make_model, Topology("v5e:2x2", "v5e", 4, 2**34), batch_size=6))
     except ValueError as error:
         assert "6" in str(error) or "tpu-check" in str(error)
     ```
@@ -217,7 +160,7 @@ def check(make_model, topology, batch_size, accumulation_steps=1, progress=print
                 _compile_at, model, topology, accumulation_steps, progress
             )
         )
-        progress(f"Rematerialization {_on(rematerialize)}:")
+        progress(f"Rematerialization {on_or_off(rematerialize)}:")
         requested = compile_at(batch_size // topology.chips)
         bounds = None, None
         if requested.refusal is None or requested.is_too_large:
@@ -275,64 +218,6 @@ def find_largest(compile_at, first, memory, granule=GRANULE):
     return fits, fails
 
 
-def report(outcome):
-    """Writes an outcome down.
-
-    Args:
-        outcome: What `check` returned.
-
-    Returns:
-        Text of several lines.
-
-    Example:
-
-    ```python
-    topology = Topology("v5e:4x4", "v5e", 16, 2**34)
-    result = Result(False, Compiled(256, temporaries=2**33, flops=1e12), 500, 512)
-    text = report(Check(topology, 4096, 1, 10**9, (result,)))
-    assert "8.00 of 16.00 GiB" in text and "500" in text
-    ```
-    """
-    topology = outcome.topology
-    lines = [
-        f"{topology.name}: {topology.chips} chips of {_gib(topology.memory)} GiB each; "
-        f"{outcome.batch_size} images an update, "
-        f"{outcome.batch_size // topology.chips} a chip",
-        *(line for result in outcome.results for line in _lines(result, outcome)),
-        "Memory: arguments + outputs + temporaries + code - what outputs share with "
-        "arguments.",
-        "One chip's program was compiled. Data parallelism adds an all-reduce of the "
-        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB a step.",
-    ]
-    return "\n".join(lines)
-
-
-def _lines(result, outcome):
-    """Writes down what holds with, or without, rematerialization."""
-    memory, requested = outcome.topology.memory, result.requested
-    yield f"rematerialization {_on(result.rematerialize)}"
-    if requested.refusal is not None:
-        why = "does not fit" if requested.is_too_large else "does not compile"
-        yield f"  {why}: {requested.refusal}"
-    else:
-        fits = "compiles" if requested.fits(memory) else "compiles, but does not fit"
-        yield f"  {fits}: {_gib(requested.memory)} of {_gib(memory)} GiB a chip"
-        # the compiler counts a loop's body once
-        flops = requested.flops * outcome.accumulation_steps / 1e12
-        yield f"  {flops:,.3g} TFLOP a chip and step"
-    if result.largest is not None:
-        beyond = f" ({result.too_large} does not fit)" if result.too_large else "+"
-        yield f"  largest batch found to fit a chip: {result.largest}{beyond}"
-
-
-def _on(rematerialize):
-    return "on" if rematerialize else "off"
-
-
-def _gib(count):
-    return f"{count / GIB:,.2f}"
-
-
 def _one_line(text):
     """Shortens a compiler's message to its first line that says something."""
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
@@ -376,7 +261,7 @@ def _compile_at(model, topology, accumulation_steps, progress, batch):
         answer["refusal"] = _one_line(answer["refusal"])
     compiled = Compiled(batch, **answer)
     if compiled.refusal is None:
-        progress(f"  {batch} images a chip: {_gib(compiled.memory)} GiB")
+        progress(f"  {batch} images a chip: {as_gib(compiled.memory)} GiB")
     else:
         progress(f"  {batch} images a chip: {compiled.refusal}")
     return compiled

@@ -10,7 +10,7 @@ import tensorflow as tf
 import keras_mae
 from keras_mae import tpu_check, tpu_compiler
 from keras_mae.flags import parse_flags
-from keras_mae.tpu_check import Check, Compiled, Result, Topology
+from keras_mae.tpu_report import Check, Compiled, Result, Topology, report
 from tests import scripts
 
 needs_compiler = pytest.mark.skipif(
@@ -236,7 +236,7 @@ def test_a_check_without_the_compiler(monkeypatch, make_model):
     assert lowered[0] == (False, 128) and len(set(lowered)) == len(lowered)
     weights = sum(int(np.prod(v.shape)) for v in models[0].trainable_variables)
     assert outcome.gradient_bytes == 4 * weights
-    text = tpu_check.report(outcome)
+    text = report(outcome)
     assert "does not fit: RESOURCE_EXHAUSTED: Ran out of memory\n" in text
     assert "largest batch found to fit a chip: 80 (88 does not fit)" in text
     assert "2 TFLOP a chip" in text  # twice what the compiler counts in a loop
@@ -244,12 +244,12 @@ def test_a_check_without_the_compiler(monkeypatch, make_model):
 
 def test_the_report_tells_what_compiles_but_does_not_fit():
     result = Result(True, Compiled(4, temporaries=3 * 2**34), 0, 8)
-    text = tpu_check.report(Check(V5E, 16, 1, 5 * 10**6, (result,)))
+    text = report(Check(V5E, 16, 1, 5 * 10**6, (result,)))
     assert "compiles, but does not fit: 48.00 of 16.00 GiB a chip" in text
     assert "4 chips" in text and "16 images an update, 4 a chip" in text
     assert "all-reduce of the gradients: 5 MB a step" in text
     refused = Result(False, Compiled(4, refusal="UNIMPLEMENTED: no such thing"))
-    text = tpu_check.report(Check(V5E, 16, 1, 1, (refused,)))
+    text = report(Check(V5E, 16, 1, 1, (refused,)))
     assert "does not compile: UNIMPLEMENTED: no such thing" in text
     assert "largest" not in text
 

@@ -93,7 +93,7 @@ def build_model(config, channels, total_steps, warmup_steps, rematerialize=None)
 
 def compile_for(config):
     """Answers whether a TPU would take the step, without one."""
-    from keras_mae import tpu_check
+    from keras_mae import tpu_check, tpu_report
 
     topology = tpu_check.parse_topology(config.compile_for)
 
@@ -104,7 +104,7 @@ def compile_for(config):
     results = tpu_check.check(
         make_model, topology, config.batch_size, config.accumulation_steps
     )
-    print(tpu_check.report(results))
+    print(tpu_report.report(results))
 
 
 def train(training, model):
