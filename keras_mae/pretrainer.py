@@ -94,6 +94,8 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
     ```
     """
 
+    has_decoder = True
+
     def __init__(
         self,
         encoder: MAEEncoder,

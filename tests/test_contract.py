@@ -18,7 +18,13 @@ from tests.scripts import ROOT
 pytestmark = pytest.mark.backends
 
 CASES = {**LAYERS, **MODELS}
-TRAINED = [name for name, case in CASES.items() if case.compiled is not None]
+# what users fit; the others take as long, and are fitted with the slow tests
+FITTED = ("MAEPretrainer", "MAEClassifier", "MAESegmenter")
+TRAINED = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name not in FITTED))
+    for name, case in CASES.items()
+    if case.compiled is not None
+]
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())

@@ -64,6 +64,8 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
     ```
     """
 
+    has_head = True
+
     def __init__(
         self,
         encoder: MAEEncoder,

@@ -20,8 +20,12 @@ class Pretrained:
     Attributes:
         port_report: What `from_pretrained` did, a `keras_mae.weights.PortReport`;
             `None` on any other model.
+        has_decoder: Whether the model paints, so that its weights have a decoder's.
+        has_head: Whether it classifies, so that its weights may have a head's.
     """
 
+    has_decoder = False
+    has_head = False
     port_report: "PortReport | None" = None
 
     @classmethod

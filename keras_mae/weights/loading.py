@@ -5,10 +5,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import keras
 
-from keras_mae.models import MAEClassifier
 from keras_mae.patches import grid_shape
 from keras_mae.presets import PRESETS
-from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.weights import configs
 from keras_mae.weights.checkpoint import Checkpoint, PortError, Weights
 from keras_mae.weights.formats import Description, describe
@@ -108,9 +106,8 @@ def _study(cls, source, options):
     told = configs.told_sizes(checkpoint, description)
     study = _Study(checkpoint, description, told)
     decoder = "decoder" in description.contents.parts
-    if issubclass(cls, MAEPretrainer) and not (
-        decoder or options.allow_missing_decoder
-    ):
+    paints = getattr(cls, "has_decoder", False)
+    if paints and not (decoder or options.allow_missing_decoder):
         raise PortError(f"{study.title} has no decoder. {_DECODER_FILES}")
     return study, options
 
@@ -200,7 +197,7 @@ def _complete_sizes(cls, study, overrides):
         sizes = {**{k: v for k, v in paper.items() if "decoder_" in k}, **sizes}
     sizes["image_size"] = study.image_size(overrides.get("image_size"))
     notes = []
-    for prefix in ("", "decoder_") if issubclass(cls, MAEPretrainer) else ("",):
+    for prefix in ("", "decoder_") if cls.has_decoder else ("",):
         name = f"{prefix}num_heads"
         if name not in sizes and name not in overrides:
             sizes[name], preset = configs.preset_like(sizes, prefix)
@@ -210,7 +207,7 @@ def _complete_sizes(cls, study, overrides):
                     f"from_pretrained(source, {name}=12)"
                 )
             notes.append(f"{name} is {sizes[name]}, as {preset} has at these sizes")
-    if issubclass(cls, MAEClassifier):
+    if cls.has_head:
         mean = "head_norm" in parts or not parts & _HEADS
         sizes["pooling"] = overrides.get("pooling", "mean" if mean else "cls")
         sizes["batch_norm"] = "probe" in parts
