@@ -308,7 +308,7 @@ def _open(source):
         # closed at once: Pillow keeps the file of an animation open
         with Image.open(io.BytesIO(source) if encoded else source) as image:
             image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each format's reader fails in its own ways
         raise ValueError(
             f"An image must be a readable picture. Received: {name}: {error}"
         ) from error

@@ -170,7 +170,7 @@ def test_files_that_break_off(what, seed, write, model):
     refuse(model, spoilt(write, what, cut))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("what", CUTS)
 def test_flipped_bits_are_an_error_or_stay_numbers(what, seed, write, model):
     """What lies in the data of a tensor can't be seen; no file holds a sum of it."""
@@ -506,19 +506,15 @@ def test_other_tensors_are_named(seed, kind, state, tmp_path, model):
     refuse(model, tmp_path)
 
 
-# of each of these sizes alone a model could be built that no machine holds
-@pytest.mark.parametrize(
-    ("key", "axis"),
-    [("cls_token", 2), ("pos_embed", 1), ("mask_token", 2),
-     ("patch_embed.proj.weight", 2), ("blocks.0.mlp.fc1.weight", 0),
-     ("decoder_blocks.0.mlp.fc1.weight", 0)],
-)  # fmt: skip
-def test_a_shape_alone_builds_no_model(key, axis, state, tmp_path, model):
-    sizes = list(state[key].shape)
-    sizes[axis] = 300_001 * sizes[axis] // max(1, state[key].size // 64)
-    many = {**state, key: np.zeros(sizes, "float16")}
-    save_file(many, tmp_path / "model.safetensors")
-    refuse(model, tmp_path)
+# of a width of a million the first matrix alone would take four terabytes
+@pytest.mark.parametrize("key", ["cls_token", "mask_token"])
+def test_a_shape_alone_builds_no_model(key, state, tmp_path, model):
+    many = {**state, key: np.zeros((1, 1, 10**6), "float32")}
+    content = forge.state_program(many, text("args") + ARGS)
+    path = tmp_path / "model.pth"
+    refuse(model, forge.write_zip(path, content, forge.storages_of(many)))
+    with pytest.raises(ValueError, match=r"hidden_dim is 1000000 by \w+_token"):
+        keras_mae.MAEPretrainer.from_pretrained(path)
 
 
 def deep(levels):
@@ -546,7 +542,7 @@ KINDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(45))
 def test_nonsense_in_a_configuration(seed, write, model):
     rng = random.Random(seed)
     folder = write("huggingface")

@@ -6,7 +6,7 @@ The examples are the same each time: a failure here is a failure everywhere.
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -16,6 +16,7 @@ from keras_mae.layers import RandomMasking, gather_tokens
 from keras_mae.positions import bicubic_matrix
 from keras_mae.serving.pillow_resize import resize_like_pillow
 from keras_mae.weights import PortError, export_weights, load_weights
+from keras_mae.weights.port import sizes_of
 from keras_mae.weights.tables import FACEBOOK, HUGGINGFACE
 from tests.comparison import assert_same_weights
 
@@ -26,6 +27,8 @@ def examples(count):
         deadline=None,
         derandomize=True,
         database=None,
+        # a failure is not made smaller: that may take minutes
+        phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
 
@@ -50,7 +53,7 @@ def test_patches_are_blocks_of_the_image(grid, patch, channels, batch):
         top, left = row * patch[0], column * patch[1]
         block = images[:, top : top + patch[0], left : left + patch[1]]
         np.testing.assert_array_equal(
-            patches[:, row * grid[1] + column], block.reshape(batch, -1)
+            patches[:, row * grid[1] + column], block.reshape(batch, patches.shape[2])
         )
     restored = keras_mae.unpatchify(patches, patch, size)
     np.testing.assert_array_equal(restored, images)
@@ -282,7 +285,7 @@ def models(draw):
     }
 
 
-@examples(6)
+@examples(4)
 @given(sizes=models(), format=st.sampled_from(["huggingface", "timm"]))
 def test_any_model_comes_back_bit_equal(sizes, format, tmp_path_factory):
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny", **sizes)
@@ -294,7 +297,7 @@ def test_any_model_comes_back_bit_equal(sizes, format, tmp_path_factory):
         return
     again = keras_mae.MAEPretrainer.from_pretrained(folder)
     assert_same_weights(again, model)
-    assert again.get_config() == {**model.get_config(), "name": again.name}
+    assert sizes_of(again) == sizes_of(model)
 
 
 @pytest.fixture(scope="module")
@@ -309,8 +312,8 @@ def target():
 @given(data=st.data(), naming=st.sampled_from([FACEBOOK, HUGGINGFACE]))
 def test_one_error_lists_all_that_differs(target, data, naming):
     state = export_weights(target, naming)
-    marker = "blocks.0.attn.qkv.weight" if naming is FACEBOOK else "query.weight"
-    # what the naming is told by stays
+    # the first weights tell the naming, and their biases that there are some
+    marker = "attn.qkv" if naming is FACEBOOK else "query"
     movable = sorted(key for key in state if marker not in key and "token" not in key)
     gone = data.draw(st.sets(st.sampled_from(movable), max_size=5))
     names = st.text("abcxyz.-_ 0é", min_size=1, max_size=12).map("left.".__add__)

@@ -8,8 +8,8 @@ WebPs; and what claims more pixels than a picture has.
 
 import tensorflow as tf
 
-# what Pillow takes for the most that is no attack; TensorFlow has no bound of its own
-# for animations, of which it reserves every frame that a header promises
+# what Pillow takes for the most that is no attack; TensorFlow takes more, and of an
+# animation every frame that a header promises
 MOST_PIXELS = 178_956_970
 # as Pillow and PyTorch's loaders decode; TensorFlow's default trades quality for speed
 _DCT = "INTEGER_ACCURATE"
@@ -61,7 +61,7 @@ def decode_window(encoded, window):
     """
 
     def part_of_jpeg():
-        begin, size = window(tf.image.extract_jpeg_shape(encoded))
+        begin, size = window(_jpeg_shape(encoded))
         part = tf.concat([begin[:2], size[:2]], axis=0)
         return tf.image.decode_and_crop_jpeg(encoded, part, 3, dct_method=_DCT)
 
@@ -81,15 +81,25 @@ def decode_window(encoded, window):
 
 
 def _decode_jpeg(encoded):
-    return tf.io.decode_jpeg(encoded, 3, dct_method=_DCT)
+    with tf.control_dependencies([_jpeg_shape(encoded)]):
+        return tf.io.decode_jpeg(encoded, 3, dct_method=_DCT)
+
+
+def _jpeg_shape(encoded):
+    shape = tf.image.extract_jpeg_shape(encoded)
+    with tf.control_dependencies([_check_pixels(shape[0], shape[1])]):
+        return tf.identity(shape)
 
 
 def _decode_png_or_gif(encoded):
-    def screen():
-        return tf.io.decode_raw(_part(encoded, 6, 4), tf.uint16)  # width, height
+    def of_gif():
+        sizes = tf.io.decode_raw(_part(encoded, 6, 4), tf.uint16)
+        return tf.cast(sizes, tf.int32)  # width, height
 
-    is_gif = _has(encoded, 0, b"GIF8")
-    sizes = tf.cond(is_gif, screen, lambda: tf.zeros((2,), tf.uint16))
+    def of_png():
+        return tf.io.decode_raw(_part(encoded, 16, 8), tf.int32, little_endian=False)
+
+    sizes = tf.cond(_has(encoded, 0, b"GIF8"), of_gif, of_png)
     with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
         return tf.io.decode_image(encoded, 3, expand_animations=False)
 
