@@ -307,6 +307,8 @@ def _open(source):
     try:
         # closed at once: Pillow keeps the file of an animation open
         with Image.open(io.BytesIO(source) if encoded else source) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program, which another program would run")
             image.load()
     except Exception as error:  # each format's reader fails in its own ways
         raise ValueError(

@@ -1,6 +1,5 @@
 """Runs the project's scripts as a user does, in a process of their own."""
 
-import ast
 import dataclasses
 import importlib.util
 import os
@@ -47,24 +46,3 @@ def config_class(script):
         if dataclasses.is_dataclass(item) and item.__module__ == module.__name__
     )
     return found
-
-
-def unread_flags(script):
-    """Lists the flags that neither a script nor what it shares ever reads."""
-    texts = [(ROOT / script).read_text()]
-    texts += [
-        (ROOT / "keras_mae" / name).read_text()
-        for name in ("training.py", "classification.py", "recipes.py")
-        if f"keras_mae.{name[:-3]} import" in texts[0]
-    ]
-    read = {
-        node.attr
-        for text in texts
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Attribute)
-        and getattr(node.value, "id", getattr(node.value, "attr", None))
-        in ("config", "self")
-    }
-    flags = {field.name for field in dataclasses.fields(config_class(script))}
-    # --config is read before there are flags
-    return flags - read - {"config"}

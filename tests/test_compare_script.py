@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.scripts import run, unread_flags
+from tests.scripts import run
 
 SCRIPT = "training/compare.py"
 TINY = ("--seeds=1", "--pretrain_epochs=1", "--updates=2")
@@ -38,7 +38,3 @@ def test_bad_input_is_one_line_and_code_2(tmp_path):
     assert finished.returncode == 2
     assert "seeds must be positive. Received: 0" in finished.stderr
     assert not (tmp_path / "new").exists()
-
-
-def test_every_flag_is_read():
-    assert unread_flags(SCRIPT) == set()

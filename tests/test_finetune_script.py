@@ -12,7 +12,7 @@ from PIL import Image
 import keras_mae
 from keras_mae.flags import parse_flags, run_script
 from keras_mae.recipes import FINE_TUNING
-from tests.scripts import load, run, unread_flags
+from tests.scripts import load, run
 from tests.test_pretrain_script import assert_same_run, start, wait_for
 
 SCRIPT = "training/finetune.py"
@@ -189,7 +189,3 @@ def test_a_model_of_other_classes_is_not_evaluated(pretrained, tmp_path):
         ValueError, match=r"classifier of the 10 classes.*MAEPretrainer"
     ):
         script.main(parse_flags(script.FinetuneConfig, "", flags))
-
-
-def test_every_flag_is_read():
-    assert unread_flags(SCRIPT) == set()

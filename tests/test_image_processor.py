@@ -238,3 +238,12 @@ def test_steps_that_are_not_taken_are_refused(tmp_path, key, value):
     path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
     with pytest.raises(ValueError, match=f"{key} must be"):
         MAEImageProcessor.from_pretrained(tmp_path)
+
+
+def test_nothing_runs_a_program_that_calls_itself_a_picture(monkeypatch):
+    started = []
+    monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nquit\n"
+    with pytest.raises(ValueError, match=r"readable picture.*EPS is a program"):
+        MAEImageProcessor(image_size=32)(program)
+    assert not started

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from keras_mae.flags import parse_flags, run_script
-from tests.scripts import load, run, unread_flags
+from tests.scripts import load, run
 from tests.test_finetune_script import pretrained  # noqa: F401, a fixture
 
 SCRIPT = "training/linear_probe.py"
@@ -97,7 +97,3 @@ def test_a_training_run_is_not_replaced(probed, tmp_path):
     (tmp_path / "checkpoints" / "step-000000009.keras").touch()
     with pytest.raises(ValueError, match="holds a training run"):
         ask(*flags, f"--output={tmp_path}")
-
-
-def test_every_flag_is_read():
-    assert unread_flags(SCRIPT) == set()

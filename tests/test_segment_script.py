@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.scripts import load, run, unread_flags
+from tests.scripts import load, run
 
 SCRIPT = "training/segment.py"
 FEW = ("--unlabelled=32", "--labelled=16", "--held_out=20", "--epochs=1")
@@ -67,7 +67,3 @@ def test_numbers_are_checked(name):
 def test_canvases_hold_a_digit():
     with pytest.raises(ValueError, match=r"16 pixels high.*image_size=\(8, 32\)"):
         load(SCRIPT).make_canvases([], [], 1, (8, 32), np.random.default_rng(0))
-
-
-def test_every_flag_is_read():
-    assert unread_flags(SCRIPT) == set()
