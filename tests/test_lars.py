@@ -15,12 +15,12 @@ from keras_mae.lars import LARS
 from keras_mae.optimization import warmup_cosine
 from tests.comparison import assert_goes_on_as_before
 
+pytestmark = pytest.mark.backends
+
 # zero weights, zero gradients, a decay, a vector: what two updates leave of them
 UPDATES = """
 import keras, numpy as np
 from keras_mae.lars import LARS
-
-pytestmark = pytest.mark.backends
 
 values = np.linspace(-1, 1, 12).astype("float32").reshape(3, 4)
 variables = [keras.Variable(value) for value in (values, 0 * values, values[0])]

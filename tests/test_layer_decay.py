@@ -21,6 +21,8 @@ from keras_mae.layer_decay import (
 from keras_mae.optimization import warmup_cosine
 from tests.comparison import assert_goes_on_as_before
 
+pytestmark = pytest.mark.backends
+
 # 0.65 to the power of 13, 12, ... 0: the embedding, twelve blocks, the rest
 SCALES = [
     0.0036972058910187135,
@@ -45,8 +47,6 @@ import json
 import keras, numpy as np
 import keras_mae
 from keras_mae.layer_decay import FineTuningAdamW
-
-pytestmark = pytest.mark.backends
 
 def make_model():
     keras.utils.set_random_seed(0)
