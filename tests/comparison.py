@@ -25,6 +25,6 @@ def assert_goes_on_as_before(classifier, optimizer, images, file):
     assert loaded.optimizer.get_config() == optimizer.get_config()
     for each in (classifier, loaded):
         each.fit(images, labels, verbose=0)
-    # JAX compiles a program for each, and may round otherwise
-    tolerance = 1e-6 if keras.backend.backend() == "jax" else 0.0
+    # bits are TensorFlow's promise: others may round each model's step otherwise
+    tolerance = 0.0 if keras.backend.backend() == "tensorflow" else 1e-5
     assert_same_weights(classifier, loaded, tolerance)
