@@ -341,14 +341,11 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         }
 
 
-def check_encoder(encoder: Any) -> MAEEncoder:
-    """Returns `encoder`, or raises.
+def check_encoder(encoder: Any) -> None:
+    """Raises unless `encoder` is one.
 
     Args:
         encoder: What was given as one.
-
-    Returns:
-        The same.
 
     Raises:
         ValueError: If it is no `MAEEncoder`, say the whole `MAEPretrainer`.
@@ -356,8 +353,7 @@ def check_encoder(encoder: Any) -> MAEEncoder:
     Example:
 
     ```python
-    encoder = MAEEncoder.from_preset("mae_tiny")
-    assert check_encoder(encoder) is encoder
+    check_encoder(MAEEncoder.from_preset("mae_tiny"))
     ```
     """
     if not isinstance(encoder, MAEEncoder):
@@ -365,4 +361,3 @@ def check_encoder(encoder: Any) -> MAEEncoder:
             "encoder must be a MAEEncoder, such as a MAEPretrainer's encoder. "
             f"Received: {type(encoder).__name__}"
         )
-    return encoder

@@ -1,15 +1,14 @@
 """How every model is made from a preset or from published weights, and written back."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from keras_mae.presets import preset_sizes
 from keras_mae.typing import PathLike
-
-if TYPE_CHECKING:
-    # at run time these modules import this one
-    from keras_mae.weights.checkpoint import Weights
-    from keras_mae.weights.report import PortReport
+from keras_mae.weights.checkpoint import Weights
+from keras_mae.weights.loading import build_pretrained
+from keras_mae.weights.report import PortReport
+from keras_mae.weights.saving import save_pretrained
 
 
 class Pretrained:
@@ -26,7 +25,7 @@ class Pretrained:
 
     has_decoder = False
     has_head = False
-    port_report: "PortReport | None" = None
+    port_report: PortReport | None = None
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
@@ -79,7 +78,7 @@ class Pretrained:
     @classmethod
     def from_pretrained(
         cls,
-        source: "Weights",
+        source: Weights,
         *,
         allow_missing_decoder: bool = False,
         position_resize: str | None = None,
@@ -138,8 +137,6 @@ class Pretrained:
         print(encoder.port_report)
         ```
         """
-        from keras_mae.weights.loading import build_pretrained
-
         return build_pretrained(
             cls,
             source,
@@ -156,7 +153,7 @@ class Pretrained:
 
     def save_pretrained(
         self, folder: PathLike, format: str = "huggingface"
-    ) -> "PortReport":
+    ) -> PortReport:
         """Writes the weights, and a configuration, as another library reads them.
 
         Args:
@@ -182,6 +179,4 @@ class Pretrained:
             report = model.save_pretrained(folder)
         ```
         """
-        from keras_mae.weights.saving import save_pretrained
-
         return save_pretrained(self, folder, format)

@@ -9,7 +9,7 @@ from itertools import chain
 import jax
 import keras
 
-from keras_mae.steps.shared import OneReplica, global_norm, part_size
+from keras_mae.steps.shared import OneReplica, global_norm, mean_gradients, part_size
 
 
 class _Holding(keras.StatelessScope):
@@ -104,10 +104,7 @@ class BackendStep(OneReplica):
         (loss, gradients, others), outputs = jax.lax.scan(
             add_part, (0.0, zeros, others), jax.tree.map(split, inputs)
         )
-        gradients = [
-            (gradient / steps).astype(value.dtype)
-            for gradient, value in zip(gradients, trainable, strict=True)
-        ]
+        gradients = mean_gradients(gradients, steps, self.trainable_variables)
         if outputs is not None:
             outputs = outputs.reshape(rows * steps, *outputs.shape[2:])
         return loss / steps, outputs, gradients, others

@@ -6,7 +6,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_mae.fusion import fusing
-from keras_mae.steps.shared import OneReplica, part_size
+from keras_mae.steps.shared import OneReplica, mean_gradients, part_size
 from keras_mae.typing import Tensor
 
 
@@ -89,10 +89,7 @@ class BackendStep(OneReplica):
         _, loss, gradients, parts = tf.while_loop(
             lambda step, *_: step < steps, add_part, (0, 0.0, zeros, parts)
         )
-        gradients = [
-            tf.cast(gradient / steps, variable.dtype)
-            for gradient, variable in zip(gradients, variables, strict=True)
-        ]
+        gradients = mean_gradients(gradients, steps, variables)
         return loss / steps, parts.concat() if has_outputs else None, gradients
 
     def _replica_results(self, results):

@@ -2,7 +2,7 @@
 
 import torch
 
-from keras_mae.steps.shared import OneReplica, global_norm, part_size
+from keras_mae.steps.shared import OneReplica, global_norm, mean_gradients, part_size
 
 
 class BackendStep(OneReplica):
@@ -45,11 +45,6 @@ class BackendStep(OneReplica):
                 gradients = [gradient.float() for gradient in more]
             else:
                 torch._foreach_add_(gradients, more)
-        gradients = [
-            (gradient / steps).to(variable.value.dtype)
-            for gradient, variable in zip(
-                gradients, self.trainable_variables, strict=True
-            )
-        ]
+        gradients = mean_gradients(gradients, steps, self.trainable_variables)
         outputs = None if parts[0] is None else torch.cat(parts)
         return sum(losses) / steps, outputs, gradients

@@ -35,6 +35,33 @@ def part_size(batch: int | None, steps: int) -> int:
     return batch // steps
 
 
+def mean_gradients(
+    sums: Sequence[Tensor], steps: int, variables: Sequence[Tensor]
+) -> list[Tensor]:
+    """Turns float32 sums over the parts of a batch into gradients of variables.
+
+    Args:
+        sums: List of tensors, a variable's each.
+        steps: Int, the parts.
+        variables: List of variables.
+
+    Returns:
+        List of tensors in the variables' dtypes.
+
+    Example:
+
+    ```python
+    variable = keras.Variable([1.0, 2.0])
+    (gradient,) = mean_gradients([keras.ops.array([4.0, 8.0])], 4, [variable])
+    np.testing.assert_array_equal(gradient, [1.0, 2.0])
+    ```
+    """
+    return [
+        ops.cast(total / steps, variable.dtype)
+        for total, variable in zip(sums, variables, strict=True)
+    ]
+
+
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:
     """Computes the Euclidean norm of all gradients together.
 
