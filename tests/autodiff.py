@@ -1,7 +1,8 @@
 """Gradients on whatever backend runs, for tests that compare them."""
 
 import keras
-import numpy as np
+
+from tests.contract_files import array
 
 
 def gradients(function, variables):
@@ -17,9 +18,7 @@ def gradients(function, variables):
     """
     backend = keras.backend.backend()
     returned, values = globals()[f"_by_{backend}"](function, variables)
-    return returned, [
-        np.asarray(keras.ops.convert_to_numpy(value), "float32") for value in values
-    ]
+    return returned, [array(value) for value in values]
 
 
 def _scalar(returned):
