@@ -93,13 +93,19 @@ def _jpeg_shape(encoded):
 
 def _decode_png_or_gif(encoded):
     def of_gif():
-        sizes = tf.io.decode_raw(_part(encoded, 6, 4), tf.uint16)
+        sizes = tf.io.decode_raw(_header(encoded, 6, 4), tf.uint16)
         return tf.cast(sizes, tf.int32)  # width, height
 
     def of_png():
-        return tf.io.decode_raw(_part(encoded, 16, 8), tf.int32, little_endian=False)
+        sizes = _header(encoded, 16, 8)
+        return tf.io.decode_raw(sizes, tf.int32, little_endian=False)
 
-    sizes = tf.cond(_has(encoded, 0, b"GIF8"), of_gif, of_png)
+    kinds = [
+        (_has(encoded, 0, b"GIF8"), of_gif),
+        (_has(encoded, 0, b"\x89PNG"), of_png),
+    ]
+    # of anything else decode_image says itself that it is no image
+    sizes = tf.case(kinds, default=lambda: tf.zeros(2, tf.int32))
     with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
         return tf.io.decode_image(encoded, 3, expand_animations=False)
 
@@ -107,12 +113,12 @@ def _decode_png_or_gif(encoded):
 def _decode_webp(encoded):
     """Decodes a WebP; of an animated one the first frame, which must have alpha."""
     extended = _has(encoded, 12, b"VP8X")
-    flags = tf.io.decode_raw(_part(encoded, 20, 1), tf.uint8)[0]
+    flags = tf.io.decode_raw(_header(encoded, 20, 1), tf.uint8)[0]
     animated = tf.logical_and(extended, flags & 2 > 0)
 
     def frames():
         # 24 bits each, one less than the size
-        canvas = tf.io.decode_raw(_part(encoded, 24, 6), tf.uint8)
+        canvas = tf.io.decode_raw(_header(encoded, 24, 6), tf.uint8)
         canvas = tf.reshape(tf.cast(canvas, tf.int64), (2, 3))  # width, height
         canvas = tf.reduce_sum(canvas * tf.constant([1, 2**8, 2**16], tf.int64), axis=1)
         count = tf.size(tf.strings.split(encoded, b"ANMF")) - 1
@@ -132,7 +138,7 @@ def _decode_webp(encoded):
 
 def _decode_bmp(encoded):
     """Decodes a BMP of 24 or 32 bits, or of 8 with a palette, uncompressed."""
-    header = tf.io.decode_raw(_part(encoded, 10, 24), tf.int32)
+    header = tf.io.decode_raw(_header(encoded, 10, 24), tf.int32)
     begin, header_size, compression = header[0], header[1], header[5]
     # TensorFlow checks neither: it would return other pixels
     checks = [
@@ -163,6 +169,12 @@ def _check_pixels(width, height, frames=1):
 
 def _has(encoded, begin, magic):
     return tf.equal(_part(encoded, begin, len(magic)), magic)
+
+
+def _header(encoded, begin, length):
+    """Cuts bytes out; behind the end they are 0, as no image has them."""
+    padded = _part(encoded, begin, length) + b"\0" * length
+    return tf.strings.substr(padded, 0, length)
 
 
 def _part(encoded, begin, length):
