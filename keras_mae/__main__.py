@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 import keras_mae
-from keras_mae.flags import Parser
+from keras_mae.flags import Parser, summary
 
 _LIBRARIES = ("tensorflow", "jax", "torch", "numpy")
 _CHECKOUT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def _scripts() -> Iterator[Path]:
 def _summary(path: Path) -> str:
     """Reads the first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.splitlines()[0].partition(" Run: ")[0].rstrip(".") if text else ""
+    return summary(text).rstrip(".")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

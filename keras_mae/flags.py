@@ -67,6 +67,24 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
+def summary(docstring: str) -> str:
+    """Takes what a script does out of its docstring.
+
+    Args:
+        docstring: Str.
+
+    Returns:
+        The first line, less how to run the script: usage shows that.
+
+    Example:
+
+    ```python
+    assert summary("Trains. Run: python train.py") == "Trains."
+    ```
+    """
+    return docstring.partition("\n")[0].partition(" Run: ")[0]
+
+
 def parse_flags(
     config_class: type[_Config], description: str, argv: Sequence[str] | None = None
 ) -> _Config:
@@ -79,7 +97,7 @@ def parse_flags(
 
     Args:
         config_class: The dataclass.
-        description: What `--help` says first.
+        description: The script's docstring; `--help` begins with its first line.
         argv: List of arguments; by default those of the process.
 
     Returns:
@@ -96,9 +114,7 @@ def parse_flags(
     assert parse_flags(Config, "Trains.", ["--epochs=3"]).epochs == 3
     ```
     """
-    # what a docstring's first line says, less how to run it, which usage shows
-    description = description.partition(" Run: ")[0]
-    parser = Parser(description=description, formatter_class=_HelpFormatter)
+    parser = Parser(description=summary(description), formatter_class=_HelpFormatter)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
@@ -157,7 +173,7 @@ def run_script(
     Args:
         main: Function of one argument, the config.
         config_class: The dataclass of flags.
-        description: What `--help` says first.
+        description: The script's docstring; `--help` begins with its first line.
         argv: List of arguments; by default those of the process.
 
     Raises:

@@ -82,6 +82,42 @@ def load_model(source):
     return model, MAEImageProcessor.from_pretrained(place)
 
 
+def default_processor(source, model):
+    """Makes the published weights' processor for a model that came without one.
+
+    It prints that it was made.
+
+    Args:
+        source: What the model was loaded from, for messages.
+        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
+
+    Returns:
+        A `MAEImageProcessor`.
+
+    Raises:
+        ValueError: If the model has other than three channels.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    assert default_processor("mae_tiny.pth", model).image_size == (32, 32)
+    ```
+    """
+    encoder = getattr(model, "encoder", model)
+    if encoder.num_channels != 3:
+        raise ValueError(
+            f"A model of {encoder.num_channels} channels needs its "
+            f"{CONFIG_NAME}. Received: {source}, without one"
+        )
+    processor = MAEImageProcessor(encoder.image_size)
+    print(
+        f"{source} has no {CONFIG_NAME}: images are prepared as for the published "
+        f"weights ({processor.resample}, ImageNet's mean and deviation)"
+    )
+    return processor
+
+
 def with_precision(model, precision):
     """Builds a model with the same weights under another dtype policy.
 

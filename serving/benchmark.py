@@ -310,4 +310,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    flags.run_script(main, BenchmarkConfig, __doc__.splitlines()[0])
+    flags.run_script(main, BenchmarkConfig, __doc__)

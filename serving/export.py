@@ -42,7 +42,7 @@ import dataclasses
 from pathlib import Path
 
 from keras_mae.flags import flag, run_script
-from keras_mae.loading import load_model, with_precision
+from keras_mae.loading import default_processor, load_model, with_precision
 from keras_mae.serving import export, find_labels, read_labels
 
 
@@ -71,8 +71,7 @@ def main(config):
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
     path = Path(config.out, str(config.version))
     model, processor = load_model(config.model)
-    if processor is None:
-        processor = default_processor(config.model, model)
+    processor = processor or default_processor(config.model, model)
     if config.precision is not None:
         model = with_precision(model, config.precision)
     export(
@@ -98,22 +97,6 @@ def parse_batch_sizes(text):
         ) from error
 
 
-def default_processor(source, model):
-    """Makes the published weights' processor for a model that came without one."""
-    encoder = getattr(model, "encoder", model)
-    if encoder.num_channels != 3:
-        raise ValueError(
-            f"A model of {encoder.num_channels} channels needs its "
-            f"preprocessor_config.json. Received: {source}, without one"
-        )
-    processor = keras_mae.MAEImageProcessor(encoder.image_size)
-    print(
-        f"{source} has no preprocessor_config.json: images are prepared as for the "
-        f"published weights ({processor.resample}, ImageNet's mean and deviation)"
-    )
-    return processor
-
-
 def choose_labels(config, model):
     """Finds a classifier's class names: as told, else beside the model."""
     if config.labels is not None:
@@ -124,4 +107,4 @@ def choose_labels(config, model):
 
 
 if __name__ == "__main__":
-    run_script(main, ExportConfig, __doc__.splitlines()[0])
+    run_script(main, ExportConfig, __doc__)

@@ -209,4 +209,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    flags.run_script(main, ServerConfig, __doc__.splitlines()[0])
+    flags.run_script(main, ServerConfig, __doc__)

@@ -251,6 +251,12 @@ def test_lying_pictures(served):
         assert theirs is None or ours is not None, name
 
 
+@pytest.mark.parametrize("content", [b"x", LIES["a text"], LIES["html"], bytes(9999)])
+def test_what_is_no_picture_is_said_to_be_none(content, served):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file"):
+        served(tf.constant([content]))
+
+
 def test_too_many_pixels_are_refused(served):
     names = ["webp canvas of 2 ** 24 columns", "gif of 65535 pixels a side"]
     names += ["png of 60000 pixels a side", "jpeg of 65500 pixels a side"]

@@ -205,4 +205,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    run_script(main, BenchmarkConfig, __doc__.splitlines()[0])
+    run_script(main, BenchmarkConfig, __doc__)

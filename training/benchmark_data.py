@@ -106,4 +106,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    run_script(main, DataConfig, __doc__.splitlines()[0])
+    run_script(main, DataConfig, __doc__)

@@ -124,4 +124,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    run_script(main, GrowthConfig, __doc__.splitlines()[0])
+    run_script(main, GrowthConfig, __doc__)

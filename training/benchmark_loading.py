@@ -132,4 +132,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    run_script(main, LoadingConfig, __doc__.splitlines()[0])
+    run_script(main, LoadingConfig, __doc__)

@@ -265,4 +265,4 @@ def format_table(results):
 
 
 if __name__ == "__main__":
-    run_script(main, CompareConfig, __doc__.splitlines()[0])
+    run_script(main, CompareConfig, __doc__)

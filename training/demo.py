@@ -213,4 +213,4 @@ def report(results, output):
 
 
 if __name__ == "__main__":
-    flags.run_script(main, DemoConfig, __doc__.splitlines()[0])
+    flags.run_script(main, DemoConfig, __doc__)

@@ -156,4 +156,4 @@ def evaluate(training, model, processor):
 
 
 if __name__ == "__main__":
-    run_script(or_try_again(main), FinetuneConfig, __doc__.splitlines()[0])
+    run_script(or_try_again(main), FinetuneConfig, __doc__)

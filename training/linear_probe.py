@@ -206,4 +206,4 @@ def draw(folder, features, scores, class_names):
 
 
 if __name__ == "__main__":
-    run_script(or_try_again(main), ProbeConfig, __doc__.splitlines()[0])
+    run_script(or_try_again(main), ProbeConfig, __doc__)

@@ -247,4 +247,4 @@ def keep(model, processor, folder):
 if "get_ipython" in globals():
     main(OwnImagesConfig("pets"))
 elif __name__ == "__main__":
-    run_script(main, OwnImagesConfig, __doc__.splitlines()[0])
+    run_script(main, OwnImagesConfig, __doc__)

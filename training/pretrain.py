@@ -182,4 +182,4 @@ def validation_batches(images, config, strategy):
 
 
 if __name__ == "__main__":
-    run_script(or_try_again(main), PretrainConfig, __doc__.splitlines()[0])
+    run_script(or_try_again(main), PretrainConfig, __doc__)

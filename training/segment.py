@@ -218,4 +218,4 @@ def write(output, images, truth, predictions):
 
 
 if __name__ == "__main__":
-    run_script(main, SegmentConfig, __doc__.splitlines()[0])
+    run_script(main, SegmentConfig, __doc__)

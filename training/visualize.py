@@ -20,7 +20,7 @@ import numpy as np
 
 from keras_mae import data
 from keras_mae.flags import flag, run_script
-from keras_mae.loading import load_model
+from keras_mae.loading import default_processor, load_model
 
 # %% [markdown]
 # ## Choose
@@ -69,8 +69,7 @@ def load_painter(source):
             "--model must have a decoder, which paints. "
             f"Received: {source}, a {type(model).__name__}"
         )
-    # files of facebook's come without a configuration
-    return model, processor or keras_mae.MAEImageProcessor(model.encoder.image_size)
+    return model, processor or default_processor(source, model)
 
 
 # %% [markdown]
@@ -133,4 +132,4 @@ if "get_ipython" in globals():
 
     display(main(VisualizeConfig()))
 elif __name__ == "__main__":
-    run_script(main, VisualizeConfig, __doc__.splitlines()[0])
+    run_script(main, VisualizeConfig, __doc__)

@@ -140,4 +140,4 @@ def bytes_feature(content):
 
 
 if __name__ == "__main__":
-    run_script(main, WriteConfig, __doc__.splitlines()[0])
+    run_script(main, WriteConfig, __doc__)

@@ -102,4 +102,4 @@ def _read(config, checkpoint):
 
 if __name__ == "__main__":
     sys.argv[0] = "python -m keras_mae.weights"
-    run_script(convert, Config, __doc__.splitlines()[0])
+    run_script(convert, Config, __doc__)
