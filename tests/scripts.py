@@ -1,11 +1,17 @@
 """Runs the project's scripts as a user does, in a process of their own."""
 
+import contextlib
 import dataclasses
 import importlib.util
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from keras_mae.flags import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,3 +52,14 @@ def config_class(script):
         if dataclasses.is_dataclass(item) and item.__module__ == module.__name__
     )
     return found
+
+
+def refusal(script, *flags):
+    """Runs a script's `main` here, on bad input; returns the one line it ends in."""
+    main, flags = load(script).main, list(map(str, flags))
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
+        run_script(main, config_class(script), "", flags)
+    assert stopped.value.code == 2
+    (line,) = errors.getvalue().splitlines()
+    return line

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.scripts import run
+from tests.scripts import refusal, run
 
 SCRIPT = "training/compare.py"
 TINY = ("--seeds=1", "--pretrain_epochs=1", "--updates=2")
@@ -34,7 +34,6 @@ def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
 
 
 def test_bad_input_is_one_line_and_code_2(tmp_path):
-    finished = run(SCRIPT, "--seeds=0", f"--output={tmp_path / 'new'}")
-    assert finished.returncode == 2
-    assert "seeds must be positive. Received: 0" in finished.stderr
+    error = refusal(SCRIPT, "--seeds=0", f"--output={tmp_path / 'new'}")
+    assert "seeds must be positive. Received: 0" in error
     assert not (tmp_path / "new").exists()

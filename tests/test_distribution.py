@@ -160,6 +160,7 @@ def weights_of(folder, index):
         return [file[name] for name in file.files]
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_one_and_write_once(tmp_path):
     pytest.importorskip("sklearn")
     workers = start_workers(tmp_path, outputs=("chief", "other"))

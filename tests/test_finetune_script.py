@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import keras_mae
-from keras_mae.flags import parse_flags, run_script
+from keras_mae.flags import parse_flags
 from keras_mae.recipes import FINE_TUNING
-from tests.scripts import load, run
+from tests.scripts import load, refusal, run
 from tests.test_pretrain_script import assert_same_run, start, wait_for
 
 SCRIPT = "training/finetune.py"
@@ -26,6 +26,7 @@ pytest.importorskip("tensorboard")
 def pretrained(tmp_path_factory):
     """A run of a small model that never saw an image."""
     folder = tmp_path_factory.mktemp("pretrained")
+    keras.utils.set_random_seed(0)  # fixtures of a file come before its tests' seed
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", num_channels=1, patch_size=8, hidden_dim=48, decoder_depth=1
     )
@@ -171,14 +172,8 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
         (["--pooling=max"], "invalid choice"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, flags, message):
-    script = load(SCRIPT)
-    flags = [f"--output={tmp_path / 'run'}", *flags]
-    with pytest.raises(SystemExit) as stopped:
-        run_script(script.main, script.FinetuneConfig, "", flags)
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and message in error, error
+def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
+    assert message in refusal(SCRIPT, f"--output={tmp_path / 'run'}", *flags)
     assert not (tmp_path / "run").exists()
 
 

@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mae.flags import parse_flags, run_script
-from tests.scripts import load, run
+from keras_mae.flags import parse_flags
+from tests.scripts import load, refusal, run
 from tests.test_finetune_script import pretrained  # noqa: F401, a fixture
 
 SCRIPT = "training/linear_probe.py"
@@ -48,7 +48,8 @@ def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypat
     monkeypatch.setattr(
         "keras_mae.probing.extract_features", lambda *_: pytest.fail("computed again")
     )
-    assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5
+    accuracy = ask(*flags, f"--method={method}", "--no-pictures")
+    assert accuracy > 0.3  # of ten classes, on random features
 
 
 @pytest.mark.slow
@@ -80,15 +81,8 @@ def test_crops_need_the_encoder_at_each_step(probed, tmp_path):
         (["--weight_decay=-1"], "weight_decay must be at least 0"),
     ],
 )
-def test_bad_input_is_one_line_and_code_2(tmp_path, capsys, flags, message):
-    script = load(SCRIPT)
-    with pytest.raises(SystemExit) as stopped:
-        run_script(
-            script.main, script.ProbeConfig, "", [f"--output={tmp_path}", *flags]
-        )
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and message in error, error
+def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
+    assert message in refusal(SCRIPT, f"--output={tmp_path}", *flags)
 
 
 def test_a_training_run_is_not_replaced(probed, tmp_path):

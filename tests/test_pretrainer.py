@@ -47,6 +47,7 @@ def test_loss_is_the_error_on_removed_patches(make_model, images):
     np.testing.assert_allclose(outputs["loss"], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_eager_graph_and_xla_train_alike(make_model, images):
     losses = {}
     for name, options in {
@@ -199,7 +200,9 @@ def batches(images, size):
     return dataset.batch(size, drop_remainder=True)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_accumulated_parts_are_one_batch(make_model, images, jit_compile):
     whole = train(batches(images, 4), make_model, jit_compile=jit_compile)
     parts = train(

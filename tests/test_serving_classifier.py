@@ -180,6 +180,7 @@ def test_names_are_found_beside_a_run_and_in_a_configuration(tmp_path):
         find_labels(tmp_path, 3)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_run_serves_the_names_of_its_class_folders(tmp_path):
     pytest.importorskip("tensorboard")
     for name in ("big cat", "dog"):

@@ -340,6 +340,7 @@ def test_nothing_that_listens_is_not_ready(status):
     assert not ready(port)
 
 
+@pytest.mark.slow
 def test_the_embedded_server_takes_the_same_files(tmp_path, served_mae):
     text = (CONFIG / "models.config").read_text()
     path = tmp_path / "models.config"

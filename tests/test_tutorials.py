@@ -13,11 +13,10 @@ import pytest
 from PIL import Image
 
 import keras_mae
-from keras_mae.flags import run_script
 from keras_mae.loading import load_model
 from keras_mae.serving import find_labels
 from tests.hub_server import serve
-from tests.scripts import ROOT, config_class, load, run
+from tests.scripts import ROOT, load, refusal, run
 
 VISUALIZE, OWN_IMAGES = "training/visualize.py", "training/own_images.py"
 CLASSES = ("dark", "light")
@@ -62,16 +61,6 @@ def panels(path, size):
     lefts = range(0, picture.shape[1], width + 4)
     step = width // size
     return [picture[20 : 20 + width : step, x : x + width : step] for x in lefts]
-
-
-def fails(script, capsys, *flags):
-    """Runs a script on bad input; returns the one line that it ends in."""
-    with pytest.raises(SystemExit) as stopped:
-        run_script(load(script).main, config_class(script), "", list(map(str, flags)))
-    assert stopped.value.code == 2
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1, error
-    return error
 
 
 def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path):
@@ -150,7 +139,7 @@ def test_a_picture_that_is_partly_given_away_says_so(
     ],
 )
 def test_nothing_to_look_at_is_one_line_and_code_2(
-    painter, photo, tmp_path, capsys, flags, message
+    painter, photo, tmp_path, flags, message
 ):
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
     encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
@@ -158,7 +147,7 @@ def test_nothing_to_look_at_is_one_line_and_code_2(
     names = {"broken": tmp_path / "broken.jpg", "encoder": tmp_path / "encoder"}
     flags = [flag.format(folder=tmp_path, **names) for flag in flags]
     given = (f"--image={photo}", f"--model={painter}", f"--out={tmp_path / 'a.png'}")
-    assert message in fails(VISUALIZE, capsys, *given, *flags)
+    assert message in refusal(VISUALIZE, *given, *flags)
 
 
 @pytest.fixture(scope="module")
@@ -261,9 +250,7 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         (["--pretrain_epochs=0"], "shorter than the training"),
     ],
 )
-def test_a_folder_without_classes_is_one_line_and_code_2(
-    tmp_path, capsys, flags, message
-):
+def test_a_folder_without_classes_is_one_line_and_code_2(tmp_path, flags, message):
     rng = np.random.default_rng(0)
     folders = {
         name: write_pictures(tmp_path / name, 5, rng)
@@ -274,7 +261,7 @@ def test_a_folder_without_classes_is_one_line_and_code_2(
     flags = [flag.format(**folders) for flag in flags]
     given = (f"--folder={folders['pictures']}", f"--output={tmp_path / 'run'}")
     small = ("--image_size=16", "--batch_size=4")
-    error = fails(OWN_IMAGES, capsys, *given, *small, *flags)
+    error = refusal(OWN_IMAGES, *given, *small, *flags)
     assert message in error, error
 
 
