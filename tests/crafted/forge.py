@@ -8,6 +8,7 @@ import numpy as np
 
 KINDS = {np.dtype("float32"): "FloatStorage", np.dtype("int64"): "LongStorage"}
 MAGIC = 0x1950A86A20F9469CFC6C
+HUGE = 2**40
 
 
 def text(value):
@@ -96,3 +97,13 @@ def write_legacy(path, content, storages):
 
 def storages_of(state):
     return {str(index): array for index, array in enumerate(state.values())}
+
+
+def first_state(**tensors):
+    """A state that seems to be facebook's, each tensor given by instructions."""
+    items = [(text(key.replace("__", ".")), value) for key, value in tensors.items()]
+    return mapping((text("model"), mapping(*items)))
+
+
+# facebook's training arguments, of which a `.pth` of unusual sizes needs the heads
+ARGS = mapping((text("num_heads"), number(2)), (text("decoder_num_heads"), number(2)))

@@ -1,0 +1,183 @@
+"""Crafted pickles: no function they name is called, few bytes do not become many."""
+
+import pickle
+import pickletools
+
+import numpy as np
+import pytest
+
+from tests.crafted import forge
+from tests.crafted.forge import (
+    HUGE,
+    call,
+    first_state,
+    mapping,
+    name,
+    number,
+    program,
+    row,
+    text,
+)
+from tests.crafted.refusing import refuse
+
+# what exploits name; any other name would do as well
+NAMES = [
+    *("os.system", "posix.system", "os.popen", "os.execv", "os.unlink"),
+    *("subprocess.Popen", "subprocess.check_output", "builtins.eval"),
+    *("builtins.exec", "builtins.getattr", "builtins.open", "builtins.__import__"),
+    *("__builtin__.eval", "importlib.import_module", "runpy.run_path"),
+    *("shutil.rmtree", "pickle.loads", "marshal.loads", "types.FunctionType"),
+    *("types.CodeType", "operator.attrgetter", "functools.partial"),
+    *("webbrowser.open", "socket.socket", "torch.load", "torch.hub.load"),
+    *("torch.jit.load", "torch._utils._rebuild_sparse_tensor"),
+    *("torch.storage._load_from_bytes", "torch.serialization.load", "numpy.load"),
+    *("numpy.core.multiarray._reconstruct", "keras.models.load_model"),
+    *("keras.layers.Lambda", "collections.OrderedDict.fromkeys"),
+    *("collections.Counter", "_codecs.decode", "pathlib.Path"),
+    *("argparse.ArgumentParser", "torch.FloatStorage.__class__", "torch.Tensor"),
+]
+
+
+def touch(marker):
+    """The instructions that run a command."""
+    return call(name("os", "system"), text(f"touch {marker}"))
+
+
+@pytest.mark.parametrize("place", NAMES)
+def test_named_functions_are_not_called(place, tmp_path, model):
+    module, _, attribute = place.rpartition(".")
+    stacked = text(module) + text(attribute) + b"\x93"  # as protocol 4 names things
+    for index, function in enumerate([name(module, attribute), stacked]):
+        content = program(
+            mapping((text("model"), call(function, text("touch executed"))))
+        )
+        writer = [forge.write_zip, forge.write_legacy][index]
+        refuse(model, writer(tmp_path / f"{index}.pth", content, {}))
+    assert not (tmp_path / "executed").exists()
+
+
+# where else a call may hide, given the instructions of one
+HIDING = {
+    "alone": lambda bad: bad,
+    "in a state": lambda bad: mapping((text("model"), mapping((text("a"), bad)))),
+    "as a key": lambda bad: mapping((bad, number(1))),
+    "as a shape": lambda bad: call(
+        name("torch._utils", "_rebuild_tensor_v2"),
+        forge.storage("0", 1), number(0), bad, row(), b"\x89", b"}",
+    ),
+    "as a storage": lambda bad: row(
+        text("storage"), bad, text("0"), text("cpu"), number(1)
+    ) + b"Q",
+    "as an id": lambda bad: bad + b"Q",
+    "in a list": lambda bad: b"](" + bad + b"e",
+    "as arguments": lambda bad: name("torch", "Size") + bad + b"R",
+    "as attributes": lambda bad: name("argparse", "Namespace") + b")\x81" + bad + b"b",
+    "as a class": lambda bad: bad + b")\x81",
+    "in 500 calls": lambda bad: name("torch", "Size") * 500 + bad + b"\x85R" * 500,
+    "behind the weights": lambda bad: b"}" + bad,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", HIDING)
+def test_calls_are_not_hidden(place, tmp_path, model):
+    marker = tmp_path / "executed"
+    content = program(HIDING[place](touch(marker)))
+    refuse(model, forge.write_zip(tmp_path / "model.pth", content, {}))
+    assert not marker.exists()
+
+
+def test_an_ordinary_reader_runs_them(tmp_path):
+    marker = tmp_path / "executed"
+    pickle.loads(program(HIDING["in a state"](touch(marker))))
+    assert marker.exists()
+
+
+REFUSED = [
+    *("INT", "LONG", "LONG4", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+    *("BINBYTES8", "BYTEARRAY8", "OBJ", "NEXT_BUFFER", "READONLY_BUFFER"),
+    *("UNICODE", "BINUNICODE8", "FLOAT", "LIST", "DICT", "EMPTY_SET", "ADDITEMS"),
+    *("FROZENSET", "POP", "DUP", "POP_MARK", "GET", "PUT", "EXT1", "EXT2", "EXT4"),
+    *("INST", "NEWOBJ_EX", "PERSID"),
+]
+
+
+@pytest.mark.parametrize("instruction", REFUSED)
+def test_instructions_that_no_weights_need(instruction, tmp_path, model):
+    (code,) = (code for code in pickletools.opcodes if code.name == instruction)
+    lines = code.arg is not None and "nl" in code.arg.name
+    argument = b"'0'\n0\n" if lines else bytes(8)
+    content = program(b"}" + code.code.encode("latin-1") + argument)
+    refuse(model, forge.write_zip(tmp_path / "model.pth", content, {}))
+
+
+def again(slot, times, kind):
+    """Puts a thing that is remembered into a tuple or list several times."""
+    get = b"j" + slot.to_bytes(4, "little")
+    put = b"r" + (slot + 1).to_bytes(4, "little")
+    return (
+        b"(" + get * times + b"t" if kind == "tuple" else b"](" + get * times + b"e"
+    ) + put
+
+
+def laughs(kind, levels=40):
+    """Ten of ten of ten ...: a few hundred bytes, and 10 ** 40 things."""
+    start = (b")" if kind == "tuple" else b"]") + b"r" + bytes(4)
+    steps = [again(level, 10, kind) for level in range(levels)]
+    # all but the last would stay on the stack: a row takes them
+    return b"(" + start + b"".join(steps) + b"t"
+
+
+DEEP = 200_000
+BOMBS = {
+    "a deep key": mapping((b")" + b"\x85" * DEEP, number(1))),
+    "a deep key, remembered": mapping(
+        (b")" + b"\x94\x85" * DEEP, number(1)),
+    ),
+    "a deep name of a storage": row(
+        text("storage"), b")" + b"\x85" * DEEP, text("0"), text("cpu"), number(1)
+    ) + b"Q",
+    "a deep list": b"]" * DEEP + b"a" * (DEEP - 1),
+    "laughs as a key": mapping((laughs("tuple"), number(1))),
+    "laughs as a storage": row(
+        text("storage"), name("torch", "FloatStorage"), laughs("list"), text("cpu"),
+        number(1),
+    ) + b"Q",
+    "laughs as an id": laughs("list") + b"Q",
+    "laughs as a shape": call(name("torch", "Size"), laughs("list")),
+    "laughs as a call": call(name("argparse", "Namespace"), laughs("list")),
+    "a state in itself": b"}r" + bytes(4) + text("model") + b"j" + bytes(4) + b"s",
+    "a list in itself": b"]r" + bytes(4) + b"j" + bytes(4) + b"a",
+    "bytes without end": b"B" + b"\xff" * 4,
+    "text without end": b"X" + b"\xff\xff\xff\x7f",
+    "a frame without end": b"\x95" + b"\xff" * 7 + b"\0",
+    "a name without end": b"c" + b"a" * 2**24,
+    "a memory without end": b"}r\xff\xff\xff\x7f",
+    "dicts without end": b"}" * 2**24,
+    "a storage without end": first_state(a=forge.tensor("0", HUGE, (HUGE,))),
+    "a shape without end": first_state(a=forge.tensor("0", 4, (HUGE,))),
+    "one number for all": first_state(a=forge.tensor("0", 4, (HUGE,), (0,))),
+    "too many axes": first_state(a=forge.tensor("0", 4, (1,) * 65)),
+    "a step too many": first_state(a=forge.tensor("0", 4, (4,), (1, 1))),
+    "a negative size": first_state(a=forge.tensor("0", 4, (-1, -4))),
+    "an offset without end": first_state(a=forge.tensor("0", 4, (4,), offset=2**99)),
+    "a storage twice": first_state(
+        a=forge.tensor("0", 4, (4,)), b=forge.tensor("0", 4, (4,), kind="IntStorage")
+    ),
+    "no type of number": first_state(a=forge.tensor("0", 4, (4,), kind="Storage")),
+    "a storage elsewhere": first_state(a=forge.tensor("../0", 4, (4,))),
+    "not a number for a key": mapping(
+        (text("model"), mapping((b"G\x7f\xf8" + bytes(6), forge.tensor("0", 4, (4,))))),
+    ),
+    "an array for a key": mapping((forge.tensor("0", 4, (4,)), number(1))),
+    "a name beside tensors": first_state(a=forge.tensor("0", 4, (4,)), b=number(1)),
+    "attributes of a class": name("argparse", "Namespace") + row(b"N", mapping(
+        (text("__getattribute__"), name("torch", "Size")))) + b"b",
+    "a method of a dict": call(name("collections", "OrderedDict")) + mapping(
+        (text("items"), number(1)), (text("get"), number(1))) + b"b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_few_bytes_don_t_become_many(bomb, tmp_path, model):
+    content, numbers = program(BOMBS[bomb]), {"0": np.zeros(4, "float32")}
+    refuse(model, forge.write_zip(tmp_path / "model.pth", content, numbers))
