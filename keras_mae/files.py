@@ -36,7 +36,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
     part = path.with_name(f"{PART}{path.name}")
     try:
         yield part
-        with open(part, "rb") as file:
+        with open(part, "rb+") as file:  # Windows syncs what may be written alone
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:

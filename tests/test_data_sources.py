@@ -1,6 +1,7 @@
 """Sources of files, records and TensorFlow Datasets: what is found and what refused."""
 
 import os
+import resource
 import shutil
 
 import numpy as np
@@ -144,6 +145,16 @@ def test_the_middle_is_centred_and_not_distorted(size, shape):
         assert abs(pixels[0] / pixels[1] - 1) < 0.1
         share = max(slopes) / 200
         assert 0.8 < share < 0.9  # the side that fits shows 7/8 of it
+
+
+def test_a_line_of_pixels_does_not_fill_the_memory():
+    """Resized as a whole, it would be 768,000 pixels wide, and 10 GB."""
+    line = np.full((1, 3000, 3), 77, "uint8")
+    data.augmentation.centre_crop(line[:, :9], (224, 224))  # what it takes at first
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (data.augmentation.centre_crop(line, (224, 224)).numpy() == 77).all()
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 500 * 1024  # KiB
 
 
 def test_the_last_shard_is_held_out(tmp_path):

@@ -94,7 +94,7 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
     ```
     """
     images = tf.image.resize(images, image_size, resample, antialias=True)
-    return tf.clip_by_value(tf.round(images), 0.0, 255.0)
+    return _grey_levels(images)
 
 
 def random_window(shape, seed, scale=(0.2, 1.0)):
@@ -211,9 +211,19 @@ def centre_crop(image, image_size):
     new = tf.round(old * tf.reduce_max(wanted / old))
     # rounding must not leave less than the crop
     new = tf.maximum(tf.cast(new, tf.int32), image_size)
-    image = resize(image, new, "bicubic")
     begin = (new - image_size) // 2
-    image = image[
-        begin[0] : begin[0] + image_size[0], begin[1] : begin[1] + image_size[1]
-    ]
-    return tf.ensure_shape(image, (*image_size, image.shape[-1]))
+    # `resize`'s own operation, but of the middle alone: resized as a whole, a line of
+    # pixels would fill the memory
+    images = tf.raw_ops.ScaleAndTranslate(
+        images=image[None],
+        size=image_size,
+        scale=tf.cast(new, tf.float32) / old,
+        translation=-tf.cast(begin, tf.float32),
+        kernel_type="keyscubic",
+        antialias=True,
+    )
+    return _grey_levels(tf.ensure_shape(images[0], (*image_size, image.shape[-1])))
+
+
+def _grey_levels(images):
+    return tf.clip_by_value(tf.round(images), 0.0, 255.0)

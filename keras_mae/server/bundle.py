@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from keras_mae.server.errors import RequestError, invalid, type_name
 
@@ -93,10 +94,9 @@ class Bundle:
         from tensorflow_serving.apis import prediction_log_pb2
 
         for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            log = prediction_log_pb2.PredictionLog.FromString(record)
             try:
-                self._replay(log)
-            except (RequestError, KeyError) as error:
+                self._replay(prediction_log_pb2.PredictionLog.FromString(record))
+            except (RequestError, KeyError, DecodeError) as error:
                 raise ValueError(f"a warm-up request failed: {error}") from error
 
     def _replay(self, log):

@@ -5,6 +5,7 @@ import ctypes
 import gc
 import re
 import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -133,6 +134,7 @@ class Models:
                     self._check(config)
             except RequestError:
                 self._configs = old
+                self._load_aspired()  # what a refused one took the place of
                 raise
             finally:
                 self._unload_others()
@@ -156,8 +158,11 @@ class Models:
 
         def loop():
             while not self._stopped.wait(seconds):
-                first()
-                self.poll()
+                try:
+                    first()
+                    self.poll()
+                except Exception:  # whatever it was: the next poll may find it gone
+                    traceback.print_exc()
 
         thread = threading.Thread(target=loop, name="polling", daemon=True)
         thread.start()
@@ -332,14 +337,17 @@ class Models:
 def _return_memory():
     """Gives freed memory back: glibc keeps a pool of it for each thread."""
     gc.collect()  # graphs hold themselves
-    with contextlib.suppress(AttributeError, OSError):  # another system's library
+    # another system's library, or none of that name
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _stamp(path):
     """Returns what changes when a SavedModel does, to try a broken one again."""
+    # every file: one that was seen while it was copied is whole when the last has come
     with contextlib.suppress(OSError):
-        return (path / "saved_model.pb").stat().st_mtime_ns
+        stats = {str(file): file.stat() for file in path.rglob("*")}
+        return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in stats.items()}
     return None
 
 

@@ -87,9 +87,9 @@ def describe(checkpoint: Checkpoint) -> Description:
 
 
 def _unwrapped(checkpoint):
-    """Takes the wrappers' prefixes off all keys."""
+    """Takes the wrappers' prefixes off all keys, in whatever order they lie."""
     tensors = dict(checkpoint.tensors)
-    for wrapper in _WRAPPERS:
+    for wrapper in _WRAPPERS * len(_WRAPPERS):
         renamed = {}
         for key, tensor in tensors.items():
             name = key.removeprefix(wrapper)
