@@ -70,6 +70,8 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
         output_hidden_states: Whether to return the encoder's `hidden_states`.
         output_attentions: Whether to return the encoder's `attentions`.
         loss_only: Whether the loss alone is wanted: only removed patches are predicted.
+        factors: `(B, depth, 2)` tensor, those of the encoder's `StochasticDepth`; by
+            default training draws them where it has a `drop_path_rate`.
         training: Whether dropout is active.
 
     Returns:
@@ -120,6 +122,27 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
         self.loss_tracker = keras.metrics.Mean(name="loss")
         self.built = True
 
+    def compile(  # type: ignore[override]
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        loss_weights: Any = None,
+        metrics: Any = None,
+        weighted_metrics: Any = None,
+        **options: Any,
+    ) -> None:
+        """Configures training, as `TrainStep.compile` does.
+
+        Args:
+            optimizer: Name or `keras.optimizers.Optimizer`.
+            loss: No effect: the model brings its own.
+            loss_weights: No effect.
+            metrics: No effect.
+            weighted_metrics: No effect.
+            **options: The other arguments of `TrainStep.compile`.
+        """
+        super().compile(optimizer, **options)
+
     def build(self, input_shape: Any = None) -> None:
         """Does nothing: encoder and decoder are born with their weights."""
 
@@ -138,6 +161,7 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         loss_only: bool = False,
+        factors: Tensor | None = None,
         training: bool | None = None,
     ) -> dict[str, Any]:
         outputs = self._forward(
@@ -149,6 +173,7 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             loss_only=loss_only,
+            factors=factors,
             training=training,
         )
         per_image = outputs.pop("loss")
@@ -314,10 +339,14 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
-        return {"images": images, "noise": self._draw_noise(images)}
+        inputs = {"images": images, "noise": self._draw_noise(images)}
+        return {**inputs, **self.encoder.draw_factors(images, self.first_row)}
 
-    def training_loss(self, images, noise):
-        return self(images, noise=noise, loss_only=True, training=True)["loss"], None
+    def training_loss(self, images, noise, factors=None):
+        outputs = self(
+            images, noise=noise, factors=factors, loss_only=True, training=True
+        )
+        return outputs["loss"], None
 
     def track(self, loss: Tensor, outputs: None, data: Any) -> dict[str, Tensor]:
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])

@@ -1,4 +1,4 @@
-"""What a run resumes from beside its weights: seeds, and the metrics so far."""
+"""What a model's files hold beside its layers' weights: seeds, and metrics so far."""
 
 import numpy as np
 from keras import ops
@@ -59,15 +59,25 @@ class ResumableState:
             if variable.path.endswith("seed_generator_state")
         ]
 
+    def _own_variables(self):
+        """Lists what a subclass added to the model itself, not to a layer of it."""
+        return self._trainable_variables + self._non_trainable_variables
+
     def save_own_variables(self, store):
+        for index, variable in enumerate(self._own_variables()):
+            store[f"own_{index}"] = ops.convert_to_numpy(variable)
         for index, seed in enumerate(self._seeds()):
             store[f"seed_{index}"] = ops.convert_to_numpy(seed)
         if self.compiled:
             store["running_metrics"] = self.running_metrics
 
     def load_own_variables(self, store):
+        for index, variable in enumerate(self._own_variables()):
+            if f"own_{index}" not in store.keys():  # noqa: SIM118, an HDF5 group's
+                raise ValueError(f"The file has no weight {variable.path}")
+            variable.assign(store[f"own_{index}"])
         for index, seed in enumerate(self._seeds()):
-            if f"seed_{index}" in store.keys():  # noqa: SIM118, an HDF5 group's
+            if f"seed_{index}" in store.keys():  # noqa: SIM118
                 seed.assign(store[f"seed_{index}"])
         if "running_metrics" in store.keys():  # noqa: SIM118
             self._resumed_metrics = np.array(store["running_metrics"])

@@ -149,12 +149,22 @@ class TrainStep(ResumableState, BackendStep):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def loss_scale(self) -> Tensor:
+        """Says by what the optimizer multiplies the loss, and with it the gradients.
+
+        Returns:
+            1, but for float16, whose small gradients would be 0, or a
+            `loss_scale_factor`.
+        """
+        return self.optimizer.scale_loss(1.0)
+
     def clipped(self, gradients: Sequence[Tensor], norm: Tensor) -> Sequence[Tensor]:
         """Shortens gradients to `clip_norm`, where that is set.
 
         Args:
             gradients: List of tensors.
-            norm: Scalar tensor, the norm of all of them together.
+            norm: Scalar tensor, the norm of all of them together, without the
+                optimizer's scale.
 
         Returns:
             List of tensors.

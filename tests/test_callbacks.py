@@ -67,6 +67,20 @@ def test_steps_of_one_execution_are_named_together(make_model, images):
         model.fit(dataset, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss()])
 
 
+def test_a_gradient_that_overflows_float16_is_no_reason_to_stop():
+    """The optimizer leaves such a step out, and scales the next ones less."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    callback = callbacks.StopOnNonFiniteLoss()
+    callback.set_model(keras.Sequential())
+    callback.model.optimizer = optimizer
+    callback.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": np.inf})
+    with pytest.raises(FloatingPointError, match="the loss is inf"):
+        callback.on_train_batch_end(0, {"loss": np.inf})
+    callback.model.optimizer = optimizer.inner_optimizer
+    with pytest.raises(FloatingPointError, match="the gradient_norm is inf"):
+        callback.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": np.inf})
+
+
 def test_a_non_finite_validation_loss_stops_as_well():
     callback = callbacks.StopOnNonFiniteLoss()
     callback.set_model(keras.Sequential())

@@ -158,6 +158,9 @@ def test_the_last_blocks_alone_are_trained(make_model):
         parts = ("block_1/", "/norm/", "/head/", "seed_generator")
         moves = any(part in weight.path for part in parts)
         assert moves or np.array_equal(weight.numpy(), old), weight.path
+    copy = MAEEncoder.from_config(classifier.encoder.get_config())
+    assert copy.trainable_blocks == 1
+    assert len(copy.trainable_weights) == len(classifier.encoder.trainable_weights)
     kernel = classifier.encoder.blocks[1].mlp.fc1.kernel
     assert any(kernel is weight for weight in classifier.trainable_weights)
     for wrong in (-1, 3):

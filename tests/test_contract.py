@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 
+import keras_mae
 from tests import contract, contract_files
 from tests.contract_cases import LAYERS, OPTIMIZERS
 from tests.contract_models import IMAGE_MODELS, MODELS
@@ -38,6 +39,8 @@ def examples():
         yield case.kind, case.arguments, case.fixed
     for kind, arguments in OPTIMIZERS.values():
         yield kind, arguments, ()
+    # by tests/test_classifier.py: freezing and thawing the whole would forget it
+    yield keras_mae.MAEEncoder, {"trainable_blocks": 1}, ()
 
 
 def test_every_public_class_has_a_case():

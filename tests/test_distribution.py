@@ -33,7 +33,10 @@ with strategy.scope():
         "mae_tiny", image_size=16, depth=1, decoder_depth=1, seed=3
     )
     # plain SGD shows a wrong gradient scale, which Adam would hide
-    model.compile(optimizer=keras.optimizers.SGD(0.05), **options)
+    optimizer = keras.optimizers.SGD(0.05)
+    if options.pop("scaled", False):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    model.compile(optimizer=optimizer, **options)
 history = model.fit(
     dataset, epochs=3, validation_data=dataset, verbose=0, shuffle=False
 ).history
@@ -73,6 +76,7 @@ def one_replica():
             *(3, {"jit_compile": True, "accumulation_steps": 2}), marks=pytest.mark.slow
         ),
         pytest.param(4, {"accumulation_steps": 3}, marks=pytest.mark.slow),
+        pytest.param(2, {"scaled": True}, marks=pytest.mark.slow),
     ],
 )
 def test_mirrored_replicas_equal_one(replicas, options, one_replica):

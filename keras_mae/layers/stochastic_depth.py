@@ -8,6 +8,9 @@ from keras import ops
 from keras_mae.layers.masking import seeded_noise
 from keras_mae.typing import Tensor
 
+# else an equal seed would draw what the mask is drawn from
+_KEY = (0, 0x2545F491)
+
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class StochasticDepth(keras.layers.Layer):
@@ -59,7 +62,9 @@ class StochasticDepth(keras.layers.Layer):
 
     def call(self, x: Tensor, first_row: Tensor = 0) -> Tensor:
         rows = ops.arange(ops.shape(x)[0], dtype="int32") + first_row
-        noise = seeded_noise(self.seed_generator.next(), rows, 2 * self.depth)
+        key = ops.cast(self.seed_generator.next(), "int32")
+        key = ops.bitwise_xor(key, ops.convert_to_tensor(_KEY, "int32"))
+        noise = seeded_noise(key, rows, 2 * self.depth)
         noise = ops.reshape(noise, (-1, self.depth, 2))  # (B, depth, 2)
         rates = ops.linspace(0.0, self.rate, self.depth)[:, None]  # (depth, 1)
         rates = ops.cast(rates, "float32")

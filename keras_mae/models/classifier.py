@@ -178,11 +178,7 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
         if labels is None:
             raise ValueError("A classifier is trained on (images, labels)")
         inputs = {"images": images, "labels": labels, "weights": weights}
-        if self.encoder.stochastic_depth is not None:
-            first_row = self.first_row(ops.shape(images)[0])
-            inputs["factors"] = self.encoder.stochastic_depth(
-                images, first_row=first_row
-            )
+        inputs.update(self.encoder.draw_factors(images, self.first_row))
         return {name: value for name, value in inputs.items() if value is not None}
 
     def training_loss(self, images, labels, weights=None, factors=None):

@@ -33,7 +33,8 @@ class MAEDecoder(TransformerStack):
 
     Call arguments:
         latent: `(B, 1 + K, latent_dim)` tensor, CLS first.
-        ids_restore: `(B, L)` int tensor, where each patch lies after shuffling.
+        ids_restore: `(B, L)` int tensor, where each patch lies after shuffling; by
+            default none was removed or shuffled.
         grid: Pair `(rows, columns)` if it is not the decoder's own; positions are
             resized in two dimensions.
         ids_shuffle: `(B, L)` int tensor, the visible patches and the removed ones
@@ -106,24 +107,27 @@ class MAEDecoder(TransformerStack):
         training: bool | None = None,
     ) -> Tensor:
         x = self.embed(latent)  # (B, 1 + K, D)
-        batch, visible = ops.shape(x)[0], ops.shape(x)[1] - 1
-        ids = ids_restore if ids_shuffle is None else ids_shuffle
-        removed = ops.shape(ids)[1] - visible
-        mask_tokens = ops.broadcast_to(
-            ops.cast(self.mask_token, x.dtype), (batch, removed, self.hidden_dim)
-        )
         first = 1
-        if ids_shuffle is None:
-            patches = ops.concatenate([x[:, 1:], mask_tokens], axis=1)  # (B, L, D)
-            patches = gather_tokens(patches, ids_restore)  # (B, L, D), raster order
-            x = ops.concatenate([x[:, :1], patches], axis=1)  # (B, 1 + L, D)
-        else:
+        if ids_shuffle is not None:
             # attention knows no order: tokens stay where they are, positions follow
-            x = ops.concatenate([x, mask_tokens], axis=1)  # (B, 1 + L, D)
-            first += visible
+            first = ops.shape(x)[1]
+            x = self._fill_up(x, ids_shuffle)
+        elif ids_restore is not None:
+            x = self._fill_up(x, ids_restore)
+            patches = gather_tokens(x[:, 1:], ids_restore)  # (B, L, D), raster order
+            x = ops.concatenate([x[:, :1], patches], axis=1)  # (B, 1 + L, D)
         x = self.positions(x, ids_keep=ids_shuffle, grid=grid)
         x, _, _ = self.run_stack(x, training=training, first_query=first)
         return self.pred(x)  # (B, L, P), or (B, L - K, P)
+
+    def _fill_up(self, x, ids):
+        """Appends a mask token for each removed patch: `(B, 1 + L, D)`."""
+        batch, tokens = ops.shape(x)[:2]
+        mask_tokens = ops.broadcast_to(
+            ops.cast(self.mask_token, x.dtype),
+            (batch, 1 + ops.shape(ids)[1] - tokens, self.hidden_dim),
+        )
+        return ops.concatenate([x, mask_tokens], axis=1)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 """The MAE encoder: a Vision Transformer that sees visible patches only."""
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import keras
@@ -41,6 +41,8 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             out in training; linear from 0 at the first one (stochastic depth).
         train_positions: Whether the table of positions is trained, as published
             fine-tuning does and pretraining does not.
+        trainable_blocks: Int, how many of the last blocks are trained, as told by
+            `freeze_but_last`; by default all of the encoder.
         **kwargs: Those of `TransformerStack` (activation, dropouts, epsilon,
             initializers) and of `keras.Model`.
 
@@ -96,6 +98,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         final_norm: bool = True,
         drop_path_rate: float = 0.0,
         train_positions: bool = False,
+        trainable_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
         # no autocast: images become targets, which stay float32
@@ -129,6 +132,8 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
                 drop_path_rate, len(self.blocks), seed, name="stochastic_depth"
             )
         self.build((None, *self.image_size, num_channels))
+        if trainable_blocks is not None and self.trainable:
+            self.freeze_but_last(trainable_blocks)
 
     @property
     def num_patches(self) -> int:
@@ -294,11 +299,43 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             )
         return tuple(number % depth for number in numbers)
 
+    def draw_factors(
+        self, images: Tensor, first_row: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Draws which images leave out which branches, before a batch is divided.
+
+        Args:
+            images: `(B, H, W, C)` tensor, a replica's batch.
+            first_row: Function from the count of its rows to where they lie in the
+                batch of all replicas.
+
+        Returns:
+            A dict of `factors`, those of `StochasticDepth`; empty without one.
+
+        Example:
+
+        ```python
+        encoder = MAEEncoder.from_preset("mae_tiny", drop_path_rate=0.1)
+        drawn = encoder.draw_factors(np.zeros((2, 32, 32, 3)), lambda rows: 0)
+        assert drawn["factors"].shape == (2, 4, 2)
+        ```
+        """
+        if self.stochastic_depth is None:
+            return {}
+        row = first_row(ops.shape(images)[0])
+        return {"factors": self.stochastic_depth(images, first_row=row)}
+
+    @property
+    def trainable_blocks(self) -> int | None:
+        """Int, what `freeze_but_last` was told; `None` where it wasn't asked."""
+        if self.patch_embedding.trainable or not self.trainable:
+            return None
+        return sum(block.trainable for block in self.blocks)
+
     def freeze_but_last(self, blocks: int) -> None:
         """Freezes all but the last few blocks (paper, section 4.3, figure 9).
 
-        The final norm stays trainable with them; with 0 blocks all is frozen. A config
-        does not remember it, so it is to be called again on a copy.
+        The final norm stays trainable with them; with 0 blocks all is frozen.
 
         Args:
             blocks: Int, how many of the last blocks are trained.
@@ -338,6 +375,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             "final_norm": self.final_norm,
             "drop_path_rate": getattr(self.stochastic_depth, "rate", 0.0),
             "train_positions": self.patch_embedding.train_positions,
+            "trainable_blocks": self.trainable_blocks,
         }
 
 

@@ -1,10 +1,14 @@
-"""Prediction and evaluation by the fast path of the machine."""
+"""Prediction and evaluation by the fast path of the machine, and Keras's export."""
+
+import keras
 
 from keras_mae.fusion import fusing, fusing_pays
 
 
 class FusedInference:
-    """Mixin for a `keras.Model` whose `predict` and `evaluate` fuse where that pays.
+    """Mixin for a `keras.Model` of images whose `predict` and `evaluate` fuse.
+
+    They do where it pays; and `export` needs no `input_signature`.
 
     A plain call doesn't: it may be eager, where compiling is not expected, and it is
     what an exported model traces.
@@ -21,6 +25,20 @@ class FusedInference:
     def fused_inference(self):
         """Returns the context in which a step of `predict` or `evaluate` runs."""
         return fusing(fusing_pays(self.jit_compile, self.count_params()))
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the plain call, as `keras.Model.export` does.
+
+        Args:
+            filepath: Path of what is written.
+            *args: Those of `keras.Model.export`.
+            **kwargs: Those of `keras.Model.export`; by default `input_signature` is a
+                batch of images of the model's size.
+        """
+        encoder = getattr(self, "encoder", self)
+        shape = (None, *encoder.image_size, encoder.num_channels)
+        kwargs.setdefault("input_signature", [keras.InputSpec("float32", shape)])
+        super().export(filepath, *args, **kwargs)
 
     def predict_step(self, *arguments):
         with self.fused_inference():

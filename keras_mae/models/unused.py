@@ -34,7 +34,21 @@ class LeavesOut:
     def trainable_variables(self):
         return self._without_unused(super().trainable_variables)
 
+    @property
+    def non_trainable_weights(self):
+        return self._with_unused(super().non_trainable_weights)
+
+    @property
+    def non_trainable_variables(self):
+        return self._with_unused(super().non_trainable_variables)
+
+    def _unused(self):
+        return {id(one): one for layer in self.unused_layers() for one in layer.weights}
+
     def _without_unused(self, variables):
-        layers = self.unused_layers()
-        unused = {id(weight) for layer in layers for weight in layer.weights}
+        unused = self._unused()
         return [variable for variable in variables if id(variable) not in unused]
+
+    def _with_unused(self, variables):
+        frozen = {id(variable): variable for variable in variables}
+        return list({**frozen, **self._unused()}.values())

@@ -34,7 +34,8 @@ class BackendStep(OneReplica):
         loss, outputs, gradients, others = self._accumulate(
             inputs, trainable, others, optimizer
         )
-        norm = global_norm(gradients)
+        with _Holding([self.optimizer.variables], [optimizer]):
+            norm = global_norm(gradients) / self.loss_scale()
         gradients = self.clipped(gradients, norm)
         trainable, optimizer = self.optimizer.stateless_apply(
             optimizer, gradients, trainable

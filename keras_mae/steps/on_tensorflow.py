@@ -27,6 +27,7 @@ class BackendStep(OneReplica):
             # each replica brings its share of the mean
             gradients = context.all_reduce("SUM", gradients)
         norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
+        norm = norm / self.loss_scale()
         gradients = self.clipped(gradients, norm)
         variables = self.trainable_variables
         with fusing(self.fuses):
@@ -48,7 +49,8 @@ class BackendStep(OneReplica):
             # one XLA cluster can't hold the variables of several replicas
             self._differentiate = tf.function(self._accumulate, jit_compile=True)
         # train_step sums gradients over replicas, to know their norm: once is enough
-        self.optimizer._all_reduce_sum_gradients = list
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        inner._all_reduce_sum_gradients = list
 
     def _is_distributed(self):
         strategy = self.distribute_strategy

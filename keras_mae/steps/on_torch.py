@@ -11,7 +11,7 @@ class BackendStep(OneReplica):
     def train_step(self, data):
         loss, outputs, gradients = self._accumulate(self.training_inputs(data))
         with torch.no_grad():
-            norm = global_norm(gradients)
+            norm = global_norm(gradients) / self.loss_scale()
             gradients = self.clipped(gradients, norm)
             self.optimizer.apply(gradients, self.trainable_variables)
             return {**self.track(loss, outputs, data), "gradient_norm": norm}
