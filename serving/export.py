@@ -7,9 +7,10 @@ weights: a hub id, a folder, a .pth or .safetensors file. Writes the SavedModel
 `OUT/VERSION` with these signatures, `B` images each:
 
     serving_default, features   image_bytes (B,)          -> features
-    reconstruct                 image_bytes, seed (B,)    -> reconstruction, mask, loss
-    reconstruct_with_mask       image_bytes, mask (B, L)  -> reconstruction, mask, loss
-    reconstruct_with_noise      image_bytes, noise (B, L) -> reconstruction, mask, loss
+    reconstruct                 image_bytes, seed (B,)    -> reconstruction, mask, loss,
+                                                             patch_size
+    reconstruct_with_mask       image_bytes, mask (B, L)  -> the same
+    reconstruct_with_noise      image_bytes, noise (B, L) -> the same
     classify                    image_bytes (B,)          -> class_ids, probabilities,
                                                              labels, (B, K) each
     classify_examples           inputs (B,)               -> classes, scores,
@@ -22,10 +23,11 @@ models of other than 1 or 3 channels have only these.
 
 `image_bytes` are encoded pictures (PNG, JPEG, WebP, BMP of 8 bits or more, GIF's first
 frame), `pixels` what `MAEImageProcessor` returns: the graph decodes, resizes and
-normalizes to the same bits. `features` are the encoder's tokens (B, 1 + L, D), of a
-classifier what its head sees (B, D). `reconstruction` is in grey levels 0 to 255,
-`mask` is 1 where a patch was removed, of `noise` the smallest stay, `loss` is one
-number an image. `classify_examples` answers TF Serving's Classify API: `inputs` are
+normalizes to the same bits; only CMYK may be a grey level off. `features` are the
+encoder's tokens (B, 1 + L, D), of a classifier what its head sees (B, D).
+`reconstruction` is in grey levels 0 to 255, `mask` is 1 where a patch was removed, of
+`noise` the smallest stay, `loss` is one number an image, `patch_size` (B, 2) a patch's
+height and width. `classify_examples` answers TF Serving's Classify API: `inputs` are
 serialized `tf.train.Example`s with `image/encoded`.
 
 It is written aside, loaded again, compared with the Keras model, and then renamed

@@ -65,6 +65,7 @@ SIGNATURES = {
             "reconstruction": info("FLOAT", -1, 8, 8, 3),
             "mask": info("FLOAT", -1, 4),
             "loss": info("FLOAT", -1),
+            "patch_size": info("INT32", -1, 2),
         },
     },
     "__saved_model_init_op": {
@@ -142,6 +143,7 @@ class Brain:
             "reconstruction": grey.astype("float32"),
             "mask": mask,
             "loss": np.asarray(loss, "float32"),
+            "patch_size": np.tile(np.int32([4, 4]), (count, 1)),
         }
 
 

@@ -1,5 +1,6 @@
 """serving/mae_client: what is asked and answered, alike over both protocols."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,36 @@ def test_seeds_count_on_over_batches(stub):
         assert answer.loss.dtype == answer.mask.dtype == np.float32
     signature, inputs, _ = stub.brain.calls[0]
     assert signature == "reconstruct" and inputs["seed"].dtype == np.int64
+
+
+def test_large_batches_are_cut_by_bytes(stub, monkeypatch):
+    sizes = [(8, 8), (256, 256), (8, 8), (8, 8), (8, 8)]
+    encoded = [mae_client.images.encode(grey(n, size)) for n, size in enumerate(sizes)]
+    # room for two of the small ones; the large one goes alone
+    limit = sum(map(len, encoded[2:4]))
+    assert len(encoded[1]) > limit
+    monkeypatch.setattr(mae_client.client, "_MOST_BYTES", limit)
+    mask = np.eye(5, 4, dtype="float32")
+    with connect(stub) as asked:
+        answer = asked.reconstruct(encoded, seed=[5, 4, 3, 2, 1])
+        assert answer.loss.tolist() == [5, 4, 3, 2, 1]
+        np.testing.assert_allclose(answer.reconstruction[:, 0, 0, 0], np.arange(5) / 2)
+        np.testing.assert_array_equal(asked.reconstruct(encoded, mask=mask).mask, mask)
+    calls = [call[1] for call in stub.brain.calls]
+    assert [len(inputs["image_bytes"]) for inputs in calls] == [1, 1, 2, 1] * 2
+    assert [len(inputs["seed"]) for inputs in calls[:4]] == [1, 1, 2, 1]
+
+
+def test_pixels_are_counted_as_digits(stub, monkeypatch):
+    pixels = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
+    limit = 2 * 3 * pixels[0].nbytes
+    monkeypatch.setattr(mae_client.client, "_MOST_BYTES", limit)
+    with connect(stub) as asked:
+        features = asked.features(pixels=pixels).features
+    np.testing.assert_allclose(features[:, 0, 0], pixels.mean((1, 2, 3)), 1e-5)
+    assert [len(call[1]["pixels"]) for call in stub.brain.calls] == [2, 2, 1]
+    # what a server takes is twice as much
+    assert len(json.dumps(pixels[:2].tolist())) < 1.9 * limit
 
 
 def test_masks_and_noise_are_cut_with_their_images(stub):

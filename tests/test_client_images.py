@@ -101,6 +101,7 @@ def test_a_picture_has_four_panels_a_row(tmp_path):
         reconstruction=np.full((2, 8, 8, 3), 200.4, "float32"),
         mask=np.float32([[1, 0, 0, 1], [0, 1, 1, 0]]),
         loss=np.zeros(2, "float32"),
+        patch_size=np.int32([[4, 4]] * 2),
     )
     path = tmp_path / "picture.png"
     answer.save(path, [grey(10), Image.fromarray(grey(20, (16, 16)))])
@@ -116,26 +117,35 @@ def test_a_picture_has_four_panels_a_row(tmp_path):
 
 def test_a_grey_model_gives_a_picture(tmp_path):
     answer = mae_client.Reconstruction(
-        np.zeros((1, 8, 16, 1)), np.float32([[1, 0]]), np.zeros(1)
+        np.zeros((1, 8, 16, 1)),
+        np.float32([[1, 0]]),
+        np.zeros(1),
+        np.int32([[8, 8]]),
     )
     answer.save(tmp_path / "picture.png", grey(50, (8, 16)))
     assert (tmp_path / "picture.png").stat().st_size
 
 
 @pytest.mark.parametrize(
-    "shape, length, count",
+    "shape, length, patch, count",
     [
-        ((1, 8, 8, 3), 5, 1),
-        ((1, 8, 8, 3), 2, 1),
-        ((1, 8, 8, 3), 0, 1),
-        ((1, 8, 8, 4), 4, 1),
-        ((1, 8, 8, 3), 4, 2),
-        ((0, 8, 8, 3), 4, 0),
+        ((1, 8, 8, 3), 5, (4, 4), 1),
+        ((1, 8, 8, 3), 2, (4, 4), 1),
+        ((1, 8, 8, 3), 0, (4, 4), 1),
+        ((1, 8, 8, 3), 4, (0, 0), 1),
+        ((1, 8, 8, 3), 4, (8, 4), 1),
+        ((1, 8, 8, 3), 4, (3, 3), 1),
+        ((1, 8, 8, 4), 4, (4, 4), 1),
+        ((1, 8, 8, 3), 4, (4, 4), 2),
+        ((0, 8, 8, 3), 4, (4, 4), 0),
     ],
 )
-def test_what_can_not_be_drawn(tmp_path, shape, length, count):
+def test_what_can_not_be_drawn(tmp_path, shape, length, patch, count):
     answer = mae_client.Reconstruction(
-        np.zeros(shape), np.zeros((shape[0], length)), np.zeros(shape[0])
+        np.zeros(shape),
+        np.zeros((shape[0], length)),
+        np.zeros(shape[0]),
+        np.tile(np.int32(patch), (shape[0], 1)),
     )
     with pytest.raises(ValueError):
         answer.save(tmp_path / "picture.png", [grey(1)] * count)

@@ -195,10 +195,11 @@ def test_formats_of_pillow_alone():
     assert refused > 20
 
 
-def png(width, height, rows=1):
-    """A PNG that promises a size, and holds some rows of zeros."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    packer, row = zlib.compressobj(), bytes(3 * width + 1 if width < 10**6 else 1)
+def png(width, height, rows=1, deep=False):
+    """A PNG that promises a size, and holds some rows of zeros; deep: 16 bits, grey."""
+    bits, colour, pixel = (16, 0, 2) if deep else (8, 2, 3)
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    packer, row = zlib.compressobj(), bytes(pixel * width + 1 if width < 10**6 else 1)
     data = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
     parts = [(b"IHDR", header), (b"IDAT", data), (b"IEND", b"")]
     chunks = [struct.pack(">I", len(d)) + n + d + bytes(4) for n, d in parts]
@@ -218,6 +219,7 @@ LIES = {
     "png of no pixels": png(0, 0),
     "png of 60000 pixels a side": png(60_000, 60_000),
     "png of a row without end": png(2**31 - 1, 1),
+    "png of 60000 pixels a side, 16 bits": png(60_000, 60_000, deep=True),
     "jpeg of 65500 pixels a side": patched("jpeg", SOF + 5, b"\xff\xdc" * 2),
     "jpeg of no pixels": patched("jpeg", SOF + 5, bytes(4)),
     "bmp of 2 ** 31 pixels a side": patched("bmp", 18, b"\xff\xff\xff\x7f" * 2),
@@ -260,16 +262,18 @@ def test_what_is_no_picture_is_said_to_be_none(content, served):
 def test_too_many_pixels_are_refused(served):
     names = ["webp canvas of 2 ** 24 columns", "gif of 65535 pixels a side"]
     names += ["png of 60000 pixels a side", "jpeg of 65500 pixels a side"]
+    names += ["png of 60000 pixels a side, 16 bits"]
     for name in names:
         with pytest.raises(tf.errors.InvalidArgumentError, match=str(MOST_PIXELS)):
             served(tf.constant([LIES[name]]))
 
 
 def test_a_picture_that_unpacks_to_too_much(served):
-    """A PNG of 600 kB that would be 600 MB is refused by both."""
-    content = png(14_000, 14_000, rows=14_000)
-    assert len(content) < 10**6
-    assert both(served, content, "bomb") == (None, None)
+    """A PNG of 600 kB that would be 600 MB is refused by both, of 16 bits as well."""
+    for deep in (False, True):
+        content = png(14_000, 14_000, rows=14_000, deep=deep)
+        assert len(content) < 10**6
+        assert both(served, content, f"bomb, deep: {deep}") == (None, None)
 
 
 def spoilt_pictures():

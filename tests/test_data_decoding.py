@@ -60,6 +60,14 @@ def test_pixels_are_pillows(name):
     np.testing.assert_array_equal(decode(ENCODED[name]), pillow(ENCODED[name]))
 
 
+def test_cmyk_with_black_is_a_level_off_at_most():
+    """TensorFlow cuts off where Pillow rounds; it gives no CMYK to convert anew."""
+    levels = np.random.default_rng(0).integers(0, 256, (64, 64, 4), "uint8")
+    content = encode(Image.fromarray(levels, "CMYK"), "jpg")
+    off = np.abs(decode(content).numpy().astype(int) - pillow(content))
+    assert off.max() == 1
+
+
 def test_sixteen_bits_are_shortened():
     levels = np.arange(65536, dtype="uint16").reshape(256, 256)
     wanted = np.repeat((levels >> 8)[..., None], 3, axis=-1)

@@ -104,6 +104,34 @@ def test_held_out_images_are_left_out_of_training(tmp_path):
     assert data.load_source(folder, held_out=folder).epoch_size == 7  # its own rule
 
 
+def test_names_need_not_be_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    for name in (b"\xe9t\xe9", "été".encode()):
+        try:
+            pictures.write_folder(folder / os.fsdecode(name), range(4))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 alone")
+    source = data.load_source(f"folder:{folder}")
+    assert (len(source.training), len(source.held_out)) == (7, 1)
+    shown = [*held_out_numbers(source)]
+    for batch in data.training_pipeline(source, processor_for(source), 7, 0).take(1):
+        shown += pictures.numbers(source, batch)
+    assert set(shown) == {0, 1, 2, 3}
+    labelled = data.with_labels(source)
+    assert set(labelled.class_names) == {"été/a", "été/b", "?t?/a", "?t?/b"}
+    batches = data.labelled_pipeline(labelled, processor_for(source), 7, 0)
+    images, labels = next(iter(batches))
+    # the folders' order: "été/a", "été/b" in UTF-8, and then the others
+    odd = np.array(pictures.numbers(source, images)) % 2
+    np.testing.assert_array_equal(labels.numpy().argmax(-1) % 2, odd)
+
+
+def test_names_in_utf_8_keep_their_order():
+    """The same files are held out as ever."""
+    images = data.files.ImageFiles("photos", ["a.png", "é.png", "ü/日本.png", "z.png"])
+    assert images.divided()[1].names == ["é.png"]
+
+
 def test_held_out_images_are_the_middles_of_some(tmp_path):
     pictures.write_folder(tmp_path / "train", range(2))
     for number in range(3):
@@ -204,6 +232,8 @@ def test_prepared_data_sets_are_read_by_name(tmp_path):
         data.load_source("tfds:mini_pictures:7.0.0", data_dir=tmp_path)
     with pytest.raises(ValueError, match=r"knows, or that lies.* Received: 'cats_too'"):
         data.load_source("tfds:cats_too", data_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"knows, .*'mnist:9.9.9'.*version 9.9.9, on"):
+        data.load_source("tfds:mnist:9.9.9", data_dir=tmp_path)
 
 
 def test_the_end_of_train_is_held_out_where_nothing_else_is(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 import keras_mae
 from keras_mae.serving import export, savedmodel, serve, verify
 from tests.scripts import load, refusal, run
+from tests.stand_ins import mae_client
 
 SCRIPT = "serving/export.py"
 RECONSTRUCT = tuple(f"reconstruct{kind}" for kind in ("", "_with_mask", "_with_noise"))
@@ -105,6 +106,7 @@ def test_every_signature_answers_as_the_model(
         for index, seed in enumerate(seeds):
             alone = model.reconstruct(pixels[index : index + 1], seed=int(seed))
             np.testing.assert_array_equal(got["mask"][index], alone["mask"][0])
+        np.testing.assert_array_equal(got.pop("patch_size"), [[8, 8]] * 3)
         assert {value.dtype for value in got.values()} == {tf.float32}
 
 
@@ -286,7 +288,7 @@ def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, ca
     model.save_pretrained(tmp_path / "theirs")
     weights = tmp_path / "theirs" / "model.safetensors"
     main(config(weights, tmp_path / "mae", warmup_batch_sizes=""))
-    assert "has no preprocessor_config.json" in capsys.readouterr().out
+    assert "No preprocessor_config.json was found" in capsys.readouterr().out
     served = tmp_path / "mae" / "1"
     assert set(RECONSTRUCT) < set(tf.saved_model.load(served).signatures)
     assert not (served / "assets.extra").exists()
@@ -298,6 +300,36 @@ def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, ca
     assert "preprocessor_config" not in capsys.readouterr().out
     signatures = tf.saved_model.load(tmp_path / "mae" / "2").signatures
     assert "reconstruct" not in signatures
+
+
+def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
+    """Of 16x4 there are as many as of 8x8, and other pixels are grey."""
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", patch_size=(16, 4), depth=1, decoder_depth=1
+    )
+    export(model, processor, tmp_path / "1", warmup_batch_sizes=[])
+    answer = tf.saved_model.load(tmp_path / "1").signatures["reconstruct_with_mask"]
+    mask = np.eye(1, 16, dtype="float32")  # the first patch is removed
+    levels = np.full((32, 32, 3), 50, "uint8")
+    encoded = tf.constant([encode(Image.fromarray(levels))])
+    got = answer(image_bytes=encoded, mask=tf.constant(mask))
+    got = mae_client.Reconstruction(**{key: got[key].numpy() for key in got})
+    assert got.patch_size.tolist() == [[16, 4]] and got.patch_size.dtype == np.int32
+    got.save(tmp_path / "picture.png", levels)
+    with Image.open(tmp_path / "picture.png") as picture:
+        masked = np.asarray(picture)[22:180:5, 166:324:5, 0]  # the second panel
+    levels[:16, :4] = 127
+    np.testing.assert_array_equal(masked, levels[..., 0])
+
+
+def test_a_keras_file_alone_is_served_as_published_weights(
+    make_model, tmp_path, capsys
+):
+    make_model().save(tmp_path / "mae.keras")
+    flags = config(tmp_path / "mae.keras", tmp_path / "mae", warmup_batch_sizes="")
+    load(SCRIPT).main(flags)
+    assert "No preprocessor_config.json was found" in capsys.readouterr().out
+    assert (tmp_path / "mae" / "1" / "saved_model.pb").exists()
 
 
 def test_a_processor_for_other_images_is_refused(make_model, tmp_path):

@@ -42,8 +42,8 @@ class StandIn(http.server.ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.reset()
 
-    def reset(self, shape=(32, 48, 3), side=8):
-        self.shape, self.side = shape, side
+    def reset(self, shape=(32, 48, 3), patch=(8, 8)):
+        self.shape, self.patch = shape, patch
         self.signature = "reconstruct_with_mask"
         self.error = None
         self.requests = []
@@ -54,7 +54,7 @@ class StandIn(http.server.ThreadingHTTPServer):
 
     def metadata(self):
         height, width, _ = self.shape
-        patches = height * width // self.side**2
+        patches = height * width // np.prod(self.patch)
         signature = {
             "inputs": {"image_bytes": tensor(), "mask": tensor(patches)},
             "outputs": {"reconstruction": tensor(*self.shape), "loss": tensor()},
@@ -77,6 +77,7 @@ class StandIn(http.server.ThreadingHTTPServer):
             "reconstruction": (0.9 * pixels + 12.3).tolist(),
             "mask": list(map(float, instance["mask"])),
             "loss": 0.123456,
+            "patch_size": self.patch,
         }
         return {"predictions": [self.answer]}
 
@@ -247,6 +248,29 @@ def test_pasted_takes_visible_patches_from_the_picture(page, server):
     wanted = np.where(columns[:, None] < 24, (200, 30, 40), (20, 60, 220))
     wanted = np.broadcast_to(wanted, pasted.shape)
     np.testing.assert_allclose(pasted[visible], wanted[visible], atol=2)
+
+
+def test_patches_need_not_be_squares(page, server):
+    server.reset((32, 32, 3), patch=(16, 4))  # as many as of 8x8
+    show(page, server)
+    answered(page, lambda: choose(page, picture()))
+    mask = np.reshape(server.answer["mask"], (2, 8)) == 1
+    masked = pixels(page, "masked")[..., :3].reshape(2, 224, 8, 56, 3)
+    grey = (masked[:, 9:-9, :, 9:-9] == 128).all(axis=(1, 3, 4))
+    np.testing.assert_array_equal(grey, mask)
+    pasted, painted = (
+        pixels(page, canvas).reshape(2, 16, 8, 4, 4)
+        for canvas in ("pasted", "reconstruction")
+    )
+    same = (pasted == painted).all(axis=(1, 3, 4))
+    np.testing.assert_array_equal(same, mask)
+    # a stroke finds the patch under it
+    before = np.array(server.requests[-1]["mask"])
+    box = page.locator("#masked").bounding_box()
+    place = {"x": box["width"] * 2.5 / 8, "y": box["height"] * 0.45}
+    answered(page, lambda: page.locator("#masked").click(position=place))
+    after = np.array(server.requests[-1]["mask"])
+    assert np.flatnonzero(before != after).tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -454,7 +478,7 @@ def test_a_file_that_is_no_picture_is_said(page, server):
 
 
 def test_a_grey_model_sees_and_paints_grey(page, server):
-    server.reset(shape=(28, 28, 1), side=4)
+    server.reset(shape=(28, 28, 1), patch=(4, 4))
     show(page, server)
     assert len(server.requests[-1]["mask"]) == 49
     answered(page, lambda: choose(page, picture()))
@@ -491,7 +515,7 @@ def test_the_page_is_small_and_whole():
     files = sorted(path.name for path in PAGE.iterdir())
     assert files == ["index.html", "page.css", "page.js"]
     texts = {name: (PAGE / name).read_text() for name in files}
-    assert sum(text.count("\n") for text in texts.values()) < 400
+    assert sum(text.count("\n") for text in texts.values()) < 410
     assert POLICY in texts["index.html"]
     assert not re.search(r"\son\w+=|<style|style=", texts["index.html"])
     assert not any("//" in re.sub(r"(?m)//( .*)?$", "", t) for t in texts.values())
@@ -513,7 +537,7 @@ def test_the_embedded_server_shows_it(page, served_mae):
 
 
 def test_screenshot(browser, stand_in, tmp_path):
-    stand_in.reset((224, 224, 3), 16)
+    stand_in.reset((224, 224, 3), (16, 16))
     context = browser.new_context(
         viewport={"width": 960, "height": 690}, device_scale_factor=1.5
     )

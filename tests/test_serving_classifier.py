@@ -152,6 +152,8 @@ def test_verification_notices_another_head_and_other_names(served, processor):
 
 
 def test_names_are_written_one_a_line(tmp_path):
+    write_labels(tmp_path, ["caf\udce9", "é"])  # the first as of a folder in Latin-1
+    assert read_labels(tmp_path / "labels.txt", 2) == ("caf?", "é")
     write_labels(tmp_path, ["two\nlines", "\u2028 is no end", " blanks "])
     wanted = ("two lines", "\u2028 is no end", " blanks ")
     assert read_labels(tmp_path / "labels.txt", 3) == wanted

@@ -69,7 +69,9 @@ def main(config):
             )
         if classes:
             with replacing(class_file(output / "shard", config.name)) as part:
-                part.write_text("".join(f"{name}\n" for name in classes))
+                text = "".join(f"{name}\n" for name in classes)
+                # a folder's name need not be UTF-8
+                part.write_bytes(text.encode(errors="replace"))
     print(f"{written} images in {config.shards} shards, {corrupt.count} left out")
     print(f"Read them by --dataset='tfrecord:{output / config.name}-*.tfrecord'")
 

@@ -33,8 +33,8 @@ def decode(encoded):
     """
     kinds = [
         (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded)),
-        (_has(encoded, 0, b"BM"), lambda: _decode_bmp(encoded)),
-        (_has(encoded, 8, b"WEBP"), lambda: _decode_webp(encoded)),
+        (has(encoded, 0, b"BM"), lambda: _decode_bmp(encoded)),
+        (has(encoded, 8, b"WEBP"), lambda: _decode_webp(encoded)),
     ]
     image = tf.case(kinds, default=lambda: _decode_png_or_gif(encoded))
     return tf.ensure_shape(image, (None, None, 3))
@@ -73,11 +73,52 @@ def decode_window(encoded, window):
     # last bytes are not its end marker is cut off, or something was appended to it: it
     # is decoded as a whole, which tells the two apart.
     end = tf.maximum(tf.strings.length(encoded) - 2, 0)
-    complete = _has(encoded, end, b"\xff\xd9")
+    complete = has(encoded, end, b"\xff\xd9")
     image = tf.cond(
         tf.logical_and(tf.io.is_jpeg(encoded), complete), part_of_jpeg, part_of_whole
     )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def checked_png(encoded):
+    """Hands a PNG on, unless its header promises more pixels than a picture has.
+
+    Args:
+        encoded: Scalar string tensor.
+
+    Returns:
+        `encoded`, or an error of INVALID_ARGUMENT.
+
+    Example:
+
+    ```python
+    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
+    assert checked_png(png) == png
+    ```
+    """
+    sizes = tf.io.decode_raw(_header(encoded, 16, 8), tf.int32, little_endian=False)
+    with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
+        return tf.identity(encoded)
+
+
+def has(encoded, begin, magic):
+    """Tells whether certain bytes stand at a place.
+
+    Args:
+        encoded: Scalar string tensor.
+        begin: Int, or scalar int32 tensor.
+        magic: Bytes.
+
+    Returns:
+        Scalar bool tensor, false behind the end.
+
+    Example:
+
+    ```python
+    assert has(tf.constant(b"BM..."), 0, b"BM") and not has(tf.constant(b""), 9, b"BM")
+    ```
+    """
+    return tf.equal(_part(encoded, begin, len(magic)), magic)
 
 
 def _decode_jpeg(encoded):
@@ -92,27 +133,24 @@ def _jpeg_shape(encoded):
 
 
 def _decode_png_or_gif(encoded):
-    def of_gif():
-        sizes = tf.io.decode_raw(_header(encoded, 6, 4), tf.uint16)
-        return tf.cast(sizes, tf.int32)  # width, height
-
-    def of_png():
-        sizes = _header(encoded, 16, 8)
-        return tf.io.decode_raw(sizes, tf.int32, little_endian=False)
-
     kinds = [
-        (_has(encoded, 0, b"GIF8"), of_gif),
-        (_has(encoded, 0, b"\x89PNG"), of_png),
+        (has(encoded, 0, b"GIF8"), lambda: _checked_gif(encoded)),
+        (has(encoded, 0, b"\x89PNG"), lambda: checked_png(encoded)),
     ]
     # of anything else decode_image says itself that it is no image
-    sizes = tf.case(kinds, default=lambda: tf.zeros(2, tf.int32))
+    encoded = tf.case(kinds, default=lambda: tf.identity(encoded))
+    return tf.io.decode_image(encoded, 3, expand_animations=False)
+
+
+def _checked_gif(encoded):
+    sizes = tf.io.decode_raw(_header(encoded, 6, 4), tf.uint16)  # width, height
     with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
-        return tf.io.decode_image(encoded, 3, expand_animations=False)
+        return tf.identity(encoded)
 
 
 def _decode_webp(encoded):
     """Decodes a WebP; of an animated one the first frame, which must have alpha."""
-    extended = _has(encoded, 12, b"VP8X")
+    extended = has(encoded, 12, b"VP8X")
     flags = tf.io.decode_raw(_header(encoded, 20, 1), tf.uint8)[0]
     animated = tf.logical_and(extended, flags & 2 > 0)
 
@@ -165,10 +203,6 @@ def _check_pixels(width, height, frames=1):
         tf.constant(MOST_PIXELS, tf.int64),
         f"all frames together must have at most {MOST_PIXELS} pixels",
     )
-
-
-def _has(encoded, begin, magic):
-    return tf.equal(_part(encoded, begin, len(magic)), magic)
 
 
 def _header(encoded, begin, length):

@@ -122,8 +122,11 @@ class ImageFiles(EncodedImages):
 
     def name(self, index):
         """Names an image: its path."""
-        name = self._look_up("names", index, lambda: self._names)
-        return tf.strings.join([self._root, name], os.sep)
+        # the file system's own bytes, which need not be UTF-8
+        name = self._look_up(
+            "names", index, lambda: [os.fsencode(name) for name in self._names]
+        )
+        return tf.strings.join([os.fsencode(self._root), name], os.sep)
 
     def label(self, index):
         """Looks the image's class up, by its folder."""
@@ -273,4 +276,4 @@ def _splits(root):
 
 
 def _by_hash(names):
-    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())

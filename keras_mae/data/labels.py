@@ -21,7 +21,7 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
             it must agree.
 
     Returns:
-        The `Source`, with `class_names`.
+        The `Source`, with `class_names`; what UTF-8 can't say is a question mark.
 
     Raises:
         ValueError: If images have no labels, the classes for training and those held
@@ -52,9 +52,9 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
     else:
         names = _known_names(parts, num_classes)
         training, held_out = (_labelled(part, names) for part in parts)
-    return source._replace(
-        training=training, held_out=held_out, class_names=tuple(names)
-    )
+    # a folder's name need not be UTF-8, as plots and files of names must be
+    shown = tuple(name.encode(errors="replace").decode() for name in names)
+    return source._replace(training=training, held_out=held_out, class_names=shown)
 
 
 def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Source:

@@ -33,10 +33,12 @@ def load_tfds(name, data_dir=None):
 
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-    except (ValueError, RuntimeError) as error:
+    # an assertion: of a version that there is none of
+    except (ValueError, RuntimeError, AssertionError) as error:
+        cause, _, _ = str(error).partition("\n")  # a list of all data sets follows
         raise ValueError(
             "tfds must name a data set that TensorFlow Datasets knows, or that lies "
-            f"in data_dir. Received: {name!r}, data_dir={data_dir!r}"
+            f"in data_dir. Received: {name!r}, data_dir={data_dir!r}: {cause}"
         ) from error
     if not builder.is_prepared():
         _prepare(builder, name)

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.decoding import decode
+from keras_mae.data.decoding import checked_png, decode, has
 from keras_mae.serving.pillow_resize import resize_like_pillow
 
 # where an Example keeps its image, as in the TFRecords of image data sets
@@ -16,7 +16,8 @@ def decode_pixels(image_bytes, processor):
     """Decodes, resizes and normalizes images as a processor does, equal to the bit.
 
     JPEG, PNG, WebP, BMP and the first frame of a GIF, each as
-    `keras_mae.data.decoding.decode` reads it.
+    `keras_mae.data.decoding.decode` reads it. Of a CMYK JPEG, which TensorFlow turns
+    into RGB by another rounding than Pillow, decoded levels may differ by one.
 
     Args:
         image_bytes: `(B,)` string tensor.
@@ -112,8 +113,8 @@ def _normalize(images, processor):
 def _decode(encoded):
     """Decodes an image to `(H, W, 3)` uint8, as Pillow and `MAEImageProcessor`."""
     # MAEImageProcessor rounds grey of 16 bits down; TensorFlow cuts its last 8 off
-    is_png = tf.equal(_part(encoded, 0, 4), b"\x89PNG")
-    is_deep_grey = tf.equal(_part(encoded, 24, 2), b"\x10\x00")
+    is_png = has(encoded, 0, b"\x89PNG")
+    is_deep_grey = has(encoded, 24, b"\x10\x00")
     return tf.cond(
         tf.logical_and(is_png, is_deep_grey),
         lambda: _decode_deep_grey(encoded),
@@ -121,14 +122,8 @@ def _decode(encoded):
     )
 
 
-def _part(encoded, begin, length):
-    # substr has no answer behind the end
-    begin = tf.minimum(begin, tf.strings.length(encoded))
-    return tf.strings.substr(encoded, begin, length)
-
-
 def _decode_deep_grey(encoded):
-    grey = tf.io.decode_png(encoded, 1, tf.uint16) // 257
+    grey = tf.io.decode_png(checked_png(encoded), 1, tf.uint16) // 257
     return tf.repeat(tf.cast(grey, tf.uint8), 3, axis=-1)  # (H, W, 3)
 
 

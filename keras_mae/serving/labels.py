@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from keras_mae.files import replacing
-from keras_mae.loading import folder_of, is_run
+from keras_mae.files import folder_of, replacing
+from keras_mae.loading import is_run
 from keras_mae.weights.reader import open_checkpoint
 
 LABELS_NAME = "labels.txt"
@@ -14,7 +14,8 @@ def write_labels(folder, names):
 
     Args:
         folder: Path of the folder.
-        names: Sequence of str; an end of line in one becomes a space.
+        names: Sequence of str; an end of line in one becomes a space, and what UTF-8
+            can't say, as in a folder's name, a question mark.
 
     Returns:
         The file's `Path`.
@@ -30,7 +31,8 @@ def write_labels(folder, names):
     lines = [name.replace("\r", " ").replace("\n", " ") for name in names]
     with replacing(path) as part:
         # no translation to another system's line ends: TensorFlow reads it as well
-        part.write_bytes("".join(f"{line}\n" for line in lines).encode())
+        text = "".join(f"{line}\n" for line in lines)
+        part.write_bytes(text.encode(errors="replace"))
     return path
 
 

@@ -96,10 +96,13 @@ class ServedPretrainer(Served):
     def _paint(self, pixels, **masking):
         outputs = self.model.reconstruct(self.at_the_door(pixels), **masking)
         levels = self.processor.denormalize(outputs["reconstruction"])
+        count = tf.shape(pixels)[0]
         return {
             "reconstruction": tf.clip_by_value(levels, 0.0, 255.0),
             "mask": outputs["mask"],
             "loss": outputs["loss"],
+            # a row an image, as REST's rows need one
+            "patch_size": tf.tile([self.encoder.patch_size], (count, 1)),  # (B, 2)
         }
 
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -22,13 +23,19 @@ from .results import (
 )
 from .retries import call
 
+# together in a request: as base64 or digits still below the 64 MiB that a server takes
+_MOST_BYTES = 32 * 2**20
+# JSON's digits of a float32 are longer than the float
+_JSON_GROWTH = 3
+
 
 class Client:
     """Asks a server that speaks TF Serving's protocol.
 
-    Long lists are cut into batches, which are sent at the same time; answers come back
-    in order. A request is sent again, after longer and longer pauses, where the server
-    can't be reached or is overloaded, and never where it refuses the request itself.
+    Long lists are cut into batches, by number and by bytes, which are sent at the same
+    time; answers come back in order. A request is sent again, after longer and longer
+    pauses, where the server can't be reached or is overloaded, and never where it
+    refuses the request itself.
 
     Args:
         address: `"host:port"`; over REST also `"http://..."` or `"https://..."`, while
@@ -39,7 +46,7 @@ class Client:
         grpc: Whether to speak gRPC instead of REST.
         timeout: Seconds within which each request must be answered, retries included.
         retries: Int, how often a request is sent again.
-        batch_size: Int, the most images in a request.
+        batch_size: Int, the most images in a request; large ones are fewer.
         concurrency: Int, the most requests at the same time.
 
     Raises:
@@ -257,17 +264,37 @@ class Client:
                 batch = np.array([encode(image) for image in batch], dtype=object)
             inputs = {name: value[rows] for name, value in (extras or {}).items()}
             inputs[kind] = batch
-            return self._call(self._transport.predict, signature, inputs, names)
+            return [
+                self._call(self._transport.predict, signature, part, names)
+                for part in _cut(inputs, kind)
+            ]
 
         # no image is a batch too: the server knows the sizes of its answer
         starts = range(0, max(len(items), 1), self._batch_size)
-        answers = list(self._executor.map(ask, starts))
+        batches = self._executor.map(ask, starts)
+        answers = list(itertools.chain.from_iterable(batches))
         return result_class(
             **{name: np.concatenate([a[name] for a in answers]) for name in names}
         )
 
     def _call(self, method, *arguments):
         return call(method, *arguments, timeout=self._timeout, retries=self._retries)
+
+
+def _cut(inputs, kind):
+    """Cuts a batch where it would be too large for a request; an image stays whole."""
+    sizes = [
+        len(item) if kind == "image_bytes" else _JSON_GROWTH * item.nbytes
+        for item in inputs[kind]
+    ]
+    starts, total = [0], 0
+    for index, size in enumerate(sizes):
+        total += size
+        if total > _MOST_BYTES and index > starts[-1]:
+            starts.append(index)
+            total = size
+    for start, end in itertools.pairwise([*starts, len(sizes)]):
+        yield {name: value[start:end] for name, value in inputs.items()}
 
 
 def _grpc_transport():

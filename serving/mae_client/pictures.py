@@ -11,10 +11,16 @@ _GAP = 4
 _TITLE_HEIGHT = 20
 
 
-def draw(images: Images, reconstruction: np.ndarray, mask: np.ndarray) -> Image.Image:
+def draw(
+    images: Images,
+    reconstruction: np.ndarray,
+    mask: np.ndarray,
+    patch_size: np.ndarray,
+) -> Image.Image:
     """Returns a PIL image of what `Reconstruction.save` describes.
 
-    `reconstruction` is `(B, H, W, C)` in grey levels, `mask` `(B, L)`.
+    `reconstruction` is `(B, H, W, C)` in grey levels, `mask` `(B, L)`, `patch_size`
+    `(B, 2)`, height and width, the same for all.
     """
     count, height, width, channels = reconstruction.shape
     images = as_list(images)
@@ -32,24 +38,24 @@ def draw(images: Images, reconstruction: np.ndarray, mask: np.ndarray) -> Image.
     ]
     stacked = np.stack(originals).reshape(reconstruction.shape)
     painted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
-    removed = _spread(mask, height, width)
+    removed = _spread(mask, patch_size[0].tolist(), height, width)
     masked = np.where(removed, np.uint8(127), stacked)
     pasted = np.where(removed, painted, stacked)
     return _lay_out([stacked, masked, painted, pasted])
 
 
-def _spread(mask, height, width):
+def _spread(mask, patch_size, height, width):
     """Turns a mask of patches into a mask of pixels."""
     count, length = mask.shape
-    side = round((height * width / max(length, 1)) ** 0.5)
-    rows, columns = height // max(side, 1), width // max(side, 1)
-    if (rows * side, columns * side, rows * columns) != (height, width, length):
+    tall, wide = patch_size
+    rows, columns = height // max(tall, 1), width // max(wide, 1)
+    if (rows * tall, columns * wide, rows * columns) != (height, width, length):
         raise ValueError(
-            f"An image of {height}x{width} pixels can't be cut into {length} square "
-            "patches"
+            f"An image of {height}x{width} pixels can't be cut into {length} patches "
+            f"of {tall}x{wide}"
         )
     removed = mask.reshape(count, rows, columns, 1) == 1
-    return removed.repeat(side, axis=1).repeat(side, axis=2)  # (B, H, W, 1)
+    return removed.repeat(tall, axis=1).repeat(wide, axis=2)  # (B, H, W, 1)
 
 
 def _lay_out(panels):

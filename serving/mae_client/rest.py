@@ -31,7 +31,7 @@ _CODES = {
 }
 # JSON tells neither the width of a number nor what an empty list would hold; the other
 # outputs are float32
-_DTYPES = {"class_ids": "int64", "labels": "str"}
+_DTYPES = {"class_ids": "int64", "labels": "str", "patch_size": "int32"}
 
 
 class RestTransport:

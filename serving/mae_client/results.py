@@ -48,11 +48,14 @@ class Reconstruction:
         reconstruction: `(B, H, W, C)` float32 array of grey levels in [0, 255].
         mask: `(B, L)` float32 array, 1 = removed, 0 = visible.
         loss: `(B,)` float32 array.
+        patch_size: `(B, 2)` int32 array, a patch's height and width in pixels, the
+            same for each image.
     """
 
     reconstruction: np.ndarray
     mask: np.ndarray
     loss: np.ndarray
+    patch_size: np.ndarray
 
     def save(self, path: str | os.PathLike[str], images: Images) -> None:
         """Draws a row an image: original, masked, reconstruction, pasted.
@@ -63,7 +66,7 @@ class Reconstruction:
 
         Raises:
             ValueError: If there are none, if they are not as many as the answers, or
-                if the answers are no pictures cut into square patches.
+                if the answers are no pictures cut into such patches.
 
         Example:
 
@@ -72,7 +75,7 @@ class Reconstruction:
             client.reconstruct("cat.jpg", seed=7).save("cat.png", "cat.jpg")
         ```
         """
-        draw(images, self.reconstruction, self.mask).save(path)
+        draw(images, self.reconstruction, self.mask, self.patch_size).save(path)
 
 
 class VersionStatus(NamedTuple):

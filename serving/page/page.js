@@ -43,9 +43,12 @@ function describe(metadata) {
   const sizes = (tensor) => tensor.tensor_shape.dim.map((dim) => Number(dim.size));
   const [, height, width, channels] = sizes(signature.outputs.reconstruction);
   const [, patches] = sizes(signature.inputs.mask);
-  const side = Math.sqrt((height * width) / patches); // a patch is a square
-  const [rows, columns] = [height / side, width / side];
-  return { height, width, channels, patches, side, rows, columns };
+  const side = Math.sqrt((height * width) / patches); // a square, till an answer tells
+  return { height, width, channels, patches, ...cut(height, width, [side, side]) };
+}
+
+function cut(height, width, [tall, wide]) {
+  return { tall, wide, rows: height / tall, columns: width / wide };
 }
 
 function makeCanvas(width, height, source) {
@@ -164,19 +167,19 @@ function drawMasked() {
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
   context.drawImage(picture.seen, 0, 0, canvas.width, canvas.height);
-  const side = model.side * scale;
+  const [tall, wide] = [model.tall * scale, model.wide * scale];
   mask.forEach((removed, patch) => {
-    const x = (patch % model.columns) * side;
-    const y = Math.floor(patch / model.columns) * side;
+    const x = (patch % model.columns) * wide;
+    const y = Math.floor(patch / model.columns) * tall;
     context.fillStyle = "#808080";
-    if (removed) context.fillRect(x, y, side, side);
+    if (removed) context.fillRect(x, y, wide, tall);
     context.strokeStyle = "#ffffff50";
     context.lineWidth = 1;
-    context.strokeRect(x + 0.5, y + 0.5, side, side);
+    context.strokeRect(x + 0.5, y + 0.5, wide, tall);
     if (patch !== cursor) return;
     context.strokeStyle = "#ff9800";
     context.lineWidth = 4;
-    context.strokeRect(x + 2, y + 2, side - 4, side - 4);
+    context.strokeRect(x + 2, y + 2, wide - 4, tall - 4);
   });
 }
 
@@ -212,14 +215,17 @@ async function ask() {
 }
 
 function show(answer, seen) {
-  const { width, height, side, columns } = model;
+  const { width, height } = model;
+  const [tall, wide] = answer.patch_size ?? [model.tall, model.wide];
+  Object.assign(model, cut(height, width, [tall, wide]));
+  drawMasked(); // its patches were drawn as squares before the first answer
   const painted = new ImageData(width, height);
   const pasted = seen.getContext("2d").getImageData(0, 0, width, height);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
       const levels = answer.reconstruction[y][x]; // one of them, or three
       const pixel = [levels[0], levels.at(-2) ?? levels[0], levels.at(-1), 255];
-      const patch = Math.floor(y / side) * columns + Math.floor(x / side);
+      const patch = Math.floor(y / tall) * model.columns + Math.floor(x / wide);
       painted.data.set(pixel, 4 * (y * width + x));
       if (answer.mask[patch]) pasted.data.set(pixel, 4 * (y * width + x));
     }

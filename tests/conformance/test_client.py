@@ -47,6 +47,8 @@ def test_reconstructions(connect, three, tmp_path):
         alone = model.reconstruct(pixels[None], seed=5 + index)
         np.testing.assert_array_equal(answer.mask[index], alone["mask"][0])
         np.testing.assert_allclose(answer.loss[index], alone["loss"][0], rtol=1e-4)
+    np.testing.assert_array_equal(answer.patch_size, [[8, 8]] * 3)
+    assert answer.patch_size.dtype == np.int32
     again = client.reconstruct(three, mask=answer.mask)
     np.testing.assert_allclose(again.reconstruction, answer.reconstruction, atol=1e-2)
     # the largest noise is removed
@@ -72,7 +74,9 @@ def test_the_server_describes_itself(connect):
     assert connect(label="stable").status() == [(1, "AVAILABLE", "")]
     inputs = connect().metadata()["features"].inputs
     assert inputs == {"image_bytes": ("string", (None,))}
-    assert connect().reconstruct([]).reconstruction.shape == (0, 32, 32, 3)
+    nothing = connect().reconstruct([])
+    assert nothing.reconstruction.shape == (0, 32, 32, 3)
+    assert nothing.patch_size.shape == (0, 2)
 
 
 def test_the_server_says_what_is_wrong(connect):

@@ -43,7 +43,9 @@ def test_pixels_and_several_outputs(caller, pictures):
     body = {"signature_name": "reconstruct", "instances": [row] * 2}
     status, answer = caller.post("mae:predict", body)
     assert status == 200 and len(answer["predictions"]) == 2
-    assert set(answer["predictions"][1]) == {"reconstruction", "mask", "loss"}
+    names = {"reconstruction", "mask", "loss", "patch_size"}
+    assert set(answer["predictions"][1]) == names
+    assert answer["predictions"][1]["patch_size"] == [8, 8]
     assert np.shape(answer["predictions"][1]["reconstruction"]) == (32, 32, 3)
     np.testing.assert_array_equal(answer["predictions"][1]["mask"], wanted["mask"][0])
 
