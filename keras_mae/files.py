@@ -1,4 +1,4 @@
-"""Files that are whole at every instant."""
+"""Files that are whole at every instant, and the folders that files lie in."""
 
 import contextlib
 import os
@@ -41,3 +41,26 @@ def replacing(path: PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def folder_of(source: PathLike) -> Path | None:
+    """Finds the folder that a source lies in, if it lies on this machine.
+
+    Args:
+        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
+
+    Returns:
+        A `Path`, or `None`.
+
+    Example:
+
+    ```python
+    Path("best.keras").touch()
+    assert folder_of("best.keras") == Path(".")
+    assert folder_of("facebook/vit-mae-base") is None
+    ```
+    """
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else None

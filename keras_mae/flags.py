@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def parse_flags(
     Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
     without a default is a required flag. `flag` gives a field its help text. Where a
     field is called `config`, `--config=FILE` reads flags from a JSON object first;
-    those of the command line win.
+    those of the command line win. A `~/` at the beginning is the user's own folder.
 
     Args:
         config_class: The dataclass.
@@ -129,7 +130,7 @@ def parse_flags(
         if kinds[0] is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = kinds[0]
+            options["type"] = _text if kinds[0] is str else kinds[0]
             options["choices"] = field.metadata.get("choices")
         parser.add_argument(name, **options)
     argv = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
@@ -137,6 +138,11 @@ def parse_flags(
         path = parser.parse_args(argv).config
         argv = [*(_flags_of_file(path, parser) if path else ()), *argv]
     return config_class(**vars(parser.parse_args(argv)))
+
+
+def _text(value):
+    """Expands `~/`, as a shell does it only where a word begins with it."""
+    return os.path.expanduser(value) if value.startswith("~/") else value
 
 
 def _spelled(word):

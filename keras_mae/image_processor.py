@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -11,6 +12,7 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
+from keras_mae.files import folder_of
 from keras_mae.patches import as_pair
 from keras_mae.typing import Images, PathLike, Size, Tensor
 
@@ -242,15 +244,16 @@ class MAEImageProcessor:
             "rescale_factor": 1 / 255,
             "size": {"height": height, "width": width},
         }
-        Path(folder, CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        path = Path(os.path.expanduser(folder), CONFIG_NAME)
+        path.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, source: PathLike, **reading: Any) -> Self:
         """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
 
         Args:
-            source: Path of a folder that `save_pretrained` wrote to, or a hub id such
-                as `"facebook/vit-mae-base"`.
+            source: Path of a folder that `save_pretrained` wrote to, or of a file in
+                it, or a hub id such as `"facebook/vit-mae-base"`.
             **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a
                 hub id.
 
@@ -262,7 +265,8 @@ class MAEImageProcessor:
         """
         from keras_mae.weights.hub import Location, read_json
 
-        path = Location(source, **reading).require(CONFIG_NAME)
+        place = folder_of(source) or source
+        path = Location(place, **reading).require(CONFIG_NAME)
         config = read_json(path)
         try:
             _check_supported(config)

@@ -1,15 +1,18 @@
 """What a script's `--model` names: a run, a file of ours, or published weights."""
 
+import os
 from pathlib import Path
 
 import keras
+import numpy as np
 
+from keras_mae.files import folder_of
 from keras_mae.image_processor import CONFIG_NAME, MAEImageProcessor
 from keras_mae.models import MAEClassifier, MAEEncoder
 from keras_mae.positions import resize_positions
 from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.weights.formats import describe
-from keras_mae.weights.hub import Location
+from keras_mae.weights.hub import Location, Unreached
 from keras_mae.weights.reader import open_checkpoint
 
 
@@ -33,16 +36,25 @@ def load_run(source):
     model, processor = load_run(".")
     ```
     """
-    path = Path(source)
+    path = _model_file(source)
+    processor = MAEImageProcessor.from_pretrained(path)
+    return _load_keras(path), processor
+
+
+def _model_file(source):
+    """Finds the `.keras` file that a run or a path means."""
+    path = Path(os.path.expanduser(source))
     path = path if path.suffix == ".keras" else path / "model.keras"
     if not path.is_file():
         raise ValueError(f"--model must be the folder of a run. {path} does not exist")
-    processor = MAEImageProcessor.from_pretrained(path.parent)
+    return path
+
+
+def _load_keras(path):
     try:
-        model = keras.models.load_model(path, compile=False)
+        return keras.models.load_model(path, compile=False)
     except Exception as error:  # a broken archive fails in many ways
         raise ValueError(f"{path} is no readable model: {error}") from error
-    return model, processor
 
 
 def load_model(source):
@@ -56,7 +68,7 @@ def load_model(source):
 
     Returns:
         A tuple: the model, and the source's `MAEImageProcessor`; `None` in its place
-        where published weights bring none.
+        where none lies beside the weights.
 
     Raises:
         ValueError: If the source can't be read.
@@ -70,16 +82,66 @@ def load_model(source):
     ```
     """
     if is_run(source):
-        return load_run(source)
+        path = _model_file(source)
+        return _load_keras(path), find_processor(path)
     checkpoint = open_checkpoint(source)
     parts = describe(checkpoint).contents.parts
     cls = MAEClassifier if parts & {"head", "probe"} else MAEEncoder
     cls = MAEPretrainer if "decoder" in parts else cls
-    model = cls.from_pretrained(checkpoint)
-    place = folder_of(source) or source
-    if Location(place).find(CONFIG_NAME) is None:
-        return model, None
-    return model, MAEImageProcessor.from_pretrained(place)
+    return cls.from_pretrained(checkpoint), find_processor(source)
+
+
+def find_processor(source):
+    """Reads the image processor that a source brings along, if it does.
+
+    Args:
+        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
+
+    Returns:
+        A `MAEImageProcessor`; `None` where the source has none, or where it is not in
+        the hub's cache and the hub can't be reached.
+
+    Raises:
+        ValueError: If there is no such source, or its processor can't be read.
+
+    Example:
+
+    ```python
+    Path("model.pth").touch()
+    assert find_processor("model.pth") is None
+    MAEImageProcessor(image_size=32).save_pretrained(".")
+    assert find_processor("model.pth").image_size == (32, 32)
+    ```
+    """
+    path = find_processor_file(source)
+    return None if path is None else MAEImageProcessor.from_pretrained(path)
+
+
+def find_processor_file(source, **reading):
+    """Finds the `preprocessor_config.json` that a source brings along.
+
+    Args:
+        source: As for `find_processor`.
+        **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a hub
+            id.
+
+    Returns:
+        A `Path`, or `None` as `find_processor`.
+
+    Raises:
+        ValueError: If there is no such source.
+
+    Example:
+
+    ```python
+    MAEImageProcessor(image_size=32).save_pretrained(".")
+    assert find_processor_file(".") == Path("preprocessor_config.json")
+    ```
+    """
+    try:
+        return Location(folder_of(source) or source, **reading).find(CONFIG_NAME)
+    except Unreached:
+        return None  # what the repository lacks, the cache may not know to be absent
 
 
 def default_processor(source, model):
@@ -112,8 +174,8 @@ def default_processor(source, model):
         )
     processor = MAEImageProcessor(encoder.image_size)
     print(
-        f"{source} has no {CONFIG_NAME}: images are prepared as for the published "
-        f"weights ({processor.resample}, ImageNet's mean and deviation)"
+        f"No {CONFIG_NAME} was found for {source}: images are prepared as for the "
+        f"published weights ({processor.resample}, ImageNet's mean and deviation)"
     )
     return processor
 
@@ -153,29 +215,6 @@ def _with_policy(config, policy):
     return config
 
 
-def folder_of(source):
-    """Finds the folder that a source lies in, if it lies on this machine.
-
-    Args:
-        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
-
-    Returns:
-        A `Path`, or `None`.
-
-    Example:
-
-    ```python
-    Path("best.keras").touch()
-    assert folder_of("best.keras") == Path(".")
-    assert folder_of("facebook/vit-mae-base") is None
-    ```
-    """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    return path.parent if path.is_file() else None
-
-
 def is_run(source):
     """Says whether a name is that of a run or `.keras` file, not of other weights.
 
@@ -191,7 +230,8 @@ def is_run(source):
     assert is_run("runs/photos/best.keras") and not is_run("facebook/vit-mae-base")
     ```
     """
-    return Path(source).suffix == ".keras" or Path(source, "model.keras").is_file()
+    path = Path(os.path.expanduser(source))
+    return path.suffix == ".keras" or (path / "model.keras").is_file()
 
 
 def copy_encoder(encoder, **changes):
@@ -217,7 +257,7 @@ def copy_encoder(encoder, **changes):
     ```
     """
     copy = MAEEncoder.from_config(
-        {**encoder.get_config(), **changes, "trainable": True}
+        {**encoder.get_config(), **changes, "trainable": True, "trainable_blocks": None}
     )
     problems, values = [], []
     for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
@@ -237,7 +277,10 @@ def copy_encoder(encoder, **changes):
 def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
     """Puts a classifier around the encoder that a source holds.
 
-    A head that the source has for as many classes is kept; else it is new.
+    A head that the source has for as many classes is kept, with what normalizes its
+    features: statistics of batches that the classifier has no place for go into the
+    head's own weights. A head is new where the classifier has such a place and the
+    source has not.
 
     Args:
         source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
@@ -256,7 +299,6 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
 
     ```python
     keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
-    MAEImageProcessor(image_size=32).save_pretrained(".")
     classifier = load_classifier("model.keras", num_classes=10, drop_path_rate=0.1)
     ```
     """
@@ -265,18 +307,39 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
         return MAEClassifier.from_pretrained(
             source, num_classes=num_classes, **options, **changes
         )
-    model, _ = load_run(source)
+    model = _load_keras(_model_file(source))
     encoder = copy_encoder(getattr(model, "encoder", model), **changes)
     classifier = MAEClassifier(
         encoder, num_classes, dtype=encoder.dtype_policy, **options
     )
-    theirs = getattr(model, "head", None)
-    kept = theirs is not None and model.get_config()["pooling"] == pooling
-    if kept and tuple(theirs.kernel.shape) == tuple(classifier.head.kernel.shape):
-        classifier.head.set_weights(theirs.get_weights())
-        if classifier.head_norm is not None:
-            classifier.head_norm.set_weights(model.head_norm.get_weights())
+    # a head is trained on one way of pooling
+    if isinstance(model, MAEClassifier) and model.pooling == pooling:
+        _keep_head(model, classifier)
     return classifier
+
+
+def _keep_head(old, new):
+    """Copies a head, and what its features go through, as far as it fits."""
+    if new.head_norm is not None:
+        new.head_norm.set_weights(old.head_norm.get_weights())
+    if old.num_classes != new.num_classes:
+        return
+    if new.batch_norm is None:
+        new.head.set_weights(_without_batch_norm(old))
+    elif old.batch_norm is not None:
+        new.batch_norm.set_weights(old.batch_norm.get_weights())
+        new.head.set_weights(old.head.get_weights())
+
+
+def _without_batch_norm(classifier):
+    """Returns a head's kernel and bias, with the statistics before it inside them."""
+    kernel, bias = classifier.head.get_weights()  # (D, K), (K,)
+    norm = classifier.batch_norm
+    if norm is None:
+        return kernel, bias
+    mean, variance = (np.float64(value) for value in norm.get_weights())
+    kernel = kernel / np.sqrt(variance + norm.epsilon)[:, None]
+    return kernel, bias - mean @ kernel
 
 
 def load_processor(source, image_size, channel_mean, channel_std):
@@ -292,19 +355,16 @@ def load_processor(source, image_size, channel_mean, channel_std):
         A `MAEImageProcessor` that resizes bicubically, for as many channels as
         `channel_mean` has.
 
+    Raises:
+        ValueError: If there is no such source, or its processor can't be read.
+
     Example:
 
     ```python
     assert load_processor(None, 32, [0.5], [0.2]).num_channels == 1
     ```
     """
-    folder = Path(source or "")
-    folder = folder.parent if folder.is_file() else folder
-    told = None
-    if source is not None and (folder / CONFIG_NAME).is_file():
-        told = MAEImageProcessor.from_pretrained(folder)
-    elif source is not None and not folder.exists() and not is_run(source):
-        told = MAEImageProcessor.from_pretrained(source)  # the hub's
+    told = None if source is None else find_processor(source)
     if told is not None and told.num_channels == len(channel_mean):
         channel_mean, channel_std = told.image_mean, told.image_std
     return MAEImageProcessor(image_size, channel_mean, channel_std, resample="bicubic")

@@ -41,11 +41,16 @@ class RunFolder:
 
     def check_free(self):
         """Raises `ValueError` if there is a run already."""
-        if self.model.exists() or list_checkpoints(self.checkpoints):
+        if self._is_taken():
             raise ValueError(
                 f"{self.path} holds a run already: give --resume, --overwrite or "
                 "another --output"
             )
+
+    def _is_taken(self):
+        """Whether a run left weights here, be it its best epoch alone."""
+        models = self.model.exists() or self.best.exists()
+        return models or bool(list_checkpoints(self.checkpoints))
 
     def newest_checkpoint(self):
         """Returns the `Path` of the newest checkpoint, or `None`."""
@@ -86,7 +91,7 @@ class RunFolder:
 
     def clear(self):
         """Removes an older run: its weights first, so that no new settings meet it."""
-        if self.model.exists() or list_checkpoints(self.checkpoints):
+        if self._is_taken():
             for path in (self.model, self.best, self.best.with_suffix(".json")):
                 path.unlink(missing_ok=True)
             # else these are somebody else's files

@@ -8,6 +8,7 @@ import pytest
 
 import keras_mae
 from keras_mae import checkpoints
+from keras_mae.runs import RunFolder
 
 
 def compile_and_fit(model, images, callbacks, epochs=1, **options):
@@ -222,3 +223,16 @@ def test_the_best_epoch_is_kept_also_over_runs(make_model, tmp_path):
     resumed.on_train_begin()
     assert resumed.best == 0.5
     assert score([0.5, 0.6], resumed) == [False, True]
+
+
+def test_a_best_epoch_alone_is_a_run(tmp_path):
+    """What somebody kept of it must not be the score that a new run has to beat."""
+    run = RunFolder(tmp_path)
+    run.check_free()
+    run.best.touch()
+    run.best.with_suffix(".json").write_text('{"val_top1": 0.97}')
+    with pytest.raises(ValueError, match="holds a run already"):
+        run.check_free()
+    run.clear()
+    assert not list(tmp_path.iterdir())
+    run.check_free()

@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mae import MAEClassifier
+from keras_mae import MAEClassifier, MAEImageProcessor
 from keras_mae.flags import run_script
+from keras_mae.image_processor import CONFIG_NAME
 from keras_mae.weights import __main__ as command
 from keras_mae.weights.check import compare_with_torch
 from keras_mae.weights.reader import open_checkpoint
@@ -138,3 +139,27 @@ def test_as_it_is_typed(make_model, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("model.keras: MAEPretrainer\n")
+
+
+def test_the_image_processor_comes_along(make_model, tmp_path, convert):
+    theirs, ours, again = tmp_path / "in", tmp_path / "conv", tmp_path / "out"
+    make_model().save_pretrained(theirs)
+    MAEImageProcessor(32, (0.1,) * 3).save_pretrained(theirs)
+    wanted = (theirs / CONFIG_NAME).read_text()
+    done = convert(theirs / "model.safetensors", ours / "mae.keras")
+    assert done.returncode == 0, done.stderr
+    assert f"{CONFIG_NAME}: copied from " in done.stdout
+    assert (ours / CONFIG_NAME).read_text() == wanted
+    convert(ours / "mae.keras", again)
+    assert (again / CONFIG_NAME).read_text() == wanted
+
+
+def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
+    make_model().save_pretrained(tmp_path / "in")
+    for name, size in (("in", 32), ("conv", 48)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        MAEImageProcessor(size).save_pretrained(tmp_path / name)
+    done = convert(tmp_path / "in", tmp_path / "conv/mae.keras")
+    assert CONFIG_NAME not in done.stdout
+    kept = MAEImageProcessor.from_pretrained(tmp_path / "conv")
+    assert kept.image_size == (48, 48)

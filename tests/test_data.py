@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_mae import MAEImageProcessor, data
+from tests import pictures
 
 pytest.importorskip("sklearn")
 skimage = pytest.importorskip("skimage")
@@ -130,3 +131,11 @@ def test_grey_crops_keep_their_single_channel_in_graphs():
     assert batches.element_spec.shape == (8, 16, 16, 1)
     whole = data.training_pipeline(source, processor, 8, 0)
     assert not np.array_equal(next(iter(batches)), next(iter(whole)))
+
+
+def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    pictures.write_folder(tmp_path / "photos", range(4))
+    pictures.write_shards(tmp_path / "shards", range(4), shards=2)
+    assert len(data.load_source("folder:~/photos").training) == 3
+    assert len(data.load_source("tfrecord:~/shards/*.tfrecord").training) == 2

@@ -11,6 +11,7 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.flags import parse_flags
+from keras_mae.loading import load_classifier
 from keras_mae.recipes import FINE_TUNING
 from tests.scripts import load, refusal, run
 from tests.test_pretrain_script import assert_same_run, start, wait_for
@@ -184,3 +185,40 @@ def test_a_model_of_other_classes_is_not_evaluated(pretrained, tmp_path):
         ValueError, match=r"classifier of the 10 classes.*MAEPretrainer"
     ):
         script.main(parse_flags(script.FinetuneConfig, "", flags))
+
+
+@pytest.fixture(scope="module")
+def measured(pretrained, tmp_path_factory):
+    """A classifier of digits that learnt nothing."""
+    folder = tmp_path_factory.mktemp("measured")
+    load_classifier(pretrained, 10, head={"head_range": 1.0}).save(
+        folder / "model.keras"
+    )
+    return folder
+
+
+def evaluate(folder, *flags):
+    script = load(SCRIPT)
+    argv = [f"--model={folder}", "--eval", f"--output={folder / 'eval'}", *flags]
+    return script.main(parse_flags(script.FinetuneConfig, "", argv))
+
+
+def test_an_evaluation_is_in_the_precision_that_is_asked_for(measured):
+    wanted = evaluate(measured)
+    same = evaluate(measured, "--image_size=32", "--pooling=mean")
+    assert same == wanted
+    half = evaluate(measured, "--precision=mixed_bfloat16")
+    assert half["loss"] != wanted["loss"]
+    assert half["loss"] == pytest.approx(wanted["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--image_size=64", r"image_size must be \(32, 32\). Received: \(64, 64\)"),
+        ("--pooling=cls", "pooling must be mean. Received: cls"),
+    ],
+)
+def test_an_evaluation_is_of_the_model_as_it_is(flag, message, measured):
+    with pytest.raises(ValueError, match=message):
+        evaluate(measured, flag)

@@ -100,3 +100,23 @@ def test_a_wrong_file_of_flags_ends_in_one_line_and_code_2(text, tmp_path, capsy
         flags.parse_flags(Saved, "Does.", [f"--config={path}"])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+    """A shell expands it only where a word begins with it: not in --out=~/x."""
+
+    @dataclasses.dataclass
+    class Paths:
+        source: str = flags.flag("from", positional=True)
+        out: str = "runs"
+        labels: str | None = None
+        config: str | None = None
+        dataset: str = "folder:~/photos"
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "flags.json").write_text('{"labels": "~/names.txt", "out": "a/~/b"}')
+    got = flags.parse_flags(Paths, "Does.", ["~/in", "--config=~/flags.json"])
+    home = f"{tmp_path}/"
+    assert got == Paths(f"{home}in", "a/~/b", f"{home}names.txt", f"{home}flags.json")
+    got = flags.parse_flags(Paths, "Does.", ["~x", "--out=~/models"])
+    assert (got.source, got.out) == ("~x", f"{home}models")

@@ -7,6 +7,7 @@ import pytest
 from huggingface_hub import constants
 
 import keras_mae
+from keras_mae.loading import load_model, load_processor
 from keras_mae.weights import PortError
 from tests.comparison import assert_same_weights
 from tests.hub_server import NAME, TOKEN, serve
@@ -98,6 +99,35 @@ def test_the_token_is_sent(hub, models):
 def test_the_image_processor_comes_from_the_hub(hub):
     processor = keras_mae.MAEImageProcessor.from_pretrained(NAME)
     assert processor.image_size == (32, 32)
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_weights_may_come_without_an_image_processor(
+    remembered, hub, models, tmp_path, monkeypatch
+):
+    """Also offline, whether or not the cache knows that there is none."""
+
+    def load():
+        model, processor = load_model(NAME)
+        assert_same_weights(model, models["main"])
+        assert processor is None
+        told = load_processor(NAME, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert told.image_mean == (0.1, 0.2, 0.3)
+
+    (tmp_path / "main" / "preprocessor_config.json").unlink()
+    load()
+    for path in (tmp_path / "cache").rglob(".no_exist"):
+        if not remembered:
+            shutil.rmtree(path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load()
+
+
+def test_the_hubs_image_processor_is_trained_with(hub):
+    _, processor = load_model(NAME)
+    assert processor.image_size == (32, 32)
+    told = load_processor(NAME, 48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert told.image_mean == processor.image_mean and told.image_size == (48, 48)
 
 
 @pytest.mark.parametrize(

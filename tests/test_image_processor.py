@@ -247,3 +247,21 @@ def test_nothing_runs_a_program_that_calls_itself_a_picture(monkeypatch):
     with pytest.raises(ValueError, match=r"readable picture.*EPS is a program"):
         MAEImageProcessor(image_size=32)(program)
     assert not started
+
+
+def test_a_file_stands_for_the_folder_it_lies_in(tmp_path):
+    weights = tmp_path / "model.pth"
+    weights.touch()
+    with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
+        MAEImageProcessor.from_pretrained(weights)
+    MAEImageProcessor(image_size=48).save_pretrained(tmp_path)
+    for path in (weights, str(weights), tmp_path / "preprocessor_config.json"):
+        assert MAEImageProcessor.from_pretrained(path).image_size == (48, 48)
+
+
+def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    MAEImageProcessor(image_size=48).save_pretrained("~/mine")
+    assert (tmp_path / "mine" / "preprocessor_config.json").exists()
+    assert MAEImageProcessor.from_pretrained("~/mine").image_size == (48, 48)

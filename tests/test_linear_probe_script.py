@@ -5,8 +5,10 @@ import re
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mae.flags import parse_flags
+from keras_mae.serving import find_labels
 from tests.scripts import load, refusal, run
 from tests.test_finetune_script import pretrained  # noqa: F401, a fixture
 
@@ -36,6 +38,7 @@ def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
         assert (folder / name).exists()
     classifier = keras.models.load_model(folder / "model.keras")
     assert classifier.batch_norm is not None and not classifier.encoder.trainable
+    assert find_labels(folder, 10) == tuple("0123456789")
     tune = load("training/finetune.py")
     argv = [f"--model={folder}", "--eval", f"--output={folder / 'eval'}"]
     results = tune.main(parse_flags(tune.FinetuneConfig, "", argv))
@@ -91,3 +94,45 @@ def test_a_training_run_is_not_replaced(probed, tmp_path):
     (tmp_path / "checkpoints" / "step-000000009.keras").touch()
     with pytest.raises(ValueError, match="holds a training run"):
         ask(*flags, f"--output={tmp_path}")
+
+
+def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
+    def write(name, brightness):
+        for split, count in (("train", 6), ("val", 2)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.full((32, 32, 3), brightness + index, "uint8")
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+
+    def labels(*flags):
+        ask(f"--dataset=folder:{tmp_path / 'data'}", f"--output={tmp_path / 'out'}",
+            "--method=knn", "--k=1", "--batch_size=4", "--no-pictures",
+            *flags)  # fmt: skip
+        with np.load(tmp_path / "out" / "features.npz") as file:
+            return sorted(file["held_out_labels"]), str(file["key"])
+
+    write("cat", 30)
+    write("dog", 200)
+    found, key = labels()
+    assert found == [0, 0, 1, 1]
+    assert labels() == (found, key)
+    assert labels("--precision=mixed_bfloat16") != (found, key)
+    write("ant", 100)  # the first in the alphabet
+    assert labels()[0] == [0, 0, 1, 1, 2, 2]
+    assert "6 held-out images" in capsys.readouterr().out
+
+
+def test_features_are_those_behind_the_heads_norm(probed, tmp_path):
+    folder, flags, _ = probed
+    model = keras.models.load_model(folder / "model.keras")
+    keys = []
+    for shift in range(2):
+        model.head_norm.beta.assign(model.head_norm.beta + shift)
+        path = tmp_path / f"{shift}.keras"
+        model.save(path)
+        ask(*flags, f"--model={path}", "--method=knn", "--no-pictures",
+            f"--output={tmp_path / 'out'}")  # fmt: skip
+        with np.load(tmp_path / "out" / "features.npz") as file:
+            keys.append(str(file["key"]))
+    assert keys[0] != keys[1]

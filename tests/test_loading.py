@@ -6,8 +6,10 @@ import pytest
 import keras_mae
 from keras_mae.loading import (
     copy_encoder,
+    find_processor,
     is_run,
     load_classifier,
+    load_model,
     load_processor,
     load_run,
 )
@@ -90,3 +92,72 @@ def test_a_broken_run_is_one_clear_error(run):
     (folder / "model.keras").write_bytes(b"PK no zip")
     with pytest.raises(ValueError, match=r"model.keras is no readable model"):
         load_classifier(folder, 3)
+
+
+def test_a_tilde_is_the_users_own_folder(run, monkeypatch):
+    folder, model = run
+    monkeypatch.setenv("HOME", str(folder.parent))
+    source = f"~/{folder.name}"
+    assert is_run(source)
+    loaded, processor = load_run(f"{source}/model.keras")
+    assert processor.image_mean == (0.3,)
+    model.encoder.save_pretrained(folder / "theirs")
+    for weights in (loaded, load_model(f"{source}/theirs")[0]):
+        assert weights.count_params()
+    assert find_processor(f"{source}/model.keras").image_mean == (0.3,)
+
+
+def test_a_model_alone_has_no_processor(run):
+    folder, _ = run
+    (folder / "preprocessor_config.json").unlink()
+    for source in (folder, folder / "model.keras"):
+        model, processor = load_model(source)
+        assert isinstance(model, keras_mae.MAEPretrainer) and processor is None
+        assert load_classifier(source, 3).num_classes == 3
+        assert load_processor(source, 32, (0.5,), (0.4,)).image_mean == (0.5,)
+        with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
+            load_run(source)
+
+
+@pytest.fixture
+def probe(make_model, tmp_path):
+    """A linear probe that was trained: statistics, a norm and a head of its own."""
+    model = keras_mae.MAEClassifier(make_model().encoder, 3, batch_norm=True)
+    rng = np.random.default_rng(0)
+    width = model.encoder.hidden_dim
+    model.batch_norm.set_weights([rng.random(width), 0.01 + 0.01 * rng.random(width)])
+    model.head_norm.set_weights([rng.random(width), rng.random(width)])
+    model.head.set_weights([rng.normal(size=(width, 3)), rng.random(3)])
+    model.save(tmp_path / "model.keras")
+    return model
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_probes_head_comes_with_its_statistics(batch_norm, probe, tmp_path, images):
+    classifier = load_classifier(tmp_path, 3, head={"batch_norm": batch_norm})
+    assert (classifier.batch_norm is not None) == batch_norm
+    np.testing.assert_allclose(classifier(images), probe(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_without_statistics_is_not_put_behind_fresh_ones(make_model, tmp_path):
+    model = keras_mae.MAEClassifier(make_model().encoder, 3, head_range=1.0)
+    model.head_norm.beta.assign(model.head_norm.beta + 1)
+    model.save(tmp_path / "model.keras")
+    probe = load_classifier(tmp_path, 3, head={"batch_norm": True})
+    assert np.abs(probe.head.kernel).max() < 0.1  # drawn, and not of deviation 1
+    # the norm belongs to the features
+    np.testing.assert_array_equal(probe.head_norm.beta, model.head_norm.beta)
+
+
+def test_a_probe_of_other_classes_or_pooling_gives_its_encoder(probe, tmp_path, images):
+    other = load_classifier(tmp_path, 4)
+    np.testing.assert_allclose(other.pooled(images), probe.pooled(images), atol=1e-6)
+    cls = load_classifier(tmp_path, 3, "cls")
+    assert np.abs(cls.head.kernel).max() < 1e-3  # drawn
+
+
+def test_a_segmenter_gives_its_encoder(make_model, tmp_path, images):
+    encoder = make_model().encoder
+    keras_mae.MAESegmenter(encoder, 3, layers=(0, 1)).save(tmp_path / "model.keras")
+    classifier = load_classifier(tmp_path, 3)
+    np.testing.assert_allclose(classifier.encoder(images), encoder(images), atol=1e-6)

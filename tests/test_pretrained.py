@@ -115,6 +115,20 @@ def test_a_file_without_configuration_is_of_a_square_if_it_can_be(make_model):
     assert not loaded.port_report.resized
 
 
+def test_a_size_that_is_told_wrongly_may_be_stated(saved):
+    model, folder = saved
+    path = folder / "config.json"
+    text = path.read_text()
+    path.write_text(json.dumps({**json.loads(text), "image_size": 224}))
+    with pytest.raises(
+        PortError, match=r"an image of \(224, 224\); .*state image_size"
+    ):
+        MAEPretrainer.from_pretrained(folder)
+    loaded = MAEPretrainer.from_pretrained(folder, image_size=32)
+    path.write_text(text)
+    assert_same_weights(loaded, model)
+
+
 @pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize("merge", ["sum", "mean"])
 def test_other_channels(saved, channels, merge):

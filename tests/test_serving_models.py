@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import keras_mae
-from keras_mae.loading import folder_of, load_model, with_precision
+from keras_mae.files import folder_of
+from keras_mae.loading import load_model, with_precision
 
 
 @pytest.mark.parametrize("kind", ["pretrainer", "classifier", "probe", "encoder"])

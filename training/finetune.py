@@ -28,7 +28,7 @@ from keras_mae import data
 from keras_mae.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.flags import flag, run_script
 from keras_mae.layer_decay import finetuning_optimizer
-from keras_mae.loading import is_run, load_processor, load_run
+from keras_mae.loading import load_model, load_processor, with_precision
 from keras_mae.optimization import warmup_cosine
 from keras_mae.plots import confusion_picture
 from keras_mae.recipes import FINE_TUNING, fill_in
@@ -58,10 +58,10 @@ class FinetuneConfig(ClassifierConfig):
 
 def main(config):
     """Runs the whole of it: strategy, data, model, fit; or the evaluation alone."""
-    config = fill_in(config, FINE_TUNING).resolved()
+    given, config = config, fill_in(config, FINE_TUNING).resolved()
     training = ClassifierTraining(config, beginning=("eval",))
     with training.strategy.scope():
-        model = build_model(training)
+        model = build_model(training, given)
     processor = load_processor(
         config.model,
         model.encoder.image_size,
@@ -75,11 +75,11 @@ def main(config):
     return train(training, model, processor)
 
 
-def build_model(training):
+def build_model(training, given):
     """Builds the classifier, and compiles it by the recipe."""
     config = training.config
     if config.eval:
-        model = load_measured(config, len(training.class_names))
+        model = load_measured(given, len(training.class_names))
     else:
         model = training.build(
             {"head_dropout_rate": config.head_dropout_rate},
@@ -102,20 +102,28 @@ def build_model(training):
 
 
 def load_measured(config, num_classes):
-    """Loads a classifier as it is, for --eval."""
+    """Loads a classifier as it is, for --eval, by the flags that no recipe filled."""
     if config.model is None:
         raise ValueError("--eval needs a --model. Received: none")
-    if is_run(config.model):
-        model, _ = load_run(config.model)
-    else:
-        model = keras_mae.MAEClassifier.from_pretrained(config.model)
+    model, _ = load_model(config.model)
     received = getattr(model, "num_classes", "none")
-    if received != num_classes:
+    if not isinstance(model, keras_mae.MAEClassifier) or received != num_classes:
         raise ValueError(
             f"--model must be a classifier of the {num_classes} classes of the data. "
             f"Received: {config.model}, a {type(model).__name__} of {received}"
         )
-    return model
+    size = None if config.image_size is None else (config.image_size,) * 2
+    check_measured("image_size", size, model.encoder.image_size)
+    check_measured("pooling", config.pooling, model.pooling)
+    return with_precision(model, config.precision) if config.precision else model
+
+
+def check_measured(name, given, own):
+    """Refuses a flag that would make another model of the measured one."""
+    if given not in (None, own):
+        raise ValueError(
+            f"--eval measures a model as it is: {name} must be {own}. Received: {given}"
+        )
 
 
 def train(training, model, processor):

@@ -7,8 +7,9 @@ published recipe (base, large, huge: random crops and flips, the encoder at each
 or ours for small data, in which images are taken whole: their features are then
 computed once and kept in --output. `knn` and `logistic` always go by such features.
 
-Writes into --output: `model.keras`, the classifier (of `linear`), `features.npz`, and
-pictures: `confusion.png`, `features-pca.png` and `features-tsne.png`.
+Writes into --output: `model.keras`, the classifier, and `labels.txt`, the names of its
+classes (both of `linear`), `features.npz`, and pictures: `confusion.png`,
+`features-pca.png` and `features-tsne.png`.
 
 Exit codes: as of pretrain.py.
 """
@@ -36,6 +37,7 @@ from keras_mae.loading import load_processor
 from keras_mae.optimization import warmup_cosine
 from keras_mae.plots import METHODS, confusion_picture, feature_picture
 from keras_mae.recipes import LINEAR_PROBING, fill_in
+from keras_mae.serving.labels import write_labels
 from keras_mae.training import or_try_again
 
 
@@ -109,6 +111,7 @@ def ask_features(training, model, processor):
         with replacing(folder / "model.keras") as part:
             model.save(part)
         processor.save_pretrained(folder)
+        write_labels(folder, training.class_names)
     top1, top5 = probing.top_accuracies(scores, features["held_out_labels"])
     print(
         f"{config.method}: {len(scores):,} held-out images, top-1 {top1:.2%}, "
@@ -140,9 +143,11 @@ def load_features(training, model, processor):
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays
 
-    settings = [config.dataset, config.held_out, config.data_dir, config.pooling]
-    settings += [config.labels_per_class, config.seed, processor.get_config()]
-    key = probing.fingerprint(model.encoder, *settings)
+    key = probing.fingerprint(
+        [*model.encoder.weights, *getattr(model.head_norm, "weights", ())],
+        data.describe_contents(source),
+        *(config.pooling, config.precision, processor.get_config()),
+    )
     return probing.cached(Path(config.output, "features.npz"), key, compute)
 
 

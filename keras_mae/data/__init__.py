@@ -13,6 +13,7 @@ from keras_mae.data.augmentation import (
     resize,
 )
 from keras_mae.data.builtin import SOURCES, load_digits, load_photos
+from keras_mae.data.contents import describe_contents
 from keras_mae.data.corrupt import CorruptImages
 from keras_mae.data.labelled import (
     Mixing,
@@ -33,6 +34,7 @@ __all__ = [
     "CorruptImages",
     "Mixing",
     "Source",
+    "describe_contents",
     "epoch_size",
     "evaluation_pipeline",
     "evaluation_steps",

@@ -1,5 +1,7 @@
 """Data sets by name."""
 
+import os
+
 from keras_mae.data.builtin import SOURCES
 from keras_mae.data.files import load_folder
 from keras_mae.data.source import Source
@@ -73,9 +75,9 @@ def _load(name, data_dir, divide):
             f"Received: {name!r}"
         )
     if kind == "folder":
-        training, held_out = load_folder(rest, divide)
+        training, held_out = load_folder(os.path.expanduser(rest), divide)
     elif kind == "tfrecord":
-        training, held_out = load_tfrecord(rest, divide)
+        training, held_out = load_tfrecord(os.path.expanduser(rest), divide)
     else:
         training, held_out = load_tfds(rest, data_dir)
     return Source(training, held_out, IMAGENET_MEAN, IMAGENET_STD, crop=True)

@@ -48,6 +48,11 @@ class ImageRecords(EncodedImages):
     def __len__(self):
         return self._count
 
+    @property
+    def shards(self):
+        """List of `Shard`."""
+        return list(self._shards)
+
     def without(self, others):
         """Leaves out files that another collection names.
 

@@ -3,10 +3,12 @@
 Run: python -m keras_mae.weights SOURCE DESTINATION [--format=huggingface] [--check]
 
 SOURCE is a hub id, a folder, a file of PyTorch weights, or a `.keras` file. DESTINATION
-is a `.keras` file, or a folder for the libraries that `--format` names.
+is a `.keras` file, or a folder for the libraries that `--format` names. A
+`preprocessor_config.json` of the source's is copied beside it, if none lies there yet.
 """
 
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +17,8 @@ import keras
 import keras_mae
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
+from keras_mae.image_processor import CONFIG_NAME
+from keras_mae.loading import find_processor_file
 from keras_mae.weights.check import compare_with_torch
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.formats import describe
@@ -66,10 +70,23 @@ def convert(config: Config) -> None:
     else:
         print(model.save_pretrained(destination, config.format))
         compared.append(destination)
+    _copy_processor(config)
     for place in compared if config.check else ():
         checkpoint = open_checkpoint(place)
         difference = compare_with_torch(model, checkpoint)
         print(f"{checkpoint.source}: {difference:.1e} of the scale from PyTorch")
+
+
+def _copy_processor(config):
+    """Brings along how the source's images are prepared, as it is written there."""
+    found = find_processor_file(config.source, revision=config.revision)
+    place = Path(config.destination)
+    folder = place.parent if place.suffix == ".keras" else place
+    if found is None or (folder / CONFIG_NAME).exists():
+        return
+    with replacing(folder / CONFIG_NAME) as part:
+        shutil.copyfile(found, part)
+    print(f"{folder / CONFIG_NAME}: copied from {config.source}")
 
 
 def _load_keras(path):

@@ -317,8 +317,8 @@ def find_image_size(
         source: What the error names.
 
     Returns:
-        Pair `(height, width)`: as told, else a square, else as wanted where the count
-        of positions fits.
+        Pair `(height, width)`: as told, or a square where nothing tells it; else as
+        wanted where the count of positions fits.
 
     Raises:
         PortError: If the count of positions fits none.
@@ -327,8 +327,8 @@ def find_image_size(
     count = sizes["positions"] - 1
     side = math.isqrt(count)
     told = sizes.get("image_size")
-    # a square before what the user wants, which may just have as many patches
-    choices = [told] if told else [(side * height, side * width), wanted]
+    # what the user wants comes last: it may just have as many patches
+    choices = [told or (side * height, side * width), wanted]
     for size in filter(None, choices):
         size = as_pair(size, "image_size")
         rows, columns = size[0] // height, size[1] // width
@@ -336,6 +336,6 @@ def find_image_size(
             return size
     raise PortError(
         f"{source}: {count} positions of patches {height}x{width} must be those of an "
-        f"image of {told or 'equal sides'}; where the image was not square, state "
+        f"image of {told or 'equal sides'}; where the image was another, state "
         "image_size"
     )

@@ -51,7 +51,7 @@ class Location:
         cache_dir: PathLike | None = None,
         local_files_only: bool = False,
     ) -> None:
-        self.source = str(source)
+        self.source = os.path.expanduser(str(source))
         self.is_folder = os.path.isdir(self.source)
         if not self.is_folder and (
             self.source.endswith(_FILE_ENDINGS) or not _HUB_ID.fullmatch(self.source)
