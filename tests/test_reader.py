@@ -305,8 +305,9 @@ def test_a_key_twice_in_one_header_is_named(tmp_path):
 def test_a_key_with_and_without_wrapper_is_refused(make_model):
     state = keras_mae.weights.export_weights(make_model())
     model = make_model()
-    wrapped = {f"module.{key}": value for key, value in state.items()}
-    keras_mae.weights.load_weights(model, wrapped)
+    for wrapper in ("_orig_mod.module.", "module._orig_mod.", "module."):
+        wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
+        keras_mae.weights.load_weights(model, wrapped)
     key = "decoder.mask_token"
     with pytest.raises(PortError, match=rf"{key} is there twice"):
         keras_mae.weights.load_weights(model, {**wrapped, key: state[key]})
