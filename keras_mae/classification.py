@@ -7,8 +7,8 @@ import keras
 from keras_mae import data
 from keras_mae.checkpoints import KeepBest
 from keras_mae.flags import flag
-from keras_mae.loading import load_classifier
 from keras_mae.models import MAEClassifier
+from keras_mae.reuse import load_classifier
 from keras_mae.serving.labels import write_labels
 from keras_mae.training import Training, TrainingConfig
 

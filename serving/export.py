@@ -44,7 +44,8 @@ import dataclasses
 from pathlib import Path
 
 from keras_mae.flags import flag, run_script
-from keras_mae.loading import default_processor, load_model, with_precision
+from keras_mae.loading import load_model, with_precision
+from keras_mae.processors import default_processor
 from keras_mae.serving import export, find_labels, read_labels
 
 

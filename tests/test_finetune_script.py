@@ -11,8 +11,8 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.flags import parse_flags
-from keras_mae.loading import load_classifier
 from keras_mae.recipes import FINE_TUNING
+from keras_mae.reuse import load_classifier
 from tests.scripts import load, refusal, run
 from tests.test_pretrain_script import assert_same_run, start, wait_for
 

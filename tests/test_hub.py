@@ -7,7 +7,8 @@ import pytest
 from huggingface_hub import constants
 
 import keras_mae
-from keras_mae.loading import load_model, load_processor
+from keras_mae.loading import load_model
+from keras_mae.processors import load_processor
 from keras_mae.weights import PortError
 from tests.comparison import assert_same_weights
 from tests.hub_server import NAME, TOKEN, serve

@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 
 import keras_mae
-from keras_mae.loading import (
-    copy_encoder,
-    find_processor,
-    is_run,
-    load_classifier,
-    load_model,
-    load_processor,
-    load_run,
-)
+from keras_mae.loading import is_run, load_model, load_run
+from keras_mae.processors import find_processor, load_processor
+from keras_mae.reuse import copy_encoder, load_classifier
 
 
 @pytest.fixture

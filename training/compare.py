@@ -28,10 +28,10 @@ from keras_mae import data, probing
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
 from keras_mae.layer_decay import finetuning_optimizer
-from keras_mae.loading import copy_encoder
 from keras_mae.optimization import pretraining_optimizer, warmup_cosine
 from keras_mae.plots import accuracy_picture
 from keras_mae.recipes import FINE_TUNING
+from keras_mae.reuse import copy_encoder
 
 LABELS = (1, 5, 20, None)
 PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")

@@ -28,9 +28,10 @@ from keras_mae import data
 from keras_mae.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.flags import flag, run_script
 from keras_mae.layer_decay import finetuning_optimizer
-from keras_mae.loading import load_model, load_processor, with_precision
+from keras_mae.loading import load_model, with_precision
 from keras_mae.optimization import warmup_cosine
 from keras_mae.plots import confusion_picture
+from keras_mae.processors import load_processor
 from keras_mae.recipes import FINE_TUNING, fill_in
 from keras_mae.training import or_try_again
 

@@ -33,9 +33,9 @@ from keras_mae.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
 from keras_mae.lars import LARS
-from keras_mae.loading import load_processor
 from keras_mae.optimization import warmup_cosine
 from keras_mae.plots import METHODS, confusion_picture, feature_picture
+from keras_mae.processors import load_processor
 from keras_mae.recipes import LINEAR_PROBING, fill_in
 from keras_mae.serving.labels import write_labels
 from keras_mae.training import or_try_again

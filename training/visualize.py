@@ -20,7 +20,8 @@ import numpy as np
 
 from keras_mae import data
 from keras_mae.flags import flag, run_script
-from keras_mae.loading import default_processor, load_model
+from keras_mae.loading import load_model
+from keras_mae.processors import default_processor
 
 # %% [markdown]
 # ## Choose

@@ -18,7 +18,7 @@ import keras_mae
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
 from keras_mae.image_processor import CONFIG_NAME
-from keras_mae.loading import find_processor_file
+from keras_mae.processors import find_processor_file
 from keras_mae.weights.check import compare_with_torch
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.formats import describe
