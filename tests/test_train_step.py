@@ -1,4 +1,4 @@
-"""keras_mae/train_step.py and what models add: scaled losses, own weights, export."""
+"""keras_mae/train_step.py: scaled losses, parts of a batch; and Keras's own export."""
 
 import keras
 import numpy as np
@@ -66,35 +66,6 @@ def test_a_pretrainer_brings_its_own_loss_on_every_backend(make_model, images):
     keras.utils.set_random_seed(0)
     others = {"loss": "mse", "metrics": ["mae"], "optimizer": SGD(0.1)}
     assert one_update(make_model(seed=0), images, **others)[0] == plain
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class Taught(keras_mae.MAEPretrainer):
-    """A pretrainer with a weight of its own."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.extra = self.add_weight(shape=(2,), initializer="zeros", name="extra")
-
-
-def test_weights_that_a_subclass_adds_are_saved(make_model, tmp_path):
-    model = Taught.from_config(make_model().get_config())
-    model.extra.assign([3.0, 4.0])
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(values([loaded.extra])[0], [3, 4])
-    model.save_weights(tmp_path / "model.weights.h5")
-    model.extra.assign([0.0, 0.0])
-    model.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_array_equal(values([model.extra])[0], [3, 4])
-
-
-def test_a_file_without_them_is_refused(make_model, tmp_path):
-    plain = make_model()
-    plain.save_weights(tmp_path / "plain.weights.h5")
-    model = Taught.from_config(plain.get_config())
-    with pytest.raises(ValueError, match=r"The file has no weight \S*extra"):
-        model.load_weights(tmp_path / "plain.weights.h5")
 
 
 @pytest.mark.tensorflow

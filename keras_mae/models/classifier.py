@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.inference import FusedInference
+from keras_mae.models.open_state import leave_open
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.unused import LeavesOut
 from keras_mae.presets import classifier_config
@@ -118,6 +119,7 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
             **policy,
         )
         self.build()
+        leave_open(self)
 
     def build(self, input_shape: Any = None) -> None:
         if self.built:

@@ -11,6 +11,7 @@ from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.stochastic_depth import StochasticDepth
 from keras_mae.models.inference import FusedInference
+from keras_mae.models.open_state import leave_open
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
@@ -132,6 +133,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
                 drop_path_rate, len(self.blocks), seed, name="stochastic_depth"
             )
         self.build((None, *self.image_size, num_channels))
+        leave_open(self)
         if trainable_blocks is not None and self.trainable:
             self.freeze_but_last(trainable_blocks)
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.inference import FusedInference
+from keras_mae.models.open_state import leave_open
 from keras_mae.models.unused import LeavesOut
 from keras_mae.patches import unpatchify
 from keras_mae.typing import Tensor
@@ -89,6 +90,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         pixels = encoder.patch_size[0] * encoder.patch_size[1]
         self.head = keras.layers.Dense(pixels * num_classes, name="head", **policy)
         self.build()
+        leave_open(self)
 
     def build(self, input_shape: Any = None) -> None:
         if self.built:

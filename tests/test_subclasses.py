@@ -1,0 +1,72 @@
+"""Subclasses of the models, with weights and layers of their own."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mae
+
+pytestmark = pytest.mark.backends
+
+
+def value(variable):
+    return keras.ops.convert_to_numpy(variable)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Taught(keras_mae.MAEPretrainer):
+    """A pretrainer with a weight of its own."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = self.add_weight(shape=(2,), initializer="zeros", name="extra")
+
+
+def test_weights_that_a_subclass_adds_are_saved(make_model, tmp_path):
+    model = Taught.from_config(make_model().get_config())
+    model.extra.assign([3.0, 4.0])
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(value(loaded.extra), [3, 4])
+    model.save_weights(tmp_path / "model.weights.h5")
+    model.extra.assign([0.0, 0.0])
+    model.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(value(model.extra), [3, 4])
+
+
+def test_a_file_without_them_is_refused(make_model, tmp_path):
+    plain = make_model()
+    plain.save_weights(tmp_path / "plain.weights.h5")
+    model = Taught.from_config(plain.get_config())
+    with pytest.raises(ValueError, match=r"The file has no weight \S*extra"):
+        model.load_weights(tmp_path / "plain.weights.h5")
+
+
+class Layered:
+    """Mixin that adds a layer of its own behind a model's."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.extra = keras.layers.Dense(2, name="extra")
+        self.extra.build((None, 3))
+
+
+def parts(kind, encoder):
+    if kind is keras_mae.MAEEncoder:
+        return encoder.get_config()
+    return {"encoder": encoder, "num_classes": 3}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [keras_mae.MAEEncoder, keras_mae.MAEClassifier, keras_mae.MAESegmenter],
+    ids=lambda kind: kind.__name__,
+)
+def test_layers_that_a_subclass_adds_are_trained_and_saved(kind, make_model, tmp_path):
+    subclass = type("Subclass", (Layered, kind), {})
+    keras.saving.register_keras_serializable("tests", kind.__name__)(subclass)
+    model = subclass(**parts(kind, make_model(depth=1).encoder))
+    assert any(model.extra.kernel is weight for weight in model.trainable_weights)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(value(loaded.extra.kernel), value(model.extra.kernel))
