@@ -88,7 +88,11 @@ def test_keras_exports_what_was_never_called(kind, make_model, images, tmp_path)
         np.testing.assert_allclose(answer, model(images), atol=1e-5)
 
 
-def test_a_model_has_a_block(make_model):
-    for name in ("depth", "decoder_depth"):
-        with pytest.raises(ValueError, match=r"depth must be at least 1. Received: 0"):
-            make_model(**{name: 0})
+def test_a_decoder_without_blocks_trains_the_same_loss(make_model, images):
+    model = make_model(decoder_depth=0)
+    wanted = float(model(images, seed=0)["loss"])
+    assert float(model(images, seed=0, loss_only=True)["loss"]) == pytest.approx(wanted)
+    logs, _ = one_update(model, images, optimizer=SGD(0.1))
+    assert np.isfinite(logs["loss"])
+    with pytest.raises(ValueError, match=r"depth must not be negative\. Received: -1"):
+        make_model(depth=-1)

@@ -374,6 +374,8 @@ def run_blocks(
             x, attention = block(x, **options)
         hidden_states.append(x)
         attentions.append(attention)
+    if first_query and not blocks:
+        x = x[:, first_query:]  # (B, Q, D)
     return x, hidden_states, attentions
 
 

@@ -34,7 +34,7 @@ class TransformerStack(keras.Model):
         **kwargs: Those of `keras.Model`.
 
     Raises:
-        ValueError: If `depth` is less than 1, or `rematerialize` meets dropout.
+        ValueError: If `depth` is negative, or `rematerialize` meets dropout.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class TransformerStack(keras.Model):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1. Received: {depth}")
+        if depth < 0:
+            raise ValueError(f"depth must not be negative. Received: {depth}")
         if rematerialize and (dropout_rate or attention_dropout_rate):
             raise ValueError(
                 "rematerialize goes without dropout, which would differ the second "
