@@ -12,7 +12,6 @@ import numpy as np
 from keras import ops
 from PIL import Image
 
-from keras_mae.files import folder_of
 from keras_mae.patches import as_pair
 from keras_mae.typing import Images, PathLike, Size, Tensor
 
@@ -265,8 +264,7 @@ class MAEImageProcessor:
         """
         from keras_mae.weights.hub import Location, read_json
 
-        place = folder_of(source) or source
-        path = Location(place, **reading).require(CONFIG_NAME)
+        path = Location(source, **reading).require(CONFIG_NAME)
         config = read_json(path)
         try:
             _check_supported(config)

@@ -1,6 +1,5 @@
 """How a source wants its images: by what it brings along, or as published weights."""
 
-from keras_mae.files import folder_of
 from keras_mae.image_processor import CONFIG_NAME, MAEImageProcessor
 from keras_mae.weights.hub import Location, Unreached
 
@@ -52,7 +51,7 @@ def find_processor_file(source, **reading):
     ```
     """
     try:
-        return Location(folder_of(source) or source, **reading).find(CONFIG_NAME)
+        return Location(source, **reading).find(CONFIG_NAME)
     except Unreached:
         return None  # what the repository lacks, the cache may not know to be absent
 

@@ -51,8 +51,7 @@ def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypat
     monkeypatch.setattr(
         "keras_mae.probing.extract_features", lambda *_: pytest.fail("computed again")
     )
-    accuracy = ask(*flags, f"--method={method}", "--no-pictures")
-    assert accuracy > 0.3  # of ten classes, on random features
+    assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5
 
 
 @pytest.mark.slow

@@ -24,7 +24,8 @@ class Location:
     """A folder or a hub repository, whose files are found by name.
 
     Args:
-        source: Path of a folder, or a hub id such as `"facebook/vit-mae-base"`.
+        source: Path of a folder or of a file in it, or a hub id such as
+            `"facebook/vit-mae-base"`.
         revision: A branch, tag or commit of the hub repository.
         token: The hub's access token; by default the one that is logged in.
         cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -52,6 +53,8 @@ class Location:
         local_files_only: bool = False,
     ) -> None:
         self.source = os.path.expanduser(str(source))
+        if os.path.isfile(self.source):
+            self.source = os.path.dirname(self.source) or os.curdir
         self.is_folder = os.path.isdir(self.source)
         if not self.is_folder and (
             self.source.endswith(_FILE_ENDINGS) or not _HUB_ID.fullmatch(self.source)

@@ -45,17 +45,16 @@ def test_nonsense_in_a_configuration(seed, write, model):
     rng = random.Random(seed)
     folder = write("huggingface")
     kind = rng.choice(list(KINDS))
-    change = {rng.choice(KINDS[kind]): rng.choice(WRONG[kind])}
-    refuse_config(model, folder, change)
-
-
-def refuse_config(model, folder, change, **timm):
-    path = folder / "config.json"
-    config = {**json.loads(path.read_text()), **change}
-    if timm:
-        config["model_args"] = {**config["model_args"], **timm}
-    path.write_text(json.dumps(config))
+    change_config(folder, {rng.choice(KINDS[kind]): rng.choice(WRONG[kind])})
     refuse(model, folder)
+
+
+def change_config(folder, change, key=None):
+    """Changes a configuration, or the object that lies in it under a key."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    (config if key is None else config[key]).update(change)
+    path.write_text(json.dumps(config))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +66,7 @@ def refuse_config(model, folder, change, **timm):
 )  # fmt: skip
 def test_numbers_that_no_layer_takes_name_the_source(change, write):
     folder = write("huggingface")
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    change_config(folder, change)
     with pytest.raises(ValueError, match="source"):
         keras_mae.MAEPretrainer.from_pretrained(folder)
 
@@ -83,10 +81,7 @@ TIMM = [{"embed_dim": -1}, {"depth": 10**30}, {"num_heads": 0}, {"img_size": [1,
 def test_nonsense_in_a_configuration_of_timms(change, write, saved):
     folder = write("timm")
     encoder = keras_mae.MAEEncoder.from_pretrained(folder)
-    path = folder / "config.json"
-    config = json.loads(path.read_text())
-    config["model_args"] = {**config["model_args"], **change}
-    path.write_text(json.dumps(config))
+    change_config(folder, change, "model_args")
     with pytest.raises(ValueError, match="source"):
         keras_mae.MAEEncoder.from_pretrained(folder)
     with pytest.raises(ValueError, match="source"):
