@@ -27,7 +27,7 @@ pytest.importorskip("tensorboard")
 def pretrained(tmp_path_factory):
     """A run of a small model that never saw an image."""
     folder = tmp_path_factory.mktemp("pretrained")
-    keras.utils.set_random_seed(0)  # fixtures of a file come before its tests' seed
+    keras.utils.set_random_seed(3)  # fixtures of a file come before its tests' seed
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", num_channels=1, patch_size=8, hidden_dim=48, decoder_depth=1
     )
