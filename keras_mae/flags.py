@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from keras_mae.utils.process_memory import keep_freed_memory
+
 _Config = TypeVar("_Config", bound=Any)
 
 
@@ -198,6 +200,7 @@ def run_script(
     ```
     """
     config = parse_flags(config_class, description, argv)
+    keep_freed_memory()
     try:
         main(config)
     except (ValueError, OSError) as error:

@@ -6,6 +6,8 @@ import functools
 
 import keras
 
+from keras_mae.utils.devices import has_accelerator
+
 _LARGE = 10**7
 _FUSING = contextvars.ContextVar("fusing", default=False)
 
@@ -32,7 +34,7 @@ def xla_pays():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def fusing_pays(compiled, parameters):
+def fusing_pays(compiled, parameters=None):
     """Says whether `fused` functions should be fused in a training step.
 
     On CPUs TensorFlow's matrix products are those of oneDNN, which XLA's don't reach,
@@ -42,7 +44,7 @@ def fusing_pays(compiled, parameters):
     Args:
         compiled: Whether XLA compiles the whole step.
         parameters: Int, the model's size: a small one's steps would take long to repay
-            the seconds of compiling.
+            the seconds of compiling; by default nothing is to be compiled.
 
     Returns:
         Bool.
@@ -53,11 +55,9 @@ def fusing_pays(compiled, parameters):
     assert not fusing_pays(compiled=True, parameters=10**8)
     ```
     """
-    if compiled or parameters < _LARGE or keras.backend.backend() != "tensorflow":
+    if compiled or keras.backend.backend() != "tensorflow" or has_accelerator():
         return False
-    import tensorflow as tf
-
-    return not any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
+    return parameters is None or parameters >= _LARGE
 
 
 @contextlib.contextmanager

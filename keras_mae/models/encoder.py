@@ -17,6 +17,8 @@ from keras_mae.models.stack import TransformerStack
 from keras_mae.patches import as_pair, grid_shape, patchify
 from keras_mae.presets import encoder_config
 from keras_mae.typing import Grid, Size, Tensor
+from keras_mae.utils.devices import has_accelerator
+from keras_mae.utils.process_memory import keep_freed_memory
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -102,6 +104,9 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         trainable_blocks: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if not has_accelerator():
+            # each of our models has an encoder, and weights are the first large tensors
+            keep_freed_memory()
         # no autocast: images become targets, which stay float32
         super().__init__(
             hidden_dim,

@@ -1,7 +1,6 @@
 """Which versions of which models are loaded: folders, policies, labels, hot reload."""
 
 import contextlib
-import ctypes
 import gc
 import re
 import threading
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from keras_mae.server.bundle import Bundle
 from keras_mae.server.errors import RequestError, invalid
+from keras_mae.utils.process_memory import return_freed_memory
 
 
 class ModelConfig(NamedTuple):
@@ -331,15 +331,8 @@ class Models:
             self._changed.wait_for(lambda: held.users == 0)
         held.bundle.close()
         held.bundle, held.state = None, "END"
-        _return_memory()
-
-
-def _return_memory():
-    """Gives freed memory back: glibc keeps a pool of it for each thread."""
-    gc.collect()  # graphs hold themselves
-    # another system's library, or none of that name
-    with contextlib.suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        gc.collect()  # graphs hold themselves
+        return_freed_memory()
 
 
 def _stamp(path):

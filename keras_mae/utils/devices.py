@@ -1,0 +1,28 @@
+"""The devices that Keras's backend computes on."""
+
+import keras
+
+
+def has_accelerator() -> bool:
+    """Says whether the backend sees a GPU or a TPU.
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    assert has_accelerator() in (True, False)
+    ```
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() != "cpu"
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.cuda.is_available() or torch.backends.mps.is_available()
+    import tensorflow as tf
+
+    return any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
