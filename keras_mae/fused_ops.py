@@ -165,34 +165,36 @@ def attend(query, key, value):
     return output, differentiate
 
 
-def adamw_in_place(places, gradient, rate, step, betas, epsilon, decay):
+def adamw_in_place(places, gradient, rate, betas, powers, epsilon, decay):
     """Updates a weight and its moments by AdamW, where they stand.
 
     TensorFlow's kernel adds epsilon before it corrects the second moment's bias; scaled
-    by that correction, it is PyTorch's (Loshchilov and Hutter 2019, algorithm 2).
+    by that correction, epsilon has the effect that it has in PyTorch (Loshchilov and
+    Hutter 2019, algorithm 2).
 
     Args:
         places: The weight and its two moments, float32 variables of
             TensorFlow or Keras.
         gradient: Tensor.
         rate: Float32 scalar, the learning rate.
-        step: Float32 scalar, 1 at the first update.
-        betas: Pair of floats.
-        epsilon: Float.
+        betas: Pair of float32 scalars.
+        powers: The betas to the power of the number of the update, 1 at the first one;
+            pair of float32 scalars.
+        epsilon: Float32 scalar, epsilon times `sqrt(1 - powers[1])`.
         decay: Float, the decoupled weight decay.
 
     Example:
 
     ```python
     places = [tf.Variable([x]) for x in (1.0, 0.0, 0.0)]
-    adamw_in_place(places, tf.constant([2.0]), 0.1, 1.0, (0.9, 0.95), 1e-8, decay=0.0)
+    betas = 0.9, 0.95
+    adamw_in_place(places, tf.constant([2.0]), 0.1, betas, betas, 1e-9, decay=0.0)
     np.testing.assert_allclose(places[0], [0.9], atol=1e-6)
     ```
     """
     weight, *moments = (
         place.value if isinstance(place, keras.Variable) else place for place in places
     )
-    powers = [tf.pow(beta, step) for beta in betas]
     if decay:
         # not earlier: each product is as large as the weight
         with tf.control_dependencies([gradient]):
@@ -206,6 +208,6 @@ def adamw_in_place(places, gradient, rate, step, betas, epsilon, decay):
         lr=rate,
         beta1=betas[0],
         beta2=betas[1],
-        epsilon=epsilon * tf.sqrt(1.0 - powers[1]),
+        epsilon=epsilon,
         grad=tf.cast(gradient, "float32"),
     )

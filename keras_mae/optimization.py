@@ -1,11 +1,13 @@
 """The published optimisation: warm-up and half cosine, AdamW, what is not decayed."""
 
-from typing import Any
+import contextvars
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from keras_mae.fusion import is_fusing
+from keras_mae.tracing import traced_once
 from keras_mae.typing import Tensor
 
 
@@ -53,8 +55,25 @@ def warmup_cosine(
     )
 
 
+# what the variables of one update share, while it is traced or computed
+_SHARED: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
+    "shared", default=None
+)
+
+
+class _Corrections(NamedTuple):
+    """What corrects the moments' bias towards 0 (Kingma and Ba 2015, section 3)."""
+
+    betas: list[Tensor]
+    powers: list[Tensor]  # the betas to the power of the number of the update
+    mean: Tensor
+    deviation: Tensor
+    epsilon: Tensor  # where it is added before the deviation is corrected
+
+
+@traced_once
 def _adamw_update(
-    weight, momentum, velocity, gradient, rate, step, betas, epsilon, decay
+    weight, momentum, velocity, gradient, rate, mean, deviation, betas, epsilon, decay
 ):
     """Returns the updated weight and moments, each in its own dtype."""
     moments = momentum, velocity
@@ -65,8 +84,7 @@ def _adamw_update(
     ):
         old = ops.cast(moment, "float32")
         means.append(old + (value - old) * (1 - beta))
-    deviation = ops.sqrt(means[1]) / ops.sqrt(1 - betas[1] ** step)
-    update = means[0] / (1 - betas[0] ** step) / (deviation + epsilon)
+    update = means[0] / mean / (ops.sqrt(means[1]) / deviation + epsilon)
     if decay:
         update += decay * ops.cast(weight, "float32")
     new = [ops.cast(m, old.dtype) for m, old in zip(means, moments, strict=True)]
@@ -100,6 +118,28 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
         if self.amsgrad:
             raise ValueError("MatrixDecayAdamW has no amsgrad. Received: amsgrad=True")
 
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        token = _SHARED.set({})
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            _SHARED.reset(token)
+
+    def _corrections(self):
+        """Computes what depends on the number of the update alone, once if it can."""
+        shared = _SHARED.get()
+        if shared is None:  # the thread of several replicas' common update
+            shared = {}
+        if not shared:
+            step = ops.cast(self.iterations + 1, "float32")
+            betas = [ops.cast(beta, "float32") for beta in (self.beta_1, self.beta_2)]
+            powers = [beta**step for beta in betas]
+            mean, deviation = 1 - powers[0], ops.sqrt(1 - powers[1])
+            shared["corrections"] = _Corrections(
+                betas, powers, mean, deviation, self.epsilon * deviation
+            )
+        return shared["corrections"]
+
     def update_step(
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
@@ -107,12 +147,15 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
         places = [variable, self._momentums[index], self._velocities[index]]
         decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
         rate = ops.cast(learning_rate, "float32")
-        step = ops.cast(self.iterations + 1, "float32")
-        betas = self.beta_1, self.beta_2
+        corrections = self._corrections()
         if is_fusing() and all(place.dtype == "float32" for place in places):
             from keras_mae.fused_ops import adamw_in_place
 
-            adamw_in_place(places, gradient, rate, step, betas, self.epsilon, decay)
+            adamw_in_place(
+                *(places, gradient, rate, corrections.betas, corrections.powers),
+                epsilon=corrections.epsilon,
+                decay=decay,
+            )
             return
         weight, momentum, velocity = map(ops.convert_to_tensor, places)
         updated = _adamw_update(
@@ -121,10 +164,11 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
             velocity,
             ops.convert_to_tensor(gradient),
             rate,
-            step,
-            betas,
-            self.epsilon,
-            decay,
+            corrections.mean,
+            corrections.deviation,
+            betas=(self.beta_1, self.beta_2),
+            epsilon=self.epsilon,
+            decay=decay,
         )
         for place, value in zip(places, updated, strict=True):
             self.assign(place, value)

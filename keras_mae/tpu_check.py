@@ -287,7 +287,8 @@ def lower_step(model, batch):
     """
     import tensorflow as tf
 
-    model.fuses = False  # a TPU's step is compiled whole
+    # a TPU's step is compiled whole
+    model.fuses = model.updates_in_place = False
     # a graph can't make the optimizer's variables
     model.optimizer.build(model.trainable_variables)
     step = tf.function(model.train_step, jit_compile=True)

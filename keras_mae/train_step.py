@@ -20,10 +20,14 @@ class TrainStep(ResumableState, BackendStep):
     `evaluation` and `prediction`.
 
     Attributes:
-        fuses: Whether a step runs under `keras_mae.fusion.fusing`; `compile` decides.
+        fuses: Whether loss and gradients are computed under `keras_mae.fusion.fusing`;
+            `compile` decides.
+        updates_in_place: Whether the optimizer runs so: nothing of it is compiled, so
+            it pays for small models, too.
     """
 
     fuses = False
+    updates_in_place = False
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         """Takes a replica's batch apart.
@@ -132,6 +136,7 @@ class TrainStep(ResumableState, BackendStep):
         xla = xla_pays() if jit_compile == "auto" else jit_compile
         whole = xla and not self._is_distributed()
         self.fuses = fusing_pays(xla, self.count_params())
+        self.updates_in_place = fusing_pays(xla)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 

@@ -10,6 +10,7 @@ from keras_mae.fusion import is_fusing
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.rematerialization import rematerialized
+from keras_mae.tracing import EqualLayers
 from keras_mae.typing import Tensor
 
 
@@ -362,6 +363,7 @@ def run_blocks(
     ```
     """
     hidden_states, attentions = [x], []
+    call = EqualLayers()
     for index, block in enumerate(blocks):
         options: dict[str, Any] = {"training": training}
         if factors is not None:
@@ -371,7 +373,7 @@ def run_blocks(
         if rematerialize:
             x, attention = _without_attention(block, options)(x), None
         else:
-            x, attention = block(x, **options)
+            x, attention = call(block, x, **options)
         hidden_states.append(x)
         attentions.append(attention)
     if first_query and not blocks:

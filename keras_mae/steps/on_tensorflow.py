@@ -30,7 +30,7 @@ class BackendStep(OneReplica):
         norm = norm / self.loss_scale()
         gradients = self.clipped(gradients, norm)
         variables = self.trainable_variables
-        with fusing(self.fuses):
+        with fusing(self.updates_in_place):
             self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         results = self.track(loss, outputs, data)
         return self._replica_results({**results, "gradient_norm": norm})
