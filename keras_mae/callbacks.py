@@ -70,6 +70,45 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     on_epoch_end = on_train_batch_end
 
 
+class Validation(keras.callbacks.Callback):
+    """Evaluates the model after each epoch, on one iterator for all epochs.
+
+    `fit(validation_data=...)` makes an iterator an epoch, and the end of one may wait
+    many seconds for a thread of tf.data, most often under a distribution strategy. Put
+    this before callbacks that read `val_` values.
+
+    Args:
+        batches: Endless data set, distributed or not, that begins anew after `steps`.
+        steps: Int, batches of an evaluation.
+
+    Example:
+
+    ```python
+    import tensorflow as tf
+
+    images = np.zeros((8, 32, 32, 3), "float32")
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(4).repeat()
+    callback = Validation(batches, steps=2)
+    ```
+    """
+
+    def __init__(self, batches, steps):
+        super().__init__()
+        self.batches = batches
+        self.steps = steps
+        self._iterator = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model
+        model.make_test_function()
+        model.reset_metrics()
+        if self._iterator is None:
+            self._iterator = iter(self.batches)
+        for _ in range(0, self.steps, model.steps_per_execution):
+            results = model.test_function(self._iterator)
+        logs.update({f"val_{name}": float(value) for name, value in results.items()})
+
+
 class ReconstructionPictures(keras.callbacks.Callback):
     """Draws the same images, with the same masks, after every few epochs.
 

@@ -56,6 +56,9 @@ def make_strategy(name, replicas=None, tpu=None):
         return _connect_to_tpu(tpu or "local")
     if name == "gpu" and not tf.config.list_physical_devices("GPU"):
         raise ValueError("strategy 'gpu' needs a GPU. TensorFlow sees none here")
+    if not tf.config.list_physical_devices("GPU"):
+        # one CPU is TensorFlow's default, whose data sets need no copy to a device
+        return tf.distribute.get_strategy()
     return tf.distribute.OneDeviceStrategy(f"/{name}:0")
 
 

@@ -16,6 +16,9 @@ class Throughput(keras.callbacks.Callback):
     `learning_rate`; `hours_left` of the whole training. The first step of `fit`, which
     traces and compiles, is only counted where an epoch has no other.
 
+    `epoch_seconds` leaves nothing out: it is the time since the last epoch's report, or
+    since `fit` began, with first step, validation and whatever other callbacks did.
+
     With several steps per execution the device fetches its batches by itself, and
     `data_wait` is not known.
 
@@ -41,6 +44,7 @@ class Throughput(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._first = True
+        self._reported = time.perf_counter()
         self._forget()
         self._timed = self.model.steps_per_execution == 1
         # an interrupted fit left the wrap in place
@@ -83,6 +87,8 @@ class Throughput(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._report(logs)
+        now = time.perf_counter()
+        logs["epoch_seconds"], self._reported = now - self._reported, now
 
     def _report(self, logs):
         logs["learning_rate"] = float(self.model.optimizer.learning_rate)

@@ -19,6 +19,7 @@ from keras_mae.callbacks import (
     Forgiving,
     StopOnCorruptImages,
     StopOnNonFiniteLoss,
+    Validation,
 )
 from keras_mae.distribution import STRATEGIES, is_chief, make_strategy, together
 from keras_mae.flags import flag
@@ -223,7 +224,7 @@ class Training:
             f"memory:      about {memory:,.2f} GiB a replica"
         )
 
-    def fit(self, model, processor, batches, extra=(), validation=(None, None)):
+    def fit(self, model, processor, batches, extra=(), validation=None):
         """Begins or resumes the run, and trains to its end.
 
         Args:
@@ -232,10 +233,13 @@ class Training:
             batches: Function of an `InputContext` and a step that returns the
                 `tf.data.Dataset` of training batches from that step on.
             extra: Callbacks of the script's own, for the process that writes.
-            validation: Pair of the distributed validation batches and their number.
+            validation: Pair of the distributed validation batches and their number, or
+                `None`.
         """
         saving = self._saving()
         callbacks = [*self._callbacks(model, extra), saving]
+        if validation is not None:
+            callbacks.insert(0, Validation(*validation))
         # a pipeline that can't be made must not cost an older run
         self._distribute(batches, 0)
         saving.listen()
@@ -252,8 +256,6 @@ class Training:
                     initial_epoch=first,
                     epochs=last,
                     steps_per_epoch=count,
-                    validation_data=validation[0],
-                    validation_steps=validation[1],
                     callbacks=callbacks,
                     shuffle=False,  # the pipeline does
                     verbose=1 if os.isatty(1) else 2,

@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks import ReconstructionPictures
+from keras_mae.data.pipeline import options
 from keras_mae.flags import flag, run_script
 from keras_mae.optimization import pretraining_optimizer, warmup_cosine
 from keras_mae.training import Training, TrainingConfig, or_try_again
@@ -176,7 +177,7 @@ def validation_batches(images, config, strategy):
         batches = tf.data.Dataset.from_tensor_slices(
             np.ascontiguousarray(mine).reshape(-1, *mine.shape[2:])
         )
-        return batches.repeat()
+        return batches.repeat().with_options(options())
 
     return strategy.distribute_datasets_from_function(share), count
 

@@ -26,6 +26,7 @@ from keras_mae.data import CorruptImages
 from keras_mae.data.corrupt import Guard
 from keras_mae.data.decoding import decode
 from keras_mae.data.files import class_names, list_images
+from keras_mae.data.pipeline import PARALLEL_CALLS, options
 from keras_mae.data.tfrecord import class_file
 from keras_mae.files import replacing
 from keras_mae.flags import flag, run_script
@@ -117,8 +118,8 @@ def readable(folder, names, corrupt):
         return name, encoded, good
 
     files = tf.data.Dataset.from_tensor_slices(names)
-    files = files.map(read, tf.data.AUTOTUNE, deterministic=True)
-    for name, encoded, good in files.prefetch(1).as_numpy_iterator():
+    files = files.map(read, PARALLEL_CALLS).prefetch(1).with_options(options())
+    for name, encoded, good in files.as_numpy_iterator():
         if good:
             yield os.fsdecode(name), encoded
 

@@ -1,5 +1,6 @@
 """Images that lie in memory as arrays."""
 
+import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.augmentation import (
@@ -35,6 +36,8 @@ class ImageArrays:
         self._shapes = tf.constant([image.shape for image in images])
         self._count = len(images)
         self._labels = labels
+        self._images = images
+        self._resized = {}
         self.channels = images[0].shape[-1]
 
     def __len__(self):
@@ -62,15 +65,15 @@ class ImageArrays:
 
     def training_image(self, index, processor, seed, augmentation):
         """Reads an image for training: `(height, width, C)` grey levels."""
-        image, size = self._image(index), processor.image_size
-        if not augmentation.crops:
-            image = resize(image, size, processor.resample)
-            if augmentation.flip:
-                image = tf.image.stateless_random_flip_left_right(image, seed)
-            return image
-        return random_resized_crop(
-            image, size, seed, augmentation.scale, augmentation.flip
-        )
+        size = processor.image_size
+        if augmentation.crops:
+            return random_resized_crop(
+                self._image(index), size, seed, augmentation.scale, augmentation.flip
+            )
+        image = tf.cast(self._whole(size, processor.resample)[index], tf.float32)
+        if augmentation.flip:
+            image = tf.image.stateless_random_flip_left_right(image, seed)
+        return image
 
     def held_out_image(self, index, processor, seed):
         """Reads a held-out image: a crop, with a fixed seed, or the whole of it."""
@@ -84,6 +87,19 @@ class ImageArrays:
     def name(self, index):
         """Names an image: its number."""
         return tf.strings.join(["image ", tf.strings.as_string(index)])
+
+    def _whole(self, size, resample):
+        """Resizes all images once: `(N, height, width, C)` uint8 grey levels."""
+        if (size, resample) not in self._resized:
+            resized = np.empty((self._count, *size, self.channels), "uint8")
+            # outside of the pipeline's graph, which only looks images up
+            with tf.init_scope():
+                for shape in {image.shape for image in self._images}:
+                    rows = [i for i, x in enumerate(self._images) if x.shape == shape]
+                    alike = np.stack([self._images[row] for row in rows])
+                    resized[rows] = resize(alike, size, resample)
+            self._resized[size, resample] = resized
+        return tf.constant(self._resized[size, resample])
 
     def _image(self, index):
         image = tf.io.decode_raw(self._raw[index], tf.uint8)

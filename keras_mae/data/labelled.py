@@ -9,6 +9,7 @@ from keras_mae.data.augmentation import PRETRAINING, Augmentation
 from keras_mae.data.corrupt import CorruptImages, Guard
 from keras_mae.data.mixing import mix, smoothed_one_hot
 from keras_mae.data.pipeline import (
+    PARALLEL_CALLS,
     check_channels,
     collection,
     divide,
@@ -109,7 +110,7 @@ def labelled_pipeline(
         augmentation,
         labelled=True,
     )
-    return endless(batches.map(finish, num_parallel_calls=tf.data.AUTOTUNE))
+    return endless(batches.map(finish, num_parallel_calls=PARALLEL_CALLS))
 
 
 def evaluation_steps(
@@ -193,7 +194,7 @@ def evaluation_pipeline(
         return image, tf.one_hot(label, source.num_classes), weight
 
     dataset = images.held_out_items().take(count).enumerate().filter(is_mine)
-    dataset = dataset.map(weighted, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(weighted, num_parallel_calls=PARALLEL_CALLS)
     positions = np.arange(count, padded)
     missing = np.sum(positions % batch_size // order.share == order.worker)
     zeros = tf.nest.map_structure(

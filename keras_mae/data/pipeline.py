@@ -1,5 +1,7 @@
 """Pipelines: batches for training without end, and held-out images."""
 
+import os
+
 import numpy as np
 import tensorflow as tf
 
@@ -12,6 +14,13 @@ from keras_mae.image_processor import MAEImageProcessor
 
 # held-out images that are read where nobody says how many
 HELD_OUT_COUNT = 512
+# fixed, as autotuning is off: see `options`
+PARALLEL_CALLS = (
+    len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count() or 1
+)
+PREFETCHED_BATCHES = 2
 
 
 def training_pipeline(
@@ -74,7 +83,7 @@ def training_pipeline(
         corrupt,
         augmentation,
     )
-    return endless(batches.map(lambda step, images: images, tf.data.AUTOTUNE))
+    return endless(batches.map(lambda step, images: images, PARALLEL_CALLS))
 
 
 def held_out_images(
@@ -120,7 +129,7 @@ def held_out_images(
     guard = Guard(CorruptImages() if corrupt is None else corrupt)
     load = loader(images, held_out_reader(images, processor), processor, 0, guard)
     dataset = images.held_out_items().enumerate()
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
     dataset = dataset.with_options(options())
     found = []
     for _, image, good in dataset.as_numpy_iterator():
@@ -176,9 +185,9 @@ def training_batches(
         return position[0] // batch_size, guard.replace_corrupt(batch, good)
 
     dataset = images.training_items(order)
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
     dataset = dataset.batch(per_replica, drop_remainder=True)
-    return dataset.map(clean, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.map(clean, num_parallel_calls=PARALLEL_CALLS)
 
 
 def held_out_reader(images, processor):
@@ -262,13 +271,15 @@ def endless(dataset):
     dataset = dataset.apply(
         tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
     )
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options())
+    return dataset.prefetch(PREFETCHED_BATCHES).with_options(options())
 
 
 def options():
     """Options of a pipeline: deterministic, and dealt out to workers by itself."""
     options = tf.data.Options()
     options.deterministic = True
+    # an iterator's end may wait up to a minute for autotuning's thread to wake up
+    options.autotune.enabled = False
     # workers' shares are cut here, by Order
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
