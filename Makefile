@@ -4,27 +4,42 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# a file's tests share a process, and with it what they build
+PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist=loadgroup
 
-.PHONY: demo test test-slow test-backends clean
+# $(call timed,NAME,COMMAND): runs a command, and says how long it took
+timed = @begin=$$(date +%s); $(2); code=$$?; \
+	echo "$(1) took $$(( $$(date +%s) - begin )) s"; exit $$code
+
+.PHONY: demo test test-slow test-backends test-nightly clean
 
 demo: $(VENV)/demo-installed
 	$(VENV)/bin/python training/demo.py --output=demo
 
 test: $(VENV)/test-installed
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -n 2
+	$(call timed,ruff,$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .)
+	$(call timed,mypy,$(VENV)/bin/mypy)
+	$(call timed,tests,$(PYTEST))
 
+# what takes longer than a few seconds, and is part of every check
 test-slow: $(VENV)/test-installed
-	$(VENV)/bin/python -m pytest -m slow -n 2
+	$(call timed,slow tests,$(PYTEST) -m "slow and not nightly")
 
 # what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
-test-backends: $(VENV)/test-installed
-	for backend in $(or $(KERAS_BACKEND),jax torch); do \
-		KERAS_BACKEND=$$backend $(VENV)/bin/python -m pytest -n 2 \
-			-m "backends and not tensorflow and not slow" || exit 1; \
-	done
+BACKENDS := $(or $(KERAS_BACKEND),jax torch)
+test-backends: $(BACKENDS:%=test-backend-%)
+test-backend-%: $(VENV)/test-installed
+	$(call timed,tests on $*,KERAS_BACKEND=$* $(PYTEST) \
+		-m "backends and not tensorflow and not slow and not nightly")
+
+# what is rare and long: by hand, and its last result stands in CONTRIBUTING.md
+test-nightly: $(VENV)/test-installed $(BACKENDS:%=test-nightly-%)
+	$(call timed,nightly tests,$(PYTEST) -m nightly)
+	$(call timed,soak,$(VENV)/bin/python serving/benchmark.py --preset=mae_tiny \
+		--soak_minutes=10)
+test-nightly-%: $(VENV)/test-installed
+	$(call timed,slow and nightly tests on $*,KERAS_BACKEND=$* $(PYTEST) \
+		-m "backends and not tensorflow and (slow or nightly)")
 
 clean:
 	rm -rf $(VENV)
@@ -34,13 +49,14 @@ $(VENV)/bin/python:
 		|| (echo "Python 3.11 or newer is needed: make PYTHON=..." >&2; exit 2)
 	$(PYTHON) -m venv $(VENV)
 
+DEMO_EXTRAS := train,demo,serve
 $(VENV)/demo-installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(PIP) -e ".[train,demo,serve]"
+	$(call timed,installing,$(PIP) -e ".[$(DEMO_EXTRAS)]")
 	touch $@
 
 # The parity tests compare with PyTorch; its CPU build is enough. timm comes without
 # torchvision, whose released builds don't load beside that one.
+EXTRAS := train,demo,serve,load,port,keras-hub,tpu-check,test
 $(VENV)/test-installed: $(VENV)/bin/python setup.cfg pyproject.toml
-	$(PIP) -e ".[train,demo,serve,load,port,keras-hub,tpu-check,test]"
-	$(PIP) --no-deps timm==1.0.31
+	$(call timed,installing,$(PIP) -e ".[$(EXTRAS)]" && $(PIP) --no-deps timm==1.0.31)
 	touch $@

@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_mae.fusion import is_fusing
-from keras_mae.tracing import traced_once
+from keras_mae.tracing import is_cpu_graph, traced_once
 from keras_mae.typing import Tensor
 
 
@@ -148,7 +147,7 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
         decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
         rate = ops.cast(learning_rate, "float32")
         corrections = self._corrections()
-        if is_fusing() and all(place.dtype == "float32" for place in places):
+        if is_cpu_graph() and all(place.dtype == "float32" for place in places):
             from keras_mae.fused_ops import adamw_in_place
 
             adamw_in_place(

@@ -288,7 +288,7 @@ def lower_step(model, batch):
     import tensorflow as tf
 
     # a TPU's step is compiled whole
-    model.fuses = model.updates_in_place = False
+    model.fuses = model.is_cpu_graph = False
     # a graph can't make the optimizer's variables
     model.optimizer.build(model.trainable_variables)
     step = tf.function(model.train_step, jit_compile=True)

@@ -1,7 +1,9 @@
 """TensorFlow graphs in which equal layers and equal updates are traced once."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -9,12 +11,35 @@ import keras
 from keras_mae.fusion import is_fusing
 from keras_mae.typing import Tensor
 
+_CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
 
-def in_tensorflow_graph(tensor: Any) -> bool:
-    """Says whether TensorFlow is tracing what is done to a tensor.
+
+@contextlib.contextmanager
+def cpu_graph(on: bool) -> Iterator[None]:
+    """Says that what is called in the block becomes a TensorFlow graph for CPUs.
+
+    XLA must not compile it whole: it inlines functions by itself, and compiles a step
+    with functions in it again and again.
 
     Args:
-        tensor: Tensor of any backend, or a symbolic one.
+        on: Bool.
+
+    Example:
+
+    ```python
+    with cpu_graph(True):
+        assert is_cpu_graph()
+    ```
+    """
+    token = _CPU_GRAPH.set(on)
+    try:
+        yield
+    finally:
+        _CPU_GRAPH.reset(token)
+
+
+def is_cpu_graph() -> bool:
+    """Says whether `cpu_graph` is on where this is called.
 
     Returns:
         Bool.
@@ -22,14 +47,10 @@ def in_tensorflow_graph(tensor: Any) -> bool:
     Example:
 
     ```python
-    assert not in_tensorflow_graph(keras.ops.ones(2))
+    assert not is_cpu_graph()
     ```
     """
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    return tf.is_tensor(tensor) and not tf.executing_eagerly()
+    return _CPU_GRAPH.get()
 
 
 def read(variable: Any) -> Tensor:
@@ -54,7 +75,7 @@ def read(variable: Any) -> Tensor:
 
 
 def traced_once(function: Callable) -> Callable:
-    """Decorates a function of tensors so that TensorFlow traces it once a signature.
+    """Decorates a function of tensors to be traced once a signature in a `cpu_graph`.
 
     Tracing costs about a millisecond an operation, call by call; a graph's call of a
     function that was traced before is one operation. Values are the same.
@@ -82,7 +103,7 @@ def traced_once(function: Callable) -> Callable:
 
     @functools.wraps(function)
     def call(*tensors, **options):
-        if not in_tensorflow_graph(tensors[0]):
+        if not is_cpu_graph():
             return function(*tensors, **options)
         return traced(**options)(*map(read, tensors))
 
@@ -90,7 +111,7 @@ def traced_once(function: Callable) -> Callable:
 
 
 class EqualLayers:
-    """Calls layers that were built alike, of which TensorFlow traces one only.
+    """Calls layers that were built alike, of which a `cpu_graph` traces one only.
 
     The others run the same graph on their own weights. Layers with random numbers,
     adapters or quantized weights are traced each.
@@ -120,9 +141,9 @@ class EqualLayers:
         Returns:
             What the layer returns.
         """
-        if not in_tensorflow_graph(x) or not layer.built or _has_state(layer):
+        if not is_cpu_graph() or not layer.built or _has_state(layer):
             return layer(x, **options)
-        tensors = {k: v for k, v in options.items() if in_tensorflow_graph(v)}
+        tensors = {k: v for k, v in options.items() if keras.ops.is_tensor(v)}
         fixed = {k: v for k, v in options.items() if k not in tensors}
         key = (*_kind(layer), *sorted(fixed.items()))
         if key not in self._traced:

@@ -22,12 +22,11 @@ class TrainStep(ResumableState, BackendStep):
     Attributes:
         fuses: Whether loss and gradients are computed under `keras_mae.fusion.fusing`;
             `compile` decides.
-        updates_in_place: Whether the optimizer runs so: nothing of it is compiled, so
-            it pays for small models, too.
+        is_cpu_graph: Whether a step is a `keras_mae.tracing.cpu_graph`.
     """
 
     fuses = False
-    updates_in_place = False
+    is_cpu_graph = False
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         """Takes a replica's batch apart.
@@ -136,7 +135,7 @@ class TrainStep(ResumableState, BackendStep):
         xla = xla_pays() if jit_compile == "auto" else jit_compile
         whole = xla and not self._is_distributed()
         self.fuses = fusing_pays(xla, self.count_params())
-        self.updates_in_place = fusing_pays(xla)
+        self.is_cpu_graph = fusing_pays(xla)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 

@@ -1,16 +1,20 @@
 """What every test shares: quiet logs, fixed seeds, small models."""
 
 import os
+import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # each worker has a core of its own, and what it starts shares that
+    for name in ("OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
+        os.environ.setdefault(f"{name}_THREADS", "1")
 
 import keras
 import numpy as np
 import pytest
 
 import keras_mae
-from tests.scripts import load
 
 if keras.backend.backend() == "torch":
     import torch
@@ -24,6 +28,20 @@ if keras.backend.backend() == "torch":
 
     # as on other backends: NumPy reads a tensor that has a gradient, and bfloat16
     torch.Tensor.__array__ = _array
+
+
+def pytest_collection_modifyitems(items):
+    """Gives each file to one process, which makes its fixtures once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+
+
+def pytest_runtest_logreport(report):
+    """Shows a failure at once, and not only when all tests have run."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        text = f"\n{report.nodeid}\n{report.longreprtext}"
+        print(text, file=sys.__stderr__, flush=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -73,9 +91,11 @@ def served_mae(tmp_path):
     """A folder of exported versions, for tests that start the embedded server."""
     for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
         pytest.importorskip(package)
+    from keras_mae.serving import export
+
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", patch_size=8, depth=1, decoder_depth=1
     )
     processor = keras_mae.MAEImageProcessor(image_size=32)
-    load("serving/export.py").export(model, processor, tmp_path / "mae/1")
+    export(model, processor, tmp_path / "mae/1", warmup_batch_sizes=())
     return tmp_path / "mae"

@@ -20,6 +20,7 @@ def needs(name):
         pytest.skip(f"{name} is not installed")
 
 
+@pytest.mark.slow
 def test_workers_take_turns(capfd):
     code = (
         "import time\n"
@@ -55,7 +56,7 @@ def test_an_encoder_has_its_own_flops(make_model):
     assert 0 < encoder < 4 * whole
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "mode", ["pretrain-step", "encode", "reconstruct", "finetune-step"]
 )
@@ -78,7 +79,7 @@ def test_every_mode_against_the_peer(mode, tmp_path):
     assert ours["tensorflow"] and theirs["torch"] and ours["peak_memory"] > 2**27
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "flags",
     [
@@ -98,7 +99,7 @@ def test_other_ways_to_run(flags):
     assert "images/s" in finished.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_growth_is_drawn_and_tabled(tmp_path):
     needs("matplotlib")
     small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=1"]
@@ -130,7 +131,7 @@ def test_wrong_flags_of_the_training_benchmark_are_one_line():
         assert message in refusal(TRAINING, *flags)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_is_measured_by_each_protocol(tmp_path):
     needs("locust")
     out = tmp_path / "rows.json"
@@ -148,7 +149,7 @@ def test_a_server_is_measured_by_each_protocol(tmp_path):
     assert "| gRPC, bytes | 2 | 1 |" in finished.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_soak_reloads_and_counts_failures(tmp_path):
     needs("locust")
     out = tmp_path / "rows.json"

@@ -27,6 +27,7 @@ def read_events(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_non_finite_loss_stops_before_the_checkpoint(make_model, images, tmp_path):
     images[0] = np.nan
     model = make_model()
@@ -39,6 +40,7 @@ def test_a_non_finite_loss_stops_before_the_checkpoint(make_model, images, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_for_people_and_for_tensorboard(
     make_model, images, tmp_path
 ):
@@ -58,6 +60,7 @@ def test_intervals_are_checked(images, tmp_path):
         callbacks.ReconstructionPictures(processor, images, tmp_path, every=0)
 
 
+@pytest.mark.slow
 def test_steps_of_one_execution_are_named_together(make_model, images):
     images[0] = np.nan
     model = make_model()
@@ -89,6 +92,7 @@ def test_a_non_finite_validation_loss_stops_as_well():
         callback.on_epoch_end(0, {"loss": 1.0, "val_loss": np.nan})
 
 
+@pytest.mark.slow
 def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
@@ -120,7 +124,35 @@ class FullDisk(keras.callbacks.Callback):
         raise OSError("no space left")
 
 
+@pytest.mark.slow
 def test_what_can_not_be_written_does_not_end_a_training(make_model, images, capsys):
     history = fit(make_model(), images, callbacks.Forgiving(FullDisk()), epochs=2)
     assert len(history.history["loss"]) == 2
     assert capsys.readouterr().err == "FullDisk failed: no space left\n" * 2
+
+
+class CountedIterators:
+    """A data set that counts who asks it for an iterator."""
+
+    def __init__(self, dataset):
+        self.dataset, self.count = dataset, 0
+
+    def __iter__(self):
+        self.count += 1
+        return iter(self.dataset)
+
+
+def test_validation_keeps_one_iterator_and_says_what_evaluate_says(make_model, images):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(1e-3))
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(2).repeat()
+    counted = CountedIterators(batches)
+    callback = callbacks.Validation(counted, steps=2)
+    callback.set_model(model)
+    wanted = model.evaluate(images, batch_size=2, verbose=0, return_dict=True)
+    for epoch in range(3):
+        logs = {"loss": 1.0}
+        callback.on_epoch_end(epoch, logs)
+        assert logs.pop("loss") == 1.0
+        assert logs == pytest.approx({f"val_{k}": v for k, v in wanted.items()})
+    assert counted.count == 1

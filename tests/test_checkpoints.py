@@ -33,6 +33,7 @@ def saver(folder, **options):
     return checkpoints.Checkpoints(folder, folder / "model.keras", **options)
 
 
+@pytest.mark.slow
 def test_the_last_few_are_kept_and_the_newest_has_a_name_of_its_own(
     make_model, images, tmp_path
 ):
@@ -43,6 +44,7 @@ def test_the_last_few_are_kept_and_the_newest_has_a_name_of_its_own(
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
 
 
+@pytest.mark.slow
 def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 45))
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
@@ -52,6 +54,7 @@ def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
     assert list(checkpoints.list_checkpoints(tmp_path)) == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_restored_model_goes_on_as_if_nothing_had_happened(
     make_model, images, tmp_path
 ):
@@ -70,6 +73,7 @@ def test_a_restored_model_goes_on_as_if_nothing_had_happened(
         np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_the_mean_loss_of_an_epoch_counts_the_steps_before(
     make_model, images, tmp_path
 ):
@@ -103,6 +107,7 @@ class Failing:
         raise OSError("No space left on device")
 
 
+@pytest.mark.slow
 def test_a_save_that_dies_leaves_the_older_checkpoints(make_model, images, tmp_path):
     model = make_model()
     compile_and_fit(model, images, [saver(tmp_path, every_steps=1)])
@@ -112,6 +117,7 @@ def test_a_save_that_dies_leaves_the_older_checkpoints(make_model, images, tmp_p
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_a_failing_disk_does_not_end_a_training(
     make_model, images, tmp_path, monkeypatch, capsys
 ):
@@ -144,6 +150,7 @@ def test_sigterm_saves_and_ends_with_its_code(make_model, images, tmp_path):
     assert list(checkpoints.list_checkpoints(tmp_path)) == [1]
 
 
+@pytest.mark.slow
 def test_a_file_of_another_model_or_step_is_refused(make_model, images, tmp_path):
     model = make_model()
     compile_and_fit(model, images, [saver(tmp_path)])
@@ -172,6 +179,7 @@ def test_intervals_are_checked(name, tmp_path):
         saver(tmp_path, **{name: 0})
 
 
+@pytest.mark.slow
 def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path):
     rows = []
 
@@ -185,6 +193,7 @@ def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path
     assert sorted(checkpoints.list_checkpoints(tmp_path)) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_wish_to_stop_that_can_not_be_saved_still_stops(
     make_model, images, tmp_path, capsys
 ):

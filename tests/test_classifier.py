@@ -114,12 +114,13 @@ class Batches:
         return history.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         {"accumulation_steps": 4},
-        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
-        pytest.param({"run_eagerly": True}, marks=pytest.mark.slow),
+        pytest.param({"jit_compile": True}, marks=pytest.mark.nightly),
+        pytest.param({"run_eagerly": True}, marks=pytest.mark.nightly),
     ],
 )
 def test_parts_graphs_and_xla_train_alike(make_model, options):
@@ -149,6 +150,7 @@ def test_keras_itself_trains_to_the_same_numbers(make_model):
         np.testing.assert_allclose(got[name], values, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_last_blocks_alone_are_trained(make_model):
     classifier = MAEClassifier(make_model().encoder, 3, "cls", head_range=0.2)
     before = [weight.numpy() for weight in classifier.weights]

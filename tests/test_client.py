@@ -168,6 +168,7 @@ def test_the_address_may_name_its_scheme_and_a_folder():
     assert place == "/behind/a/proxy/v1/models/mae:predict"
 
 
+@pytest.mark.slow
 def test_messages_may_be_larger_than_grpcs_default(stub):
     stub.brain.stretch = 200_000  # 2 million floats, 8 MB
     pixels = np.zeros((2, 512, 512, 3), "float32")  # 6 MB

@@ -89,6 +89,7 @@ def test_a_missing_package_is_one_line_and_code_2(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_errors_of_the_server_are_one_line_and_code_1(stub, picture):
     flags = ["--grpc"] if stub.grpc else []
     stub.brain.refusals = [("INVALID_ARGUMENT", "Input\nis empty.")]

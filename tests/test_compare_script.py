@@ -14,7 +14,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
     finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
     assert finished.returncode == 0, finished.stderr
@@ -33,6 +33,7 @@ def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
     assert finished.returncode == 2 and "other settings" in finished.stderr
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_code_2(tmp_path):
     error = refusal(SCRIPT, "--seeds=0", f"--output={tmp_path / 'new'}")
     assert "seeds must be positive. Received: 0" in error

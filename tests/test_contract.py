@@ -19,10 +19,10 @@ from tests.scripts import ROOT
 pytestmark = pytest.mark.backends
 
 CASES = {**LAYERS, **MODELS}
-# what users fit; the others take as long, and are fitted with the slow tests
-FITTED = ("MAEPretrainer", "MAEClassifier", "MAESegmenter")
+# what most users fit; the others take as long
+TIERS = {"MAEPretrainer": (), "MAEClassifier": pytest.mark.slow}
 TRAINED = [
-    pytest.param(name, marks=[pytest.mark.slow] * (name not in FITTED))
+    pytest.param(name, marks=TIERS.get(name, pytest.mark.nightly))
     for name, case in CASES.items()
     if case.compiled is not None
 ]
@@ -132,6 +132,7 @@ def save(case, file, optimizer=None):
     return contract_files.recall(model, file)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_all_that_was_saved(tmp_path):
     wanted = {}
     for name, case in CASES.items():

@@ -128,6 +128,7 @@ def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_as_it_is_typed(make_model, tmp_path):
     make_model().save_pretrained(tmp_path / "in")
     done = subprocess.run(

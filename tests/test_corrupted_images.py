@@ -108,6 +108,7 @@ def both(served, content, name):
     return ours, theirs
 
 
+@pytest.mark.slow
 def test_sound_pictures_are_the_same_everywhere(served, tmp_path):
     for name, content in SOUND.items():
         ours, theirs = both(served, content, name)
@@ -168,6 +169,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_corrupted_pictures(way, served):
     """Nineteen pictures, four ways, four times each."""
@@ -268,6 +270,7 @@ def test_too_many_pixels_are_refused(served):
             served(tf.constant([LIES[name]]))
 
 
+@pytest.mark.slow
 def test_a_picture_that_unpacks_to_too_much(served):
     """A PNG of 600 kB that would be 600 MB is refused by both, of 16 bits as well."""
     for deep in (False, True):
@@ -284,6 +287,7 @@ def spoilt_pictures():
     yield from LIES.values()
 
 
+@pytest.mark.slow
 def test_a_training_reads_past_them(tmp_path, caplog):
     """Two hundred and more in one folder, beside twenty that are sound."""
     for number, content in enumerate(spoilt_pictures()):

@@ -47,6 +47,7 @@ def test_photos_are_rgb_and_held_out_by_photograph(photos):
     assert data.epoch_size(photos) == 640
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["digits", "photos"])
 def test_pipelines_repeat_under_a_seed_and_differ_between_seeds(name, request):
     source = request.getfixturevalue(name)
@@ -139,3 +140,28 @@ def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     pictures.write_shards(tmp_path / "shards", range(4), shards=2)
     assert len(data.load_source("folder:~/photos").training) == 3
     assert len(data.load_source("tfrecord:~/shards/*.tfrecord").training) == 2
+
+
+def test_whole_images_of_any_shape_are_resized_once(photos):
+    shapes = [(9, 7, 3), (20, 12, 3), (9, 7, 3)]
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, shape, "uint8") for shape in shapes]
+    source = photos._replace(training=images, crop=False, repeats=1)
+    processor = processor_for(source, 8)
+    batches = data.training_pipeline(source, processor, batch_size=3, seed=0)
+    wanted = [data.resize(image, (8, 8), processor.resample) for image in images]
+    wanted = {processor.normalize(image).numpy().tobytes() for image in wanted}
+    for batch in batches.take(2):
+        assert {image.numpy().tobytes() for image in batch} == wanted
+
+
+def test_pipelines_end_without_a_thread_to_wait_for(digits):
+    labelled = data.with_labels(digits)
+    processor = processor_for(digits)
+    for batches in (
+        data.training_pipeline(digits, processor, 8, seed=0),
+        data.labelled_pipeline(labelled, processor, 8, seed=0),
+        data.evaluation_pipeline(labelled, processor, 8),
+    ):
+        # tf.data's autotuning wakes up once a minute
+        assert batches.options().autotune.enabled is False

@@ -68,6 +68,7 @@ def compare(clean, found, bad, source):
             assert any(np.array_equal(after[row], good) for good in before[~rows])
 
 
+@pytest.mark.slow
 def test_corrupt_files_move_no_other_image(tmp_path, caplog):
     write(tmp_path / "train", {})
     pictures.write_folder(tmp_path / "val", range(2))
@@ -90,6 +91,7 @@ def test_corrupt_files_move_no_other_image(tmp_path, caplog):
     np.testing.assert_array_equal(later, found[5:7])
 
 
+@pytest.mark.slow
 def test_corrupt_records_move_no_other_image(tmp_path):
     bad = dict(zip((0, 5, 6, 9, 12), BAD.values(), strict=True))
     write_records(tmp_path / "clean", {})
@@ -132,6 +134,7 @@ def test_too_many_stop_a_pipeline_that_nobody_checks(tmp_path):
         batches(source, 3, batch_size=len(source.training) // 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_batch_of_nothing_good_stops(checked, tmp_path):
     write(tmp_path, dict.fromkeys(range(COUNT), b""))
@@ -146,6 +149,7 @@ def test_a_batch_of_nothing_good_stops(checked, tmp_path):
             batches(source, 1)
 
 
+@pytest.mark.slow
 def test_corrupt_held_out_images_are_left_out(tmp_path):
     write(tmp_path / "val", dict.fromkeys((0, 3), b""))
     write(tmp_path / "train", {})

@@ -60,6 +60,7 @@ def streams(sources):
     return {kind: batches(source, 18) for kind, source in sources.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_seed_decides_and_another_one_differs(kind, sources, streams):
     tf.random.set_seed(2)
@@ -67,6 +68,7 @@ def test_a_seed_decides_and_another_one_differs(kind, sources, streams):
     assert np.abs(streams[kind][:3] - batches(sources[kind], 3, seed=1)).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_each_epoch_visits_each_image_once(kind, sources, streams):
     source = sources[kind]
@@ -87,6 +89,7 @@ def test_crops_change_from_epoch_to_epoch(kind, sources, streams):
 
 
 # in an epoch, at its end, and in a later one
+@pytest.mark.slow
 @pytest.mark.parametrize("first_step", [1, 6, 14])
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_stream_begins_anywhere_as_if_it_had_not_stopped(
@@ -96,6 +99,7 @@ def test_a_stream_begins_anywhere_as_if_it_had_not_stopped(
     np.testing.assert_array_equal(later, streams[kind][first_step : first_step + 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["digits", "photos", "folder"])
 def test_workers_together_see_what_one_would(kind, sources):
     whole = batches(sources[kind], 7, batch_size=8)
@@ -109,6 +113,7 @@ def test_workers_together_see_what_one_would(kind, sources):
     np.testing.assert_array_equal(steps.reshape(whole.shape), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
 def test_workers_share_the_shards(kind, sources):
     source = sources[kind]
@@ -122,6 +127,7 @@ def test_workers_share_the_shards(kind, sources):
     assert set(seen[0][:12]) != set(seen[0][12:])  # dealt out anew
 
 
+@pytest.mark.slow
 def test_unequal_shards_keep_their_place_on_every_worker(tmp_path):
     for shard, numbers in enumerate([range(3), range(3, 10), range(10, 11)]):
         pictures.write_shards(tmp_path / str(shard), numbers, shards=1)
@@ -136,6 +142,7 @@ def test_unequal_shards_keep_their_place_on_every_worker(tmp_path):
         np.testing.assert_array_equal(later, whole[10:])
 
 
+@pytest.mark.slow
 def test_a_strategy_deals_rows_to_its_replicas(sources):
     source = sources["folder"]
     processor = pictures.processor_for(source)

@@ -150,6 +150,7 @@ def test_draws_of_one_image_are_independent_and_with_replacement(monkeypatch):
     assert abs(np.mean(first[twice] == second[twice]) - 1 / 15) < 0.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_the_seed_decides_in_parallel_and_in_a_graph_too(mode):
     photo = tf.constant(pixels(photograph(mode)))

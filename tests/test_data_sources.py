@@ -23,6 +23,7 @@ def held_out_numbers(source, **arguments):
     return pictures.numbers(source, images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["val", "validation", "test"])
 def test_a_folder_beside_train_is_held_out(name, tmp_path):
     pictures.write_folder(tmp_path / "train", range(5))
@@ -74,6 +75,7 @@ def test_folders_are_searched_for_images_and_nothing_else(tmp_path):
     assert sorted(names(source.training)) == ["a.JPEG", "d.webp", "e.bmp", "f.Png"]
 
 
+@pytest.mark.slow
 def test_held_out_images_may_come_from_elsewhere(tmp_path):
     pictures.write_folder(tmp_path / "all", range(8))
     pictures.write_folder(tmp_path / "other", range(8, 11))
@@ -104,6 +106,7 @@ def test_held_out_images_are_left_out_of_training(tmp_path):
     assert data.load_source(folder, held_out=folder).epoch_size == 7  # its own rule
 
 
+@pytest.mark.slow
 def test_names_need_not_be_utf_8(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     for name in (b"\xe9t\xe9", "été".encode()):
@@ -132,6 +135,7 @@ def test_names_in_utf_8_keep_their_order():
     assert images.divided()[1].names == ["é.png"]
 
 
+@pytest.mark.slow
 def test_held_out_images_are_the_middles_of_some(tmp_path):
     pictures.write_folder(tmp_path / "train", range(2))
     for number in range(3):
@@ -220,6 +224,7 @@ def test_shards_without_images_are_refused(tmp_path):
         data.load_source(f"tfrecord:{tmp_path}/*")
 
 
+@pytest.mark.slow
 def test_prepared_data_sets_are_read_by_name(tmp_path):
     pictures.prepare_tfds(tmp_path, train=range(6), validation=range(6, 10))
     source = data.load_source("tfds:mini_pictures", data_dir=tmp_path)
@@ -236,6 +241,7 @@ def test_prepared_data_sets_are_read_by_name(tmp_path):
         data.load_source("tfds:mnist:9.9.9", data_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_the_end_of_train_is_held_out_where_nothing_else_is(tmp_path):
     pictures.prepare_tfds(tmp_path, name="trains", key="photo", train=range(30))
     source = data.load_source("tfds:trains", data_dir=tmp_path)

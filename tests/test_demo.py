@@ -33,7 +33,7 @@ def test_the_demo_does_the_whole_job(tmp_path):
         assert line in finished.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pretraining_beats_a_random_encoder_and_raw_pixels(tmp_path):
     _, results = run_demo(tmp_path / "demo")
     errors, accuracies = results["masked_patch_mse"], results["probe_accuracy"]
@@ -43,7 +43,7 @@ def test_pretraining_beats_a_random_encoder_and_raw_pixels(tmp_path):
         assert accuracy > accuracies["raw_pixels"][labels]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_step_that_fails_ends_the_demo(tmp_path):
     (tmp_path / "file").write_text("in the way")
     finished = run("training/demo.py", f"--output={tmp_path / 'file'}", "--epochs=1")

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_mae.checkpoints import list_checkpoints
 from keras_mae.distribution import cluster, make_strategy
@@ -68,15 +69,17 @@ def one_replica():
     return train("cpu", 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "replicas, options",
     [
         (2, {}),
         pytest.param(
-            *(3, {"jit_compile": True, "accumulation_steps": 2}), marks=pytest.mark.slow
+            *(3, {"jit_compile": True, "accumulation_steps": 2}),
+            marks=pytest.mark.nightly,
         ),
-        pytest.param(4, {"accumulation_steps": 3}, marks=pytest.mark.slow),
-        pytest.param(2, {"scaled": True}, marks=pytest.mark.slow),
+        pytest.param(4, {"accumulation_steps": 3}, marks=pytest.mark.nightly),
+        pytest.param(2, {"scaled": True}, marks=pytest.mark.nightly),
     ],
 )
 def test_mirrored_replicas_equal_one(replicas, options, one_replica):
@@ -199,7 +202,7 @@ def test_workers_fail_together_where_one_refuses(tmp_path):
     assert "Another worker refused; it says why" in logs[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_that_see_other_checkpoints_refuse(tmp_path):
     pytest.importorskip("sklearn")
     (tmp_path / "other" / "checkpoints").mkdir(parents=True)
@@ -211,7 +214,7 @@ def test_workers_that_see_other_checkpoints_refuse(tmp_path):
         assert "must be a folder that they share. Received the steps [0, 5]" in log
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_worker_comes_back_and_the_run_goes_on(tmp_path):
     pytest.importorskip("sklearn")
     whole = tmp_path / "whole"
@@ -251,6 +254,11 @@ def test_a_wrong_cluster_is_refused(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError, match="TF_CONFIG must be as"):
         make_strategy("multiworker")
+
+
+def test_one_cpu_is_the_default_strategy():
+    # whose data sets need no iterator that copies to a device
+    assert make_strategy("cpu") is tf.distribute.get_strategy()
 
 
 def test_workers_behind_a_chief_are_counted_on(monkeypatch):

@@ -49,16 +49,18 @@ def pretrainer_signatures(tmp_path_factory):
         "mae_tiny", patch_size=8, depth=1, decoder_depth=1
     )
     folder = tmp_path_factory.mktemp("served") / "1"
-    export(model, keras_mae.MAEImageProcessor(image_size=32), folder)
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    export(model, processor, folder, warmup_batch_sizes=())
     loaded = tf.saved_model.load(folder)
     yield loaded.signatures
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policy, norm_pix_loss",
     [
         ("float32", False),
-        pytest.param("mixed_bfloat16", True, marks=pytest.mark.slow),
+        pytest.param("mixed_bfloat16", True, marks=pytest.mark.nightly),
     ],
 )
 def test_every_signature_answers_as_the_model(
@@ -110,6 +112,7 @@ def test_every_signature_answers_as_the_model(
         assert {value.dtype for value in got.values()} == {tf.float32}
 
 
+@pytest.mark.slow
 def test_serving_default_takes_encoded_pictures_of_any_kind(
     make_model, processor, tmp_path
 ):
@@ -126,6 +129,7 @@ def test_serving_default_takes_encoded_pictures_of_any_kind(
     assert nothing.shape == (0, 17, 16)
 
 
+@pytest.mark.slow
 def test_grey_models_read_colour_as_pillow_does(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(32, (0.5,), (0.25,))
     encoder = make_model(num_channels=1).encoder
@@ -136,6 +140,7 @@ def test_grey_models_read_colour_as_pillow_does(make_model, tmp_path):
     np.testing.assert_allclose(got, encoder(processor(picture)), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_five_channels_are_served_by_pixels(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(32, (0.5,) * 5, (0.25,) * 5)
     export(make_model(num_channels=5).encoder, processor, tmp_path / "1")
@@ -181,6 +186,7 @@ def test_bad_noise_and_seeds_are_invalid_arguments(
         serve(pixels=tf.zeros((2, 32, 32, 3)), **{name: tf.constant(wrong)})
 
 
+@pytest.mark.slow
 def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
     encoder = make_model().encoder
     export(encoder, processor, tmp_path / "1")
@@ -192,6 +198,7 @@ def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
     np.testing.assert_allclose(got, encoder(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_are_stored_once(make_model, processor, tmp_path):
     model = make_model(hidden_dim=128, mlp_dim=512, depth=2)
     export(model, processor, tmp_path / "1")
@@ -199,6 +206,7 @@ def test_weights_are_stored_once(make_model, processor, tmp_path):
     assert stored < 1.1 * 4 * model.count_params() + 10_000
 
 
+@pytest.mark.slow
 def test_a_failed_export_changes_nothing(make_model, processor, tmp_path, monkeypatch):
     model = make_model().encoder
     export(model, processor, tmp_path / "1")
@@ -215,6 +223,7 @@ def test_a_failed_export_changes_nothing(make_model, processor, tmp_path, monkey
     assert (tmp_path / "1" / "saved_model.pb").read_bytes() == saved
 
 
+@pytest.mark.slow
 def test_verification_notices_other_weights(make_model, processor, tmp_path):
     export(make_model().encoder, processor, tmp_path / "1")
     with pytest.raises(ValueError, match="must equal the model's"):
@@ -267,6 +276,7 @@ def config(model, out, **flags):
     return load(SCRIPT).ExportConfig(model=str(model), out=str(out), **flags)
 
 
+@pytest.mark.slow
 def test_another_precision_has_the_same_weights(run_folder, tmp_path):
     main = load(SCRIPT).main
     main(config(run_folder, tmp_path / "mae", precision="mixed_bfloat16"))
@@ -282,6 +292,7 @@ def test_another_precision_has_the_same_weights(run_folder, tmp_path):
     assert np.abs(got - wanted).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, capsys):
     main = load(SCRIPT).main
     model = make_model()
@@ -302,6 +313,7 @@ def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, ca
     assert "reconstruct" not in signatures
 
 
+@pytest.mark.slow
 def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
     """Of 16x4 there are as many as of 8x8, and other pixels are grey."""
     model = keras_mae.MAEPretrainer.from_preset(
@@ -322,6 +334,7 @@ def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
     np.testing.assert_array_equal(masked, levels[..., 0])
 
 
+@pytest.mark.slow
 def test_a_keras_file_alone_is_served_as_published_weights(
     make_model, tmp_path, capsys
 ):

@@ -8,6 +8,7 @@ import tensorflow as tf
 pytestmark = pytest.mark.backends
 
 
+@pytest.mark.slow
 def test_they_are_the_hidden_states_and_the_last_is_normed(make_model, images):
     encoder = make_model(depth=3).encoder
     encoder.norm.gamma.assign(encoder.norm.gamma * 7)
@@ -90,6 +91,7 @@ def test_inside_a_graph_with_any_batch(make_model, images, dtype):
     assert maps(images[:0])[0].shape == (0, 4, 4, 16)
 
 
+@pytest.mark.slow
 def test_a_functional_model_trains_through_them(make_model, images):
     encoder = make_model(rematerialize=True).encoder
     inputs = keras.Input((32, 32, 3))

@@ -45,6 +45,7 @@ def tuned(pretrained, tmp_path_factory):
     return folder, finished
 
 
+@pytest.mark.slow
 def test_a_run_leaves_all_that_it_promises(tuned, pretrained):
     folder, finished = tuned
     assert finished.stderr == ""
@@ -63,6 +64,7 @@ def test_a_run_leaves_all_that_it_promises(tuned, pretrained):
     assert processor.image_mean == (0.3,)
 
 
+@pytest.mark.slow
 def test_an_evaluation_measures_all_held_out_images(tuned, tmp_path):
     folder, _ = tuned
     flags = (f"--model={folder / 'best.keras'}", "--eval", f"--output={tmp_path}")
@@ -77,7 +79,7 @@ def test_an_evaluation_measures_all_held_out_images(tuned, tmp_path):
     assert Image.open(tmp_path / "confusion.png").mode == "RGB"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_told_to_stop_goes_on_bit_equal(tuned, pretrained, tmp_path):
     wanted, _ = tuned
     folder = tmp_path / "run"
@@ -93,7 +95,7 @@ def test_a_run_told_to_stop_goes_on_bit_equal(tuned, pretrained, tmp_path):
     assert (folder / "best.json").read_text() == (wanted / "best.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
     wanted, _ = tuned
     folder = tmp_path / "run"
@@ -122,6 +124,7 @@ def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
         assert difference.max(initial=0) < 1e-5, mine.path
 
 
+@pytest.mark.slow
 def test_a_folder_of_classes_with_all_augmentations(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("val", 3)):
@@ -151,6 +154,7 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -203,6 +207,7 @@ def evaluate(folder, *flags):
     return script.main(parse_flags(script.FinetuneConfig, "", argv))
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_in_the_precision_that_is_asked_for(measured):
     wanted = evaluate(measured)
     same = evaluate(measured, "--image_size=32", "--pooling=mean")

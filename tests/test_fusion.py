@@ -47,6 +47,7 @@ def test_fusing_and_removed_patches_change_no_gradient(
             assert_close(model, got, wanted)
 
 
+@pytest.mark.slow
 def test_fusing_in_bfloat16_differs_by_rounding(make_model, images):
     model = make_model(dtype="mixed_bfloat16")
     _, wanted = step(model, images)
@@ -55,6 +56,7 @@ def test_fusing_in_bfloat16_differs_by_rounding(make_model, images):
     assert_close(model, got, wanted, tolerance=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", [None, "mirrored"])
 def test_fused_training_is_plain_training(make_model, images, monkeypatch, strategy):
     weights = []
@@ -127,6 +129,7 @@ def test_the_fused_operations_are_the_plain_ones(queries, dtype, tolerance):
             )
 
 
+@pytest.mark.slow
 def test_rematerialized_and_accumulated_fused_steps_have_the_same_gradient(
     make_model, images
 ):
@@ -148,6 +151,7 @@ def test_rematerialized_and_accumulated_fused_steps_have_the_same_gradient(
             np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_predict_and_evaluate_fuse_to_the_same_numbers(make_model, images, monkeypatch):
     model = make_model()
     model.compile(jit_compile=False)

@@ -21,26 +21,30 @@ MODULES = [
 ]
 
 
-def documented():
-    """Yields `(name, object, module)` for every public class, function and method."""
-    for module in MODULES:
-        for name, item in vars(module).items():
-            if name.startswith("_") or getattr(item, "__module__", "") != (
-                module.__name__
-            ):
-                continue
-            if inspect.isclass(item) or inspect.isfunction(item):
-                yield f"{module.__name__}.{name}", item, module
-            if inspect.isclass(item):
-                for key, member in vars(item).items():
-                    member = getattr(member, "__func__", member)
-                    if inspect.isfunction(member) and not key.startswith("_"):
-                        yield f"{module.__name__}.{name}.{key}", member, module
+def documented(module):
+    """Yields `(name, object)` for every public class, function and method of it."""
+    for name, item in vars(module).items():
+        if name.startswith("_") or getattr(item, "__module__", "") != module.__name__:
+            continue
+        if inspect.isclass(item) or inspect.isfunction(item):
+            yield f"{module.__name__}.{name}", item
+        if inspect.isclass(item):
+            for key, member in vars(item).items():
+                member = getattr(member, "__func__", member)
+                if inspect.isfunction(member) and not key.startswith("_"):
+                    yield f"{module.__name__}.{name}.{key}", member
 
 
+# what users import; examples of all else run at night
+PUBLIC = {
+    id(getattr(package, name))
+    for package in (keras_mae, keras_mae.layers, keras_mae.data)
+    for name in package.__all__
+}
 EXAMPLES = {
-    f"{name}[{index}]": (block, module)
-    for name, item, module in documented()
+    f"{name}[{index}]": (block, module, id(item) in PUBLIC)
+    for module in MODULES
+    for name, item in documented(module)
     for index, block in enumerate(
         re.findall(
             r"```python\n(.*?)```", inspect.cleandoc(item.__doc__ or ""), re.DOTALL
@@ -49,12 +53,18 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if public else pytest.mark.nightly)
+        for name, (_, _, public) in EXAMPLES.items()
+    ],
+)
 def test_examples_run(name, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     pytest.importorskip("skimage")
     monkeypatch.chdir(tmp_path)
-    block, module = EXAMPLES[name]
+    block, module, _ = EXAMPLES[name]
     scope = {"keras": keras, "keras_mae": keras_mae, "np": np, "Image": Image}
     # dataclasses look their module up by name
     exec(block, {**scope, **vars(module), "__name__": module.__name__})

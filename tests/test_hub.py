@@ -102,6 +102,7 @@ def test_the_image_processor_comes_from_the_hub(hub):
     assert processor.image_size == (32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remembered", [True, False])
 def test_weights_may_come_without_an_image_processor(
     remembered, hub, models, tmp_path, monkeypatch
@@ -150,6 +151,7 @@ def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
         keras_mae.MAEEncoder.from_pretrained(NAME)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["missing.pth", "a/b/c", "runs/gone.safetensors"])
 def test_a_path_that_does_not_exist_is_no_hub_id(source, hub):
     with pytest.raises(PortError, match=rf"Received: {source}, which does not exist"):

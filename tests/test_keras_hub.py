@@ -92,6 +92,7 @@ def test_a_backbone_of_kerashub_becomes_an_encoder():
     np.testing.assert_allclose(encoder(draw(encoder)), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_classifier_of_kerashub_trains_the_ported_weights():
     backbone = to_keras_hub(make_encoder())
     model = keras_hub.models.ViTImageClassifier(backbone=backbone, num_classes=3)
@@ -186,6 +187,7 @@ def test_variables_beside_the_known_ones_are_listed():
         to_keras_hub(encoder)
 
 
+@pytest.mark.slow
 def test_kerashub_is_imported_by_need_only(monkeypatch):
     code = "import sys, keras_mae.weights.keras_hub; print('keras_hub' in sys.modules)"
     finished = subprocess.run(

@@ -149,6 +149,7 @@ def test_bfloat16_weights_are_updated_in_float32():
     np.testing.assert_array_equal(results[1], wanted)
 
 
+@pytest.mark.slow
 def test_a_saved_probe_goes_on_as_before(make_model, images, tmp_path):
     encoder = make_model().encoder
     encoder.trainable = False
@@ -180,7 +181,7 @@ def test_errors_name_what_was_received(name, value):
         LARS(0.1, **{name: value})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_another_backend_updates_the_same(backend):
     pytest.importorskip(backend)

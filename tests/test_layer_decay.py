@@ -230,6 +230,7 @@ def test_rate_and_decay_shrink_alike(graph):
         np.testing.assert_allclose(variable.numpy(), wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_saved_model_goes_on_as_before(make_model, images, tmp_path):
     model = MAEClassifier(make_model().encoder, num_classes=3)
     optimizer = finetuning_optimizer(warmup_cosine(1e-2, 10, 2), 0.5, depth=2)
@@ -295,7 +296,7 @@ def test_names_of_models_do_not_matter():
     assert layer_scales(model, 0.5)[model.head.kernel.path] == 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("backend", ["torch", "jax"])
 def test_another_backend_updates_the_same(backend):
     pytest.importorskip(backend)

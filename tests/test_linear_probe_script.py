@@ -31,6 +31,7 @@ def probed(pretrained, tmp_path_factory):  # noqa: F811
     return folder, flags, ask(*flags)
 
 
+@pytest.mark.slow
 def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
     folder, _, accuracy = probed
     assert accuracy > 0.5  # of ten classes, on random features
@@ -45,6 +46,7 @@ def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
     assert results["top1"] == pytest.approx(accuracy, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["knn", "logistic"])
 def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypatch):
     _, flags, _ = probed
@@ -54,7 +56,7 @@ def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypat
     assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_crops_need_the_encoder_at_each_step(probed, tmp_path):
     _, flags, _ = probed
     output = tmp_path / "run"
@@ -73,6 +75,7 @@ def test_crops_need_the_encoder_at_each_step(probed, tmp_path):
     assert np.abs(trained.batch_norm.moving_mean.numpy()).max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -95,6 +98,7 @@ def test_a_training_run_is_not_replaced(probed, tmp_path):
         ask(*flags, f"--output={tmp_path}")
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
     def write(name, brightness):
         for split, count in (("train", 6), ("val", 2)):
@@ -122,6 +126,7 @@ def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
     assert "6 held-out images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_features_are_those_behind_the_heads_norm(probed, tmp_path):
     folder, flags, _ = probed
     model = keras.models.load_model(folder / "model.keras")

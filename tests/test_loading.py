@@ -46,6 +46,7 @@ def test_a_frozen_encoder_is_copied_free(make_model):
     assert copy_encoder(encoder).trainable_variables
 
 
+@pytest.mark.slow
 def test_a_run_becomes_a_classifier_and_keeps_its_head(run, tmp_path):
     folder, model = run
     assert is_run(folder) and is_run(folder / "model.keras") and not is_run("a/b")

@@ -72,6 +72,7 @@ def in_background(function, *arguments):
     return thread, answers
 
 
+@pytest.mark.slow
 def test_a_stop_finishes_the_requests_in_hand(folder, start):
     process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
     body = {"inputs": {"n": [3000]}}
@@ -90,6 +91,7 @@ def test_a_stop_finishes_the_requests_in_hand(folder, start):
     assert process.wait(timeout=20) == 0
 
 
+@pytest.mark.slow
 def test_a_full_queue_is_unavailable_and_drains(folder, start):
     _, caller = start(
         f"--model_base_path={folder / 'slow'}",
@@ -111,6 +113,7 @@ def test_a_full_queue_is_unavailable_and_drains(folder, start):
     assert caller.post("slow:predict", {"inputs": {"n": [1]}})[0] == 200
 
 
+@pytest.mark.slow
 def test_batches_and_bodies_are_bounded(folder, start):
     process, caller = start(
         f"--model_base_path={folder / 'echo'}",
@@ -135,6 +138,7 @@ def test_batches_and_bodies_are_bounded(folder, start):
     assert process.poll() is None
 
 
+@pytest.mark.slow
 def test_a_configuration_file_is_followed(folder, start, tmp_path):
     file = tmp_path / "models.config"
     text = f'config {{ name: "echo" base_path: "{folder}/echo" }}'
@@ -157,6 +161,7 @@ def test_a_configuration_file_is_followed(folder, start, tmp_path):
     assert caller.post("echo:predict", X)[0] == 200
 
 
+@pytest.mark.slow
 def test_it_listens_on_loopback_and_shows_the_page(folder, start):
     _, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
     for address in (caller.server.rest, caller.server.grpc):
@@ -176,7 +181,7 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, make):
     assert str(tmp_path) in error
 
 
-@pytest.mark.slow  # each run imports TensorFlow
+@pytest.mark.nightly  # each run imports TensorFlow
 def test_wrong_flags_are_one_line(folder, tmp_path):
     echo = f"--model_base_path={folder / 'echo'}"
     broken = tmp_path / "broken.config"

@@ -48,6 +48,7 @@ def test_vectors_are_not_decayed_and_tokens_are(make_model):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fused", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
 )
@@ -79,6 +80,7 @@ def test_twenty_updates_equal_torchs(make_model, fused, size):
         np.testing.assert_allclose(variable.numpy(), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_exclusions_survive_saving(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=pretraining_optimizer(1e-3))

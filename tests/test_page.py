@@ -28,7 +28,10 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROME = next(
     filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None
 )
-pytestmark = pytest.mark.skipif(CHROME is None, reason="no chromium or chrome on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROME is None, reason="no chromium or chrome on PATH"),
+]
 
 PAGE = ROOT / "serving/page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:"

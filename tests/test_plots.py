@@ -9,6 +9,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_for_few_and_many_classes():
     rng = np.random.default_rng(0)
     for classes in (3, 40):

@@ -23,6 +23,7 @@ def test_every_preset_is_pinned():
     assert set(COUNTS) == set(keras_mae.PRESETS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", COUNTS)
 def test_parameter_counts(preset):
     model = keras_mae.MAEPretrainer.from_preset(preset, **ZEROS)

@@ -59,6 +59,7 @@ def test_a_run_leaves_all_that_it_promises(digits_run):
     assert "reconstructions" in read_events(folder / "logs" / "pictures")
 
 
+@pytest.mark.slow
 def test_a_run_is_not_overwritten_by_accident(digits_run):
     folder, _ = digits_run
     before = (folder / "model.keras").read_bytes()
@@ -67,6 +68,7 @@ def test_a_run_is_not_overwritten_by_accident(digits_run):
     assert (folder / "model.keras").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
     folder, _ = digits_run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -74,7 +76,7 @@ def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
     finished = run(
         SCRIPT,
@@ -88,7 +90,7 @@ def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
     assert finished.returncode == 0, finished.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine.txt").write_text("keep")
@@ -154,6 +156,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flag, message):
     assert not (tmp_path / "run" / "model.keras").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_in_a_process_of_its_own(tmp_path):
     finished = run(SCRIPT, f"--output={tmp_path / 'run'}", "--mask_ratio=1.0")
     assert finished.returncode == 2
@@ -161,6 +164,7 @@ def test_bad_input_in_a_process_of_its_own(tmp_path):
     assert "mask_ratio must be in [0, 1). Received: 1.0" in finished.stderr
 
 
+@pytest.mark.slow
 def test_replicas_must_share_the_batch_equally(tmp_path):
     finished = run(SCRIPT, f"--output={tmp_path}", "--strategy=mirrored",
                    "--batch_size=63")  # fmt: skip
@@ -235,6 +239,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_equal(digits_run, tmp_path):
     assert_same_run(folder, wanted)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_configuration_is_not_resumed(digits_run):
     folder, _ = digits_run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -269,6 +274,7 @@ def test_records_in_parts_and_several_steps_an_execution(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_run_on_other_data_is_not_resumed(digits_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(digits_run[0], folder)
@@ -277,6 +283,7 @@ def test_a_run_on_other_data_is_not_resumed(digits_run, tmp_path):
     assert "a run on other data" in error and "1437" in error
 
 
+@pytest.mark.slow
 def test_several_steps_per_execution_need_one_replica(tmp_path):
     finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--strategy=mirrored",
                    "--steps_per_execution=2")  # fmt: skip
@@ -284,6 +291,7 @@ def test_several_steps_per_execution_need_one_replica(tmp_path):
     assert "steps_per_execution must be 1 under several replicas" in finished.stderr
 
 
+@pytest.mark.slow
 def test_a_finished_run_has_nothing_left_to_do(digits_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(digits_run[0], folder)
@@ -298,6 +306,7 @@ def test_a_finished_run_has_nothing_left_to_do(digits_run, tmp_path):
     assert_same_run(folder, digits_run[0])
 
 
+@pytest.mark.slow
 def test_a_dry_run_says_what_would_be_run_and_touches_nothing(digits_run, tmp_path):
     saved = digits_run[0] / "config.json"
     finished = run(SCRIPT, f"--config={saved}", "--dry_run", "--epochs=7",
@@ -312,6 +321,7 @@ def test_a_dry_run_says_what_would_be_run_and_touches_nothing(digits_run, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_is_found_before_training(tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     finished = subprocess.run(
@@ -342,7 +352,7 @@ def test_corrupt_images_are_named_and_too_many_stop_the_run(tmp_path):
         assert name in finished.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_twenty_kills_lose_at_most_an_interval_and_change_nothing(tmp_path):
     flags = ("--epochs=8", "--warmup_epochs=1", "--blr=8e-3", "--patch_size=16",
              "--picture_every=50")  # fmt: skip

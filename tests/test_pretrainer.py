@@ -28,6 +28,7 @@ def test_fit_learns_and_evaluate_repeats_itself(make_model, images):
     assert model.evaluate(images, verbose=0) == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["x", "(x, y)"])
 def test_labels_are_ignored(make_model, images, form):
     model = make_model()
@@ -47,7 +48,7 @@ def test_loss_is_the_error_on_removed_patches(make_model, images):
     np.testing.assert_allclose(outputs["loss"], wanted, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eager_graph_and_xla_train_alike(make_model, images):
     losses = {}
     for name, options in {
@@ -63,6 +64,7 @@ def test_eager_graph_and_xla_train_alike(make_model, images):
     np.testing.assert_allclose(losses["xla"], losses["eager"], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
 def test_half_precision_keeps_masks_and_loss_in_float32(make_model, images, policy):
     model = make_model(dtype=policy)
@@ -81,6 +83,7 @@ def test_half_precision_keeps_masks_and_loss_in_float32(make_model, images, poli
     assert model.evaluate(images, verbose=0) < 0.9 * before
 
 
+@pytest.mark.slow
 def test_predict_gives_one_loss_an_image(make_model, images):
     model = make_model()
     model.compile(optimizer=adamw())
@@ -89,6 +92,7 @@ def test_predict_gives_one_loss_an_image(make_model, images):
     assert outputs["logits"].shape == (4, 16, 192)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_steps_per_execution_and_partial_batches(make_model, images):
     model = make_model()
@@ -200,8 +204,9 @@ def batches(images, size):
     return dataset.batch(size, drop_remainder=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.nightly)]
 )
 def test_accumulated_parts_are_one_batch(make_model, images, jit_compile):
     whole = train(batches(images, 4), make_model, jit_compile=jit_compile)
@@ -222,6 +227,7 @@ def test_a_batch_that_parts_do_not_divide_is_refused(make_model, images):
         make_model().compile(accumulation_steps=0)
 
 
+@pytest.mark.slow
 def test_rematerialized_blocks_give_the_same_numbers(make_model, images):
     plain = train(batches(images, 4), make_model)
     again = train(batches(images, 4), make_model, rematerialize=True)
@@ -253,6 +259,7 @@ def test_what_is_drawn_anew_is_not_rematerialized(make_model):
         make_model(rematerialize=True, dropout_rate=0.1)
 
 
+@pytest.mark.slow
 def test_gradients_are_clipped_by_the_norm_of_all_of_them(make_model, images):
     data = batches(images, 4)
     model = make_model()
@@ -287,11 +294,12 @@ def operations(graph):
         yield from function.node_def
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, marks=pytest.mark.slow),
+        pytest.param({}, marks=pytest.mark.nightly),
         {"accumulation_steps": 2, "clip_norm": 1.0},
     ],
 )
@@ -313,6 +321,7 @@ def test_the_step_is_what_a_tpu_takes(make_model, images, options):
     assert np.isfinite(float(step(tf.constant(images))["loss"]))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_step_is_traced_once_for_all_epochs(make_model, images, monkeypatch):
     model = make_model()

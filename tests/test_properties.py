@@ -42,6 +42,7 @@ grids = st.tuples(sides, sides)
 seeds = st.integers(-(2**31), 2**31 - 1)
 
 
+@pytest.mark.slow
 @examples(60)
 @given(grid=grids, patch=grids, channels=st.integers(1, 5), batch=st.integers(0, 3))
 def test_patches_are_blocks_of_the_image(grid, patch, channels, batch):
@@ -251,6 +252,7 @@ def graphs():
     }
 
 
+@pytest.mark.slow
 @examples(60)
 @given(data=st.data(), height=extents, width=extents, seed=st.integers(0, 99))
 def test_graphs_resize_as_pillow(graphs, data, height, width, seed):
@@ -285,6 +287,7 @@ def models(draw):
     }
 
 
+@pytest.mark.slow
 @examples(4)
 @given(sizes=models(), format=st.sampled_from(["huggingface", "timm"]))
 def test_any_model_comes_back_bit_equal(sizes, format, tmp_path_factory):
@@ -308,6 +311,7 @@ def target():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @examples(40)
 @given(data=st.data(), naming=st.sampled_from([FACEBOOK, HUGGINGFACE]))
 def test_one_error_lists_all_that_differs(target, data, naming):

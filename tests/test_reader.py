@@ -320,6 +320,7 @@ def test_wrong_json_is_named(text, folder):
         keras_mae.MAEPretrainer.from_pretrained(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -476,6 +477,7 @@ def test_a_folder_without_weights_says_what_is_wanted(tmp_path):
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_reading_needs_no_pytorch(folder, make_model, tmp_path):
     torch = pytest.importorskip("torch")
     state = keras_mae.weights.export_weights(make_model())

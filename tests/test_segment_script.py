@@ -15,7 +15,7 @@ FEW = ("--unlabelled=32", "--labelled=16", "--held_out=20", "--epochs=1")
 pytest.importorskip("sklearn")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_script_compares_pretrained_and_random_weights(tmp_path):
     finished = run(SCRIPT, *FEW, "--pretrain-epochs=1", f"--output={tmp_path}")
     assert finished.returncode == 0, finished.stderr

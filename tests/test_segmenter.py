@@ -58,6 +58,7 @@ def test_the_encoder_is_shared_and_can_be_frozen(make_model):
     assert count > len(segmenter.trainable_weights) == 2 * 2 + 4
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_it_trains_under_xla_in_any_precision(make_model, images, dtype):

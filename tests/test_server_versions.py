@@ -34,6 +34,7 @@ def states(models):
     return {number: state for number, state, _ in models.status("mae")}
 
 
+@pytest.mark.slow
 def test_a_version_that_is_still_copied_is_tried_again(follow, echo):
     models, folder = follow
     (folder / "2").mkdir()
@@ -46,6 +47,7 @@ def test_a_version_that_is_still_copied_is_tried_again(follow, echo):
     assert states(models) == {1: "END", 2: "AVAILABLE"}
 
 
+@pytest.mark.slow
 def test_warm_up_requests_that_are_none_are_an_error_of_the_version(follow, echo):
     models, folder = follow
     shutil.copytree(echo, folder / "2")
@@ -72,6 +74,7 @@ def test_polling_outlives_what_nobody_foresaw(follow, capfd):
     assert "unforeseen" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_refused_configuration_leaves_what_is_served(follow, echo, tmp_path):
     models, folder = follow
     shutil.copytree(echo, tmp_path / "other" / "1")

@@ -56,6 +56,7 @@ def encode(pixels):
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_the_likeliest_classes_come_first_with_their_names(served, processor):
     model, _, loaded = served
     assert set(loaded.signatures) == NAMES
@@ -75,6 +76,7 @@ def test_the_likeliest_classes_come_first_with_their_names(served, processor):
         assert got["labels"].numpy().tolist() == names
 
 
+@pytest.mark.slow
 def test_features_are_what_the_head_sees(served, processor):
     model, _, loaded = served
     pixels = processor(pictures())
@@ -82,6 +84,7 @@ def test_features_are_what_the_head_sees(served, processor):
     np.testing.assert_allclose(got["features"], model.pooled(pixels), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_examples_are_answered_by_the_classify_method(served, processor):
     model, path, _ = served
     examples = [serialize_example(encode(picture)) for picture in pictures()]
@@ -109,11 +112,13 @@ def test_examples_are_answered_by_the_classify_method(served, processor):
     assert empty["classes"].shape == empty["scores"].shape == (0, len(LABELS))
 
 
+@pytest.mark.slow
 def test_the_names_lie_in_the_asset(served):
     _, path, _ = served
     assert read_labels(path / "assets" / "labels.txt") == LABELS
 
 
+@pytest.mark.slow
 def test_without_names_classes_are_numbers_and_few_classes_are_all_named(processor):
     answers = serve(make_classifier(num_classes=2), processor)
     got = answers.classify(tf.zeros((3, 32, 32, 3)))
@@ -121,6 +126,7 @@ def test_without_names_classes_are_numbers_and_few_classes_are_all_named(process
     assert {*got["labels"].numpy().ravel()} == {b"0", b"1"}
 
 
+@pytest.mark.slow
 def test_wrong_names_and_counts_are_refused(processor, tmp_path):
     model = make_classifier()
     with pytest.raises(ValueError, match=r"each of the 6 classes. Received: 2"):
@@ -141,6 +147,7 @@ def test_wrong_names_and_counts_are_refused(processor, tmp_path):
         read_labels(tmp_path / "names.txt")
 
 
+@pytest.mark.slow
 def test_verification_notices_another_head_and_other_names(served, processor):
     model, path, _ = served
     other = keras_mae.MAEClassifier(model.encoder, len(LABELS), head_range=1.0)
@@ -151,6 +158,7 @@ def test_verification_notices_another_head_and_other_names(served, processor):
         verify(path, serve(model, processor, names, top_k=3))
 
 
+@pytest.mark.slow
 def test_names_are_written_one_a_line(tmp_path):
     write_labels(tmp_path, ["caf\udce9", "é"])  # the first as of a folder in Latin-1
     assert read_labels(tmp_path / "labels.txt", 2) == ("caf?", "é")
@@ -161,6 +169,7 @@ def test_names_are_written_one_a_line(tmp_path):
     assert read_labels(tmp_path / "labels.txt") == ("cat", "dog")
 
 
+@pytest.mark.slow
 def test_names_are_found_beside_a_run_and_in_a_configuration(tmp_path):
     pytest.importorskip("safetensors")
     model = make_classifier(num_classes=2, pooling="cls")
@@ -182,7 +191,7 @@ def test_names_are_found_beside_a_run_and_in_a_configuration(tmp_path):
         find_labels(tmp_path, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fine_tuned_run_serves_the_names_of_its_class_folders(tmp_path):
     pytest.importorskip("tensorboard")
     for name in ("big cat", "dog"):

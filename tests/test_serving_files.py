@@ -322,6 +322,7 @@ def test_an_unknown_model_is_not_ready(status):
     assert not ready(status.server_port, model="other")
 
 
+@pytest.mark.slow
 def test_ready_waits_for_no_connection_to_close(status):
     status.may_close.clear()
     start = time.monotonic()

@@ -32,6 +32,7 @@ def read(folder):
         yield prediction_log_pb2.PredictionLog.FromString(record), len(record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretrainer", "classifier", "encoder"])
 def test_every_request_is_answered(kind, processor, tmp_path):
     folder = tmp_path / "mae" / "1"
@@ -60,6 +61,7 @@ def test_every_request_is_answered(kind, processor, tmp_path):
     assert sorted(asked) == sorted((name, rows) for name in names for rows in (1, 3))
 
 
+@pytest.mark.slow
 def test_no_sizes_are_no_file(processor, tmp_path):
     export(make("encoder"), processor, tmp_path / "1", warmup_batch_sizes=[])
     assert not (tmp_path / "1" / "assets.extra").exists()

@@ -12,6 +12,7 @@ from keras_mae import costs
 from keras_mae.throughput import Throughput
 
 
+@pytest.mark.slow
 def test_waiting_for_slow_data_is_measured(make_model, images):
     def slow(image):
         time.sleep(0.4)

@@ -63,7 +63,7 @@ def compile_step(model, batch, said=None):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_step_compiles_and_its_memory_grows_with_the_batch(make_model):
     model = compiled_model(make_model)
     said, environment = [], dict(os.environ)
@@ -81,7 +81,7 @@ def test_the_step_compiles_and_its_memory_grows_with_the_batch(make_model):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_accumulated_parts_take_less_memory(make_model):
     whole = compile_step(compiled_model(make_model), 1024)
     parts = compile_step(compiled_model(make_model, accumulation_steps=8), 1024)
@@ -89,6 +89,7 @@ def test_accumulated_parts_take_less_memory(make_model):
     assert parts.temporaries < whole.temporaries
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("generation", tpu_check.USABLE)
 def test_the_compiler_confirms_the_memory_of_a_chip(generation, tmp_path):
@@ -140,6 +141,7 @@ def test_a_crash_of_the_compiler_is_told(monkeypatch, tmp_path):
     }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
     "name, chips", [("v4:2x2x4", 16), ("v5e:4x4", 16), ("v5p:2x2x1", 4), ("v6e:2x4", 8)]
@@ -205,6 +207,7 @@ def test_a_search_without_end_stops():
     assert fits > 100 and fails is None
 
 
+@pytest.mark.slow
 def test_a_check_without_the_compiler(monkeypatch, make_model):
     """All but the compiler, which here charges 100 bytes an image, or 10."""
     models, lowered = [], []
@@ -255,7 +258,7 @@ def test_the_report_tells_what_compiles_but_does_not_fit():
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rematerialized_blocks_take_less_memory_and_more_arithmetic(make_model):
     # deep, and with many tokens: what the blocks keep is most of the memory
     sizes = {"depth": 8, "hidden_dim": 64, "mlp_dim": 256, "mask_ratio": 0.25}
@@ -268,7 +271,7 @@ def test_rematerialized_blocks_take_less_memory_and_more_arithmetic(make_model):
 
 
 @needs_compiler
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_script_answers_for_the_tiny_preset(monkeypatch, capsys):
     # a whole search takes many minutes
     monkeypatch.setattr(tpu_check, "MOST_COMPILATIONS", 1)

@@ -29,6 +29,7 @@ def one_update(model, images, **options):
     return {name: losses[0] for name, losses in history.items()}, change
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", SCALED)
 def test_a_scaled_loss_changes_neither_norm_nor_clipping(scaled, make_model, images):
     wanted, _ = one_update(make_model(seed=0), images, optimizer=SGD(1.0))
@@ -41,6 +42,7 @@ def test_a_scaled_loss_changes_neither_norm_nor_clipping(scaled, make_model, ima
     assert change == pytest.approx(0.1, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_float16_trains_by_keras_own_scale(make_model, images):
     model = make_model(dtype="mixed_float16")
     logs, change = one_update(model, images, optimizer=SGD(1.0), clip_norm=0.1)
@@ -48,6 +50,7 @@ def test_float16_trains_by_keras_own_scale(make_model, images):
     assert np.isfinite(logs["loss"]) and change == pytest.approx(0.1, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_leave_out_the_same_branches(make_model, images):
     losses = []
     for steps in (1, 2):
@@ -60,6 +63,7 @@ def test_parts_of_a_batch_leave_out_the_same_branches(make_model, images):
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pretrainer_brings_its_own_loss_on_every_backend(make_model, images):
     keras.utils.set_random_seed(0)
     plain, _ = one_update(make_model(seed=0), images, optimizer=SGD(0.1))
@@ -68,6 +72,7 @@ def test_a_pretrainer_brings_its_own_loss_on_every_backend(make_model, images):
     assert one_update(make_model(seed=0), images, **others)[0] == plain
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["pretrainer", "encoder", "classifier", "segmenter"])
 def test_keras_exports_what_was_never_called(kind, make_model, images, tmp_path):
@@ -88,6 +93,7 @@ def test_keras_exports_what_was_never_called(kind, make_model, images, tmp_path)
         np.testing.assert_allclose(answer, model(images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_without_blocks_trains_the_same_loss(make_model, images):
     model = make_model(decoder_depth=0)
     wanted = float(model(images, seed=0)["loss"])

@@ -63,6 +63,7 @@ def panels(path, size):
     return [picture[20 : 20 + width : step, x : x + width : step] for x in lefts]
 
 
+@pytest.mark.slow
 def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path):
     out = tmp_path / "new" / "look.png"
     finished = run(
@@ -89,7 +90,7 @@ def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path)
     assert np.abs(pasted[removed].astype(int) - original[removed]).mean() > 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_without_flags_it_is_the_published_model_on_a_photograph(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     # the published sizes, narrow
@@ -181,12 +182,12 @@ def assert_both_stages_learned(folder, said):
     assert Image.open(folder / "reconstructions.png").height > 4 * 160
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_both_stages_learn_from_a_folder(trained):
     assert_both_stages_learned(*trained)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_script_is_quiet_about_all_else(tmp_path):
     pictures = write_pictures(tmp_path / "pictures", 20, np.random.default_rng(0))
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
@@ -196,7 +197,7 @@ def test_the_whole_script_is_quiet_about_all_else(tmp_path):
     assert_both_stages_learned(folder, finished.stdout)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_it_keeps_reads_new_pictures(trained):
     folder, _ = trained
     model, processor = load_model(folder / "classifier")
@@ -206,7 +207,7 @@ def test_what_it_keeps_reads_new_pictures(trained):
     assert model(processor(pictures)).numpy().argmax(axis=-1).tolist() == [0, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_what_it_pretrains_can_be_looked_at(trained, photo, tmp_path, capsys):
     folder, _ = trained
     script = load(VISUALIZE)

@@ -40,6 +40,7 @@ def text(features, key="image/filename"):
     return features[key].bytes_list.value[0].decode()
 
 
+@pytest.mark.slow
 def test_shards_hold_the_files_bytes_and_classes(folder, tmp_path):
     output = tmp_path / "shards"
     flags = (f"--folder={folder}", f"--output={output}", "--shards=3", "--name=cats")
@@ -111,7 +112,7 @@ def test_wrong_flags_are_refused(script, folder, tmp_path):
     assert not output.exists() or not list(output.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_benchmark_measures_files_and_records(capsys):
     pytest.importorskip("skimage")
     benchmark = load("training/benchmark_data.py")

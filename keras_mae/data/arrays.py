@@ -98,8 +98,8 @@ class ImageArrays:
                     rows = [i for i, x in enumerate(self._images) if x.shape == shape]
                     alike = np.stack([self._images[row] for row in rows])
                     resized[rows] = resize(alike, size, resample)
-            self._resized[size, resample] = resized
-        return tf.constant(self._resized[size, resample])
+                self._resized[size, resample] = tf.constant(resized)
+        return self._resized[size, resample]
 
     def _image(self, index):
         image = tf.io.decode_raw(self._raw[index], tf.uint8)

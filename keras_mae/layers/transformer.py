@@ -368,7 +368,7 @@ def run_blocks(
         options: dict[str, Any] = {"training": training}
         if factors is not None:
             options["factors"] = factors[:, index]
-        if index == len(blocks) - 1:
+        if first_query and index == len(blocks) - 1:
             options["first_query"] = first_query
         if rematerialize:
             x, attention = _without_attention(block, options)(x), None

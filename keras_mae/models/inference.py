@@ -1,8 +1,11 @@
 """Prediction and evaluation by the fast path of the machine, and Keras's export."""
 
+import contextlib
+
 import keras
 
 from keras_mae.fusion import fusing, fusing_pays
+from keras_mae.tracing import cpu_graph
 
 
 class FusedInference:
@@ -22,9 +25,12 @@ class FusedInference:
     ```
     """
 
+    @contextlib.contextmanager
     def fused_inference(self):
-        """Returns the context in which a step of `predict` or `evaluate` runs."""
-        return fusing(fusing_pays(self.jit_compile, self.count_params()))
+        """Gives the context in which a step of `predict` or `evaluate` runs."""
+        fuses = fusing_pays(self.jit_compile, self.count_params())
+        with cpu_graph(fusing_pays(self.jit_compile)), fusing(fuses):
+            yield
 
     def export(self, filepath, *args, **kwargs):
         """Exports the plain call, as `keras.Model.export` does.

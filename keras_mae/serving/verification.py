@@ -44,12 +44,15 @@ def verify(path, served):
     tolerance = 1e-4 if served.model.compute_dtype == "float32" else 5e-2
     images = _images(served)
     pixels = tf.constant(served.processor(images))
+    answers = {}
     for name, signature in signatures.items():
         extra = sample_inputs(signature, len(images))
         del extra[signature.images.name]
         extra = {key: tf.constant(value) for key, value in extra.items()}
-        # eagerly, without a graph: what the Keras model says
-        expected = signature.function(pixels, **extra)
+        if signature.function not in answers:
+            # eagerly, without a graph: what the Keras model says, of bytes and pixels
+            answers[signature.function] = signature.function(pixels, **extra)
+        expected = answers[signature.function]
         asked = {signature.images.name: _request(signature, images, pixels), **extra}
         received = loaded.signatures[name](**asked)
         if "class_ids" in received:

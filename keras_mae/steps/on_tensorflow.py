@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_mae.fusion import fusing
 from keras_mae.steps.shared import OneReplica, mean_gradients, part_size
+from keras_mae.tracing import cpu_graph
 from keras_mae.typing import Tensor
 
 
@@ -20,6 +21,10 @@ class BackendStep(OneReplica):
     distribute_strategy: Any  # that of `keras.Model`
 
     def train_step(self, data):
+        with cpu_graph(self.is_cpu_graph):
+            return self._train_step(data)
+
+    def _train_step(self, data):
         inputs = self.training_inputs(data)
         loss, outputs, gradients = self._differentiate(inputs)
         context = tf.distribute.get_replica_context()
@@ -30,8 +35,7 @@ class BackendStep(OneReplica):
         norm = norm / self.loss_scale()
         gradients = self.clipped(gradients, norm)
         variables = self.trainable_variables
-        with fusing(self.updates_in_place):
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         results = self.track(loss, outputs, data)
         return self._replica_results({**results, "gradient_norm": norm})
 

@@ -89,14 +89,14 @@ def save_echo(path):
 def build(folder):
     """Writes all models and the configuration that serves them."""
     folder = Path(folder).absolute()
-    export(pretrainer(), processor(), folder / "mae" / "1", warmup_batch_sizes=[1])
+    export(pretrainer(), processor(), folder / "mae" / "1", warmup_batch_sizes=())
     shutil.copytree(folder / "mae" / "1", folder / "mae" / "2")
     export(
         classifier(),
         processor(),
         folder / "classifier" / "1",
         labels=LABELS,
-        warmup_batch_sizes=[1],
+        warmup_batch_sizes=(),
     )
     for name in ("echo", "moving"):
         save_echo(folder / name / "1")

@@ -73,6 +73,7 @@ def keras_gradients(model, images, labels):
     return gradients, export_weights(model, FACEBOOK, values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["our gradients", "timm's own"])
 def test_twenty_updates_by_the_published_recipe_are_equal(pair, given):
     theirs, ours = pair

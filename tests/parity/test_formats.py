@@ -183,13 +183,11 @@ CASES = {
 }
 
 
-# large differs from base in its depth alone: its share is left to the slow run
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "large"))
-        for name in FAMILIES
-    ]
-)
+# the proportions of base are enough for most changes
+TIERS = {"base": (), "huge": pytest.mark.slow, "large": pytest.mark.nightly}
+
+
+@pytest.fixture(params=[pytest.param(name, marks=TIERS[name]) for name in FAMILIES])
 def family(request):
     return request.param
 
@@ -299,6 +297,7 @@ def reload(case, model, folder):
     return model
 
 
+@pytest.mark.slow
 def test_round_trip_is_bit_equal(case, family, tmp_path):
     theirs = case.build(family)
     before = {key: value.clone() for key, value in theirs.state_dict().items()}

@@ -110,6 +110,7 @@ def test_unmasked_features_are_the_raster_order_of_theirs():
     assert_close(got[:, 1:], raster, "patches")
 
 
+@pytest.mark.slow
 def test_twenty_updates_by_the_published_recipe_are_equal():
     theirs, ours = build_pair((16, 16), norm_pix_loss=True)
     schedule = keras_mae.warmup_cosine(2e-3, total_steps=20, warmup_steps=5)
