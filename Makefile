@@ -33,10 +33,11 @@ test-backend-%: $(VENV)/test-installed
 		-m "backends and not tensorflow and not slow and not nightly")
 
 # what is rare and long: by hand, and its last result stands in CONTRIBUTING.md
-test-nightly: $(VENV)/test-installed $(BACKENDS:%=test-nightly-%)
+test-nightly: $(VENV)/test-installed
 	$(call timed,nightly tests,$(PYTEST) -m nightly)
 	$(call timed,soak,$(VENV)/bin/python serving/benchmark.py --preset=mae_tiny \
 		--soak_minutes=10)
+	$(MAKE) $(BACKENDS:%=test-nightly-%)
 test-nightly-%: $(VENV)/test-installed
 	$(call timed,slow and nightly tests on $*,KERAS_BACKEND=$* $(PYTEST) \
 		-m "backends and not tensorflow and (slow or nightly)")

@@ -106,7 +106,12 @@ class Validation(keras.callbacks.Callback):
             self._iterator = iter(self.batches)
         for _ in range(0, self.steps, model.steps_per_execution):
             results = model.test_function(self._iterator)
-        logs.update({f"val_{name}": float(value) for name, value in results.items()})
+        # of all replicas together, as `evaluate` reads them
+        metrics = model.get_metrics_result()
+        if set(metrics) == set(results):
+            results = metrics
+        values = {name: float(np.mean(value)) for name, value in results.items()}
+        logs.update({f"val_{name}": value for name, value in values.items()})
 
 
 class ReconstructionPictures(keras.callbacks.Callback):

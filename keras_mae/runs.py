@@ -1,5 +1,6 @@
 """The folder of a run: whether it may be written, and what it was made with."""
 
+import bisect
 import csv
 import dataclasses
 import json
@@ -106,6 +107,11 @@ class RunFolder:
         with open(self.history, newline="") as file:
             header, *rows = [*csv.reader(file)] or [[]]
         rows = [row for row in rows if row and int(row[0]) < epoch]
+        if rows and "epoch_seconds" not in header:
+            # a run begun by 0.1: columns come in the order of their names
+            place = bisect.bisect(header[1:], "epoch_seconds") + 1
+            for row, value in [(header, "epoch_seconds"), *((row, "") for row in rows)]:
+                row.insert(place, value)
         with replacing(self.history) as part, open(part, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows] if rows else [])
 

@@ -16,7 +16,7 @@ _CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
 
 @contextlib.contextmanager
 def cpu_graph(on: bool) -> Iterator[None]:
-    """Says that what is called in the block becomes a TensorFlow graph for CPUs.
+    """Says that a graph traced in the block is one of TensorFlow's for CPUs.
 
     XLA must not compile it whole: it inlines functions by itself, and compiles a step
     with functions in it again and again.
@@ -28,7 +28,7 @@ def cpu_graph(on: bool) -> Iterator[None]:
 
     ```python
     with cpu_graph(True):
-        assert is_cpu_graph()
+        assert not is_cpu_graph()  # as nothing is traced
     ```
     """
     token = _CPU_GRAPH.set(on)
@@ -39,7 +39,7 @@ def cpu_graph(on: bool) -> Iterator[None]:
 
 
 def is_cpu_graph() -> bool:
-    """Says whether `cpu_graph` is on where this is called.
+    """Says whether this is called in a `cpu_graph` block while a graph is traced.
 
     Returns:
         Bool.
@@ -50,7 +50,12 @@ def is_cpu_graph() -> bool:
     assert not is_cpu_graph()
     ```
     """
-    return _CPU_GRAPH.get()
+    if not _CPU_GRAPH.get():
+        return False
+    import tensorflow as tf
+
+    # run_eagerly=True, to look into a step
+    return not tf.executing_eagerly()
 
 
 def read(variable: Any) -> Tensor:
@@ -113,13 +118,17 @@ def traced_once(function: Callable) -> Callable:
 class EqualLayers:
     """Calls layers that were built alike, of which a `cpu_graph` traces one only.
 
-    The others run the same graph on their own weights. Layers with random numbers,
-    adapters or quantized weights are traced each.
+    The others run the same graph on their own weights. Subclasses, layers with a `call`
+    of their own, with parts of other libraries, with state, random numbers, adapters or
+    quantized weights are traced each.
+
+    Args:
+        kind: The class of the layers.
 
     Example:
 
     ```python
-    call = EqualLayers()
+    call = EqualLayers(keras.layers.Dense)
     layers = [keras.layers.Dense(4, activation="gelu") for _ in range(3)]
     x = keras.ops.ones((2, 4))
     for layer in layers:
@@ -127,7 +136,8 @@ class EqualLayers:
     ```
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[keras.Layer]) -> None:
+        self._kind = kind
         self._traced: dict[Any, Callable] = {}
 
     def __call__(self, layer: keras.Layer, x: Tensor, **options: Any) -> Any:
@@ -141,11 +151,11 @@ class EqualLayers:
         Returns:
             What the layer returns.
         """
-        if not is_cpu_graph() or not layer.built or _has_state(layer):
+        if not (is_cpu_graph() and type(layer) is self._kind and _is_pure(layer)):
             return layer(x, **options)
         tensors = {k: v for k, v in options.items() if keras.ops.is_tensor(v)}
         fixed = {k: v for k, v in options.items() if k not in tensors}
-        key = (*_kind(layer), *sorted(fixed.items()))
+        key = (*_key(layer), *sorted(fixed.items()))
         if key not in self._traced:
             self._traced[key] = _trace(layer, fixed)
         return self._traced[key]([read(weight) for weight in layer.weights], x, tensors)
@@ -165,18 +175,23 @@ def _trace(layer, fixed):
     return call
 
 
-def _has_state(layer):
-    """Says whether a layer is more than its configuration and weights."""
-    parts = layer._flatten_layers()
-    return len(layer.variables) != len(layer.weights) or any(
-        getattr(part, "lora_enabled", False) or getattr(part, "quantization_mode", None)
-        for part in parts
+def _is_pure(layer):
+    """Says whether a layer is a function of configuration, weights and input alone."""
+    return layer.built and all(
+        type(part).__module__.startswith(("keras.", "keras_mae."))
+        and "call" not in vars(part)
+        # random seeds, and what a call assigns
+        and len(part.variables) == len(part.weights)
+        and not part._non_trainable_variables
+        and not getattr(part, "lora_enabled", False)
+        and not getattr(part, "quantization_mode", None)
+        for part in layer._flatten_layers()
     )
 
 
-def _kind(layer):
+def _key(layer):
     """Returns what tells layers apart that must be traced each."""
-    parts = ((type(part), part.dtype_policy.name) for part in layer._flatten_layers())
+    parts = layer._flatten_layers()
+    configs = (repr({**part.get_config(), "name": None}) for part in parts)
     weights = ((tuple(weight.shape), weight.dtype) for weight in layer.weights)
-    config = {**layer.get_config(), "name": None}
-    return tuple(parts), tuple(weights), repr(config)
+    return tuple(configs), tuple(weights)

@@ -134,8 +134,9 @@ class TrainStep(ResumableState, BackendStep):
         self._jit_compile_asked = jit_compile
         xla = xla_pays() if jit_compile == "auto" else jit_compile
         whole = xla and not self._is_distributed()
-        self.fuses = fusing_pays(xla, self.count_params())
-        self.is_cpu_graph = fusing_pays(xla)
+        compiled = xla or self._is_on_tpu()  # which may be another machine's
+        self.fuses = fusing_pays(compiled, self.count_params())
+        self.is_cpu_graph = fusing_pays(compiled)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 

@@ -280,6 +280,14 @@ def soak(config, base_path, addresses, process):
             f"{row['p99']:.0f} ms | {row['memory']:.0f} MiB |",
             flush=True,
         )
+    failed = sum(row["failed"] for row in rows)
+    # minute by minute it goes up and down with each reload
+    first, last = rows[0]["memory"], rows[-1]["memory"]
+    if failed or last > 1.5 * first:
+        raise ValueError(
+            "No request may fail, and memory must not grow by half. Received: "
+            f"{failed} failed, {first:.0f} to {last:.0f} MiB"
+        )
     return rows
 
 

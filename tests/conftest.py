@@ -30,6 +30,7 @@ if keras.backend.backend() == "torch":
     torch.Tensor.__array__ = _array
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Gives each file to one process, which makes its fixtures once."""
     for item in items:

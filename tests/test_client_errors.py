@@ -78,7 +78,7 @@ def test_an_overloaded_server_is_asked_again(stub):
         assert asked.features(grey(3)).features[0, 0, 0] == 3
     assert len(stub.brain.calls) == 4
     # 0.2 + 0.4 + 0.8 seconds, each times 0.5 to 1.5
-    assert 0.7 < time.monotonic() - start < 5
+    assert time.monotonic() - start > 0.7
 
 
 def test_big_requests_are_sent_again_too(stub):
@@ -108,7 +108,8 @@ def test_the_deadline_ends_retries(stub):
         pytest.raises(ServingError) as error,
     ):
         asked.features(grey(3))
-    assert time.monotonic() - start < 1.5
+    # ninety-nine pauses take hours
+    assert time.monotonic() - start < 30
     assert error.value.code == "UNAVAILABLE"
 
 
@@ -128,11 +129,11 @@ def test_an_error_in_one_batch_is_raised(stub):
 
 
 def test_a_late_answer_is_an_error_in_time(stub):
-    stub.brain.hold = 3
+    stub.brain.hold = 30
     start = time.monotonic()
     with connect(stub, timeout=0.5) as asked, pytest.raises(ServingError) as error:
         asked.features(grey(3))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
     assert error.value.code == "DEADLINE_EXCEEDED"
     assert stub.address in str(error.value)
     assert len(stub.brain.calls) == 1
@@ -202,7 +203,7 @@ class Strange(RestHandler):
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
-            for _ in range(100):
+            for _ in range(600):
                 self.wfile.write(b" ")
                 time.sleep(0.05)
 
@@ -220,4 +221,4 @@ def test_what_is_no_server_of_this_kind_is_an_error(path, code):
     ):
         asked.status()
     assert error.value.code == code and stub.address in str(error.value)
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 20

@@ -75,7 +75,10 @@ def test_config_of_an_optimizer(kind, arguments):
     contract.check_config(kind(**arguments), arguments)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize(
+    "policy",
+    ["float32", "mixed_bfloat16", pytest.param("bfloat16", marks=pytest.mark.slow)],
+)
 def test_shapes_and_dtypes(case, policy):
     contract.check_outputs(case, policy)
 

@@ -29,6 +29,9 @@ def test_the_demo_does_the_whole_job(tmp_path):
     assert results["served"]["largest_difference_to_keras"] < 1e-4
     assert Image.open(folder / "reconstructions.png").width == 4 * 160 + 12
     assert (folder / "models" / "mae" / "1" / "saved_model.pb").exists()
+    for part in ("pretraining", "probing", "exporting", "serving and asking"):
+        assert f"-- {part} took " in finished.stdout
+    assert "This takes about 1.8 minutes" in finished.stdout
     for line in ("POST http://127.0.0.1:", "training mean", "the probe reads a"):
         assert line in finished.stdout
 

@@ -122,3 +122,13 @@ def test_numpy_integers_are_sizes():
     assert keras_mae.MAEEncoder.from_preset(
         "mae_tiny", image_size=np.int64(16)
     ).image_size == (16, 16)
+
+
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_model_on_a_cpu_keeps_freed_memory(make_model, monkeypatch, accelerated):
+    calls = []
+    place = "keras_mae.models.encoder"
+    monkeypatch.setattr(f"{place}.has_accelerator", lambda: accelerated)
+    monkeypatch.setattr(f"{place}.keep_freed_memory", lambda: calls.append(None))
+    make_model()
+    assert bool(calls) != accelerated

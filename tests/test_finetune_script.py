@@ -95,7 +95,7 @@ def test_a_run_told_to_stop_goes_on_bit_equal(tuned, pretrained, tmp_path):
     assert (folder / "best.json").read_text() == (wanted / "best.json").read_text()
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
     wanted, _ = tuned
     folder = tmp_path / "run"

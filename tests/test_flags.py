@@ -120,3 +120,10 @@ def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     assert got == Paths(f"{home}in", "a/~/b", f"{home}names.txt", f"{home}flags.json")
     got = flags.parse_flags(Paths, "Does.", ["~x", "--out=~/models"])
     assert (got.source, got.out) == ("~x", f"{home}models")
+
+
+def test_scripts_keep_freed_memory_before_they_begin(monkeypatch):
+    calls = []
+    monkeypatch.setattr("keras_mae.flags.keep_freed_memory", lambda: calls.append(0))
+    flags.run_script(lambda config: calls.append(1), Saved, "Does.", [])
+    assert calls == [0, 1]

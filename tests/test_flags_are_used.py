@@ -29,6 +29,6 @@ def test_every_flag_is_explained_and_used(script):
         texts += [(ROOT / f"keras_mae/{name}.py").read_text() for name in shared]
     for field in dataclasses.fields(config_class(script)):
         assert field.metadata["help"].strip(), field.name
-        use = rf'(?<!{field.name}: )(\.{field.name}\b|"{field.name}")'
+        use = rf"\b(config|given|self)\.{field.name}\b"
         if field.name != "config":  # parse_flags reads it
             assert re.search(use, "\n".join(texts)), field.name

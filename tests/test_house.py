@@ -35,14 +35,24 @@ def documented(module):
                     yield f"{module.__name__}.{name}.{key}", member
 
 
-# what users import; examples of all else run at night
 PUBLIC = {
     id(getattr(package, name))
     for package in (keras_mae, keras_mae.layers, keras_mae.data)
     for name in package.__all__
 }
+
+
+def tier(name, item, block):
+    """Says when an example runs: at once, with the slow tests, or at night."""
+    module, _, owner = name.rpartition(".")[0].rpartition(".")
+    is_method = id(getattr(sys.modules.get(module), owner, None)) in PUBLIC
+    if id(item) in PUBLIC:
+        return pytest.mark.slow if "fit(" in block else ()
+    return pytest.mark.slow if is_method else pytest.mark.nightly
+
+
 EXAMPLES = {
-    f"{name}[{index}]": (block, module, id(item) in PUBLIC)
+    f"{name}[{index}]": (block, module, tier(name, item, block))
     for module in MODULES
     for name, item in documented(module)
     for index, block in enumerate(
@@ -55,10 +65,7 @@ EXAMPLES = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if public else pytest.mark.nightly)
-        for name, (_, _, public) in EXAMPLES.items()
-    ],
+    [pytest.param(name, marks=marks) for name, (_, _, marks) in EXAMPLES.items()],
 )
 def test_examples_run(name, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")

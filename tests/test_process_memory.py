@@ -38,7 +38,8 @@ needs_glibc = pytest.mark.skipif(not GLIBC, reason="the C library is not glibc")
 
 
 def ask(code=ASK, **variables):
-    environment = {k: v for k, v in os.environ.items() if "MALLOC" not in k}
+    ours = ("MALLOC", "LD_PRELOAD", "GLIBC_TUNABLES", "KERAS_MAE")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     finished = subprocess.run(
         [sys.executable, "-c", code],
         env={**environment, **variables},
@@ -54,8 +55,8 @@ def test_freed_blocks_are_used_again_without_the_kernel():
     (plain,) = ask(FAULTS)
     first, kept = ask(f"{ASK}\n{FAULTS}")
     assert first == "True"
-    pages = 8 * 2**26 // os.sysconf("SC_PAGE_SIZE")
-    assert int(plain) > pages / 2 > 10 * int(kept)
+    # the size of a page is the kernel's affair
+    assert int(plain) > 10 * max(1, int(kept))
 
 
 @needs_glibc

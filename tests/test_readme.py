@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import keras_mae
+from keras_mae.flags import parse_flags
 from keras_mae.server.process import running
 from tests.hub_server import serve
 from tests.scripts import ROOT, config_class, environment
@@ -85,6 +86,25 @@ def test_links_lead_to_headings():
     anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
     links = re.findall(r"\]\(#([^)]*)\)", TEXT)
     assert links and set(links) <= anchors
+
+
+def test_values_of_flags_are_read():
+    for line in read_lines():
+        found = re.match(r"\w+ ((?:training|serving)/\S+) (.*)", line)
+        if found and found[1] != "serving/client.py" and "kubectl" not in line:
+            script = found[1].replace("cluster/slurm.sh", "pretrain.py")
+            parse_flags(config_class(script), line, shlex.split(found[2]))
+
+
+def test_files_that_lines_name_exist():
+    for line in read_lines():
+        for path in re.findall(r"\b(?:training|serving)/[\w./-]+", line):
+            assert (ROOT / path).exists(), line
+
+
+def test_each_line_runs_or_is_said_to_run_elsewhere():
+    known = (*SMALLER, *ELSEWHERE, "python serving/local_server.py")
+    assert [line for line in read_lines() if not line.startswith(known)] == []
 
 
 def test_extras_that_lines_install_exist():
@@ -176,6 +196,7 @@ def test_commands_run_in_order(tmp_path):
                 env=variables,
                 capture_output=True,
                 text=True,
+                timeout=900,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
         block = re.search(r"```python client\n(.*?)```", TEXT, re.DOTALL)[1]

@@ -38,6 +38,20 @@ def test_a_step_traces_one_block_of_each_kind(make_model, images, traced):
     assert len(traced) == 3
 
 
+def test_run_eagerly_is_eager(make_model, images, monkeypatch):
+    model, eager = make_model(), []
+    call = TransformerBlock.call
+
+    def looked_into(self, *arguments, **options):
+        eager.append(tf.executing_eagerly())
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(TransformerBlock, "call", looked_into)
+    model.compile(optimizer=keras.optimizers.SGD(1e-2), run_eagerly=True)
+    model.fit(images, batch_size=4, verbose=0)
+    assert eager and all(eager)
+
+
 def test_xla_sees_every_block(make_model, images, traced):
     model = make_model(depth=2, decoder_depth=2)
     traced.clear()
@@ -51,7 +65,7 @@ def run(layers, x, on):
 
     @tf.function(autograph=False)
     def compute(x):
-        call = EqualLayers()
+        call = EqualLayers(TransformerBlock)
         with tf.GradientTape() as tape, cpu_graph(on):
             for layer in layers:
                 x, _ = call(layer, x, training=True)
@@ -65,7 +79,35 @@ def stack(**options):
     return [TransformerBlock(8, 2, 16, **options) for _ in range(3)]
 
 
+class Scaled(TransformerBlock):
+    """A subclass whose objects differ without a configuration."""
+
+    scale = 1.0
+
+    def call(self, x, **options):
+        x, attention = super().call(x, **options)
+        return self.scale * x, attention
+
+
+def patched(block):
+    call = block.call
+    block.call = lambda x, **options: (2 * call(x, **options)[0], None)
+
+
+def subclassed(blocks):
+    blocks[:] = [Scaled(8, 2, 16) for _ in blocks]
+    for block in blocks:
+        block.build((2, 5, 8))
+    blocks[1].scale = 3.0
+
+
 CHANGES = {
+    "a part's activation": lambda blocks: setattr(
+        blocks[1].mlp.fc1, "activation", keras.activations.relu
+    ),
+    "a part's epsilon": lambda blocks: setattr(blocks[1].norm1, "epsilon", 1.0),
+    "a call of its own": lambda blocks: patched(blocks[1]),
+    "subclasses": subclassed,
     "none": lambda blocks: None,
     "one is frozen": lambda blocks: setattr(blocks[1], "trainable", False),
     "one has an adapter": lambda blocks: blocks[1].mlp.fc1.enable_lora(2),

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks import StopOnNonFiniteLoss
 from keras_mae.data.files import load_folder
+from keras_mae.data.pipeline import options
 from keras_mae.flags import flag, run_script
 from keras_mae.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.serving.labels import write_labels
@@ -117,12 +119,18 @@ def pretrain(config, source, processor, held_out):
         batches,
         steps_per_epoch=source.epoch_size // config.batch_size,
         epochs=config.pretrain_epochs,
-        validation_data=held_out,
+        validation_data=batched(held_out, config),
         callbacks=callbacks(config, "pretraining"),
         shuffle=False,  # the pipeline does
         verbose=2,
     )
     return model
+
+
+def batched(held_out, config):
+    """Makes batches to evaluate on, whose end no thread of tf.data delays."""
+    batches = tf.data.Dataset.from_tensor_slices(held_out).batch(config.batch_size)
+    return batches.with_options(options())
 
 
 def crops(config):
@@ -174,7 +182,7 @@ def fine_tune(config, name, encoder, source, processor, held_out):
         batches,
         steps_per_epoch=source.epoch_size // config.batch_size,
         epochs=config.epochs,
-        validation_data=held_out,
+        validation_data=batched(held_out, config),
         callbacks=callbacks(config, f"tuning-{name}"),
         shuffle=False,  # the pipeline does
         verbose=2,

@@ -1,5 +1,7 @@
 """Images that lie in memory as arrays."""
 
+import itertools
+
 import numpy as np
 import tensorflow as tf
 
@@ -9,6 +11,9 @@ from keras_mae.data.augmentation import (
     random_resized_crop,
     resize,
 )
+
+# up to so much, whole images are kept as they are resized
+KEPT_BYTES = 256 * 2**20
 
 
 class ImageArrays:
@@ -70,7 +75,11 @@ class ImageArrays:
             return random_resized_crop(
                 self._image(index), size, seed, augmentation.scale, augmentation.flip
             )
-        image = tf.cast(self._whole(size, processor.resample)[index], tf.float32)
+        if self._count * size[0] * size[1] * self.channels > KEPT_BYTES:
+            image = resize(self._image(index), size, processor.resample)
+        else:
+            whole = self._whole(size, processor.resample)
+            image = tf.cast(whole[index], tf.float32)
         if augmentation.flip:
             image = tf.image.stateless_random_flip_left_right(image, seed)
         return image
@@ -88,18 +97,23 @@ class ImageArrays:
         """Names an image: its number."""
         return tf.strings.join(["image ", tf.strings.as_string(index)])
 
+    @tf.autograph.experimental.do_not_convert
     def _whole(self, size, resample):
         """Resizes all images once: `(N, height, width, C)` uint8 grey levels."""
         if (size, resample) not in self._resized:
             resized = np.empty((self._count, *size, self.channels), "uint8")
+            by_shape = sorted(range(self._count), key=lambda row: self._shape(row))
             # outside of the pipeline's graph, which only looks images up
             with tf.init_scope():
-                for shape in {image.shape for image in self._images}:
-                    rows = [i for i, x in enumerate(self._images) if x.shape == shape]
-                    alike = np.stack([self._images[row] for row in rows])
-                    resized[rows] = resize(alike, size, resample)
+                for _, alike in itertools.groupby(by_shape, self._shape):
+                    while rows := list(itertools.islice(alike, 256)):
+                        images = np.stack([self._images[row] for row in rows])
+                        resized[rows] = resize(images, size, resample)
                 self._resized[size, resample] = tf.constant(resized)
         return self._resized[size, resample]
+
+    def _shape(self, row):
+        return self._images[row].shape
 
     def _image(self, index):
         image = tf.io.decode_raw(self._raw[index], tf.uint8)

@@ -10,6 +10,7 @@ from keras_mae.data.corrupt import CorruptImages, Guard
 from keras_mae.data.mixing import mix, smoothed_one_hot
 from keras_mae.data.pipeline import (
     PARALLEL_CALLS,
+    PREFETCHED_BATCHES,
     check_channels,
     collection,
     divide,
@@ -110,7 +111,7 @@ def labelled_pipeline(
         augmentation,
         labelled=True,
     )
-    return endless(batches.map(finish, num_parallel_calls=PARALLEL_CALLS))
+    return endless(batches.map(finish, num_parallel_calls=PREFETCHED_BATCHES))
 
 
 def evaluation_steps(

@@ -83,7 +83,7 @@ def training_pipeline(
         corrupt,
         augmentation,
     )
-    return endless(batches.map(lambda step, images: images, PARALLEL_CALLS))
+    return endless(batches.map(lambda step, images: images))
 
 
 def held_out_images(
@@ -187,7 +187,7 @@ def training_batches(
     dataset = images.training_items(order)
     dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
     dataset = dataset.batch(per_replica, drop_remainder=True)
-    return dataset.map(clean, num_parallel_calls=PARALLEL_CALLS)
+    return dataset.map(clean, num_parallel_calls=PREFETCHED_BATCHES)
 
 
 def held_out_reader(images, processor):

@@ -363,7 +363,7 @@ def run_blocks(
     ```
     """
     hidden_states, attentions = [x], []
-    call = EqualLayers()
+    call = EqualLayers(TransformerBlock)
     for index, block in enumerate(blocks):
         options: dict[str, Any] = {"training": training}
         if factors is not None:

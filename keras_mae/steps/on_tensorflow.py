@@ -49,12 +49,15 @@ class BackendStep(OneReplica):
         self._differentiate = self._accumulate
         if not self._is_distributed():
             return
-        if xla and not isinstance(self.distribute_strategy, tf.distribute.TPUStrategy):
+        if xla and not self._is_on_tpu():
             # one XLA cluster can't hold the variables of several replicas
             self._differentiate = tf.function(self._accumulate, jit_compile=True)
         # train_step sums gradients over replicas, to know their norm: once is enough
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         inner._all_reduce_sum_gradients = list
+
+    def _is_on_tpu(self):
+        return isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
 
     def _is_distributed(self):
         strategy = self.distribute_strategy

@@ -135,6 +135,10 @@ class OneReplica:
     def _prepare_step(self, xla):
         """Arranges, while the model is compiled, what a step does otherwise."""
 
+    def _is_on_tpu(self):
+        """Whether TensorFlow's strategy for TPUs trains this model."""
+        return False
+
     def _is_distributed(self):
         """Whether several replicas, several workers or a TPU train this model."""
         return False
