@@ -156,6 +156,7 @@ def test_an_unreachable_server_is_named(stub_class, monkeypatch):
     assert address in str(error.value) and "refused" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_server_may_start_later(stub_class):
     port = free_port()
     started = []

@@ -89,6 +89,7 @@ def test_other_channels(make, channels):
     contract.check_outputs(make(channels))
 
 
+@pytest.mark.slow
 def test_bfloat16_rounds_and_no_more(case):
     contract.check_precision(case)
 
@@ -97,10 +98,12 @@ def test_state_and_freezing(case):
     contract.check_state(case)
 
 
+@pytest.mark.slow
 def test_every_way_to_run_gives_the_same(case):
     contract.check_every_way(case)
 
 
+@pytest.mark.slow
 def test_the_functional_api(case):
     contract.check_functional(case)
 

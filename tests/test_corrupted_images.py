@@ -255,6 +255,7 @@ def test_lying_pictures(served):
         assert theirs is None or ours is not None, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"x", LIES["a text"], LIES["html"], bytes(9999)])
 def test_what_is_no_picture_is_said_to_be_none(content, served):
     with pytest.raises(tf.errors.InvalidArgumentError, match="Unknown image file"):

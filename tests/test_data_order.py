@@ -79,6 +79,7 @@ def test_each_epoch_visits_each_image_once(kind, sources, streams):
     assert len({tuple(epoch) for epoch in [*epochs, TRAINING]}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_crops_change_from_epoch_to_epoch(kind, sources, streams):
     images = np.concatenate(streams[kind][:12])

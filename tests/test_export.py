@@ -151,6 +151,7 @@ def test_five_channels_are_served_by_pixels(make_model, tmp_path):
     assert got["features"].shape == (2, 17, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mask, message",
     [
@@ -167,6 +168,7 @@ def test_bad_masks_are_invalid_arguments(pretrainer_signatures, mask, message):
         serve(pixels=pixels, mask=tf.constant(mask, tf.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, wrong, message",
     [
@@ -244,6 +246,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken, message",
     [
@@ -259,6 +262,7 @@ def test_broken_runs_are_named(run_folder, tmp_path, broken, message):
     assert not (tmp_path / "mae").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [
@@ -345,6 +349,7 @@ def test_a_keras_file_alone_is_served_as_published_weights(
     assert (tmp_path / "mae" / "1" / "saved_model.pb").exists()
 
 
+@pytest.mark.slow
 def test_a_processor_for_other_images_is_refused(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(image_size=48)
     with pytest.raises(ValueError, match=r"\(32, 32, 3\).*Received: \(48, 48, 3\)"):

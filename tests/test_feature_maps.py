@@ -72,6 +72,7 @@ def test_images_are_checked(make_model):
         make_model().encoder.feature_maps(np.zeros((1, 40, 40, 3), "float32"))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
 def test_inside_a_graph_with_any_batch(make_model, images, dtype):

@@ -56,6 +56,7 @@ def make_backbone(**overrides):
     return keras_hub.models.ViTBackbone(**config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
 def test_outputs_are_equal_and_the_round_trip_is_exact(sizes):
     encoder = make_encoder(**sizes)
@@ -68,6 +69,7 @@ def test_outputs_are_equal_and_the_round_trip_is_exact(sizes):
     assert restored.get_config() == {**encoder.get_config(), "name": restored.name}
 
 
+@pytest.mark.slow
 def test_outputs_are_equal_at_the_width_of_base():
     encoder = keras_mae.MAEEncoder.from_preset("mae_base", depth=2)
     backbone = to_keras_hub(fill(encoder, 0.02))
@@ -75,6 +77,7 @@ def test_outputs_are_equal_at_the_width_of_base():
     np.testing.assert_allclose(backbone(draw(encoder)), wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "mixed_bfloat16"])
 def test_the_dtype_policy_goes_along(dtype):
     encoder = make_encoder(dtype=dtype)
@@ -85,6 +88,7 @@ def test_the_dtype_policy_goes_along(dtype):
     assert_same_weights(restored, encoder)
 
 
+@pytest.mark.slow
 def test_a_backbone_of_kerashub_becomes_an_encoder():
     backbone = fill(make_backbone(layer_norm_epsilon=1e-12), 0.3)
     encoder = from_keras_hub(backbone)
@@ -112,6 +116,7 @@ def test_a_classifier_of_kerashub_trains_the_ported_weights():
     np.testing.assert_allclose(encoder(images), backbone(images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_preset_holds_it(tmp_path):
     encoder = make_encoder()
     to_keras_hub(encoder).save_to_preset(tmp_path)
@@ -122,6 +127,7 @@ def test_a_preset_holds_it(tmp_path):
     assert_same_weights(from_keras_hub(restored), encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -138,6 +144,7 @@ def test_an_encoder_that_kerashub_has_not(name, value):
         to_keras_hub(make_encoder(**{name: value}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value",
     [
@@ -153,6 +160,7 @@ def test_a_backbone_that_we_have_not(name, value):
         from_keras_hub(make_backbone(**{name: value}))
 
 
+@pytest.mark.slow
 def test_one_error_lists_every_setting():
     shape = {"image_shape": (3, 8, 8), "data_format": "channels_first"}
     with pytest.raises(ValueError) as error:
@@ -163,6 +171,7 @@ def test_one_error_lists_every_setting():
     ]
 
 
+@pytest.mark.slow
 def test_other_models_are_refused(make_model):
     with pytest.raises(ValueError, match=r"must be a MAEEncoder\..*MAEPretrainer"):
         to_keras_hub(make_model())
@@ -170,6 +179,7 @@ def test_other_models_are_refused(make_model):
         from_keras_hub(make_encoder())
 
 
+@pytest.mark.slow
 def test_variables_beside_the_known_ones_are_listed():
     encoder = make_encoder()
     backbone = to_keras_hub(encoder)

@@ -129,6 +129,7 @@ def test_a_size_that_is_told_wrongly_may_be_stated(saved):
     assert_same_weights(loaded, model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 2, 5])
 @pytest.mark.parametrize("merge", ["sum", "mean"])
 def test_other_channels(saved, channels, merge):

@@ -37,6 +37,7 @@ def noise(height, width, channels=3, seed=0):
     return rng.integers(0, 256, (height, width, channels), "uint8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", MODES)
 @pytest.mark.parametrize("size", [(32, 32), (224, 224), (17, 96)])
 def test_resizing_is_pillows_to_the_bit(resample, size):
@@ -106,6 +107,7 @@ def encoded_pictures():
     yield "GIF", encode(small, "GIF")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", MODES)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_kind_of_picture_is_the_processors_to_the_bit(resample, channels):

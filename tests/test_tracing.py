@@ -52,6 +52,7 @@ def test_run_eagerly_is_eager(make_model, images, monkeypatch):
     assert eager and all(eager)
 
 
+@pytest.mark.slow
 def test_xla_sees_every_block(make_model, images, traced):
     model = make_model(depth=2, decoder_depth=2)
     traced.clear()
@@ -117,7 +118,16 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+QUICK = ("none", "a part's activation", "subclasses")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in CHANGES
+    ],
+)
 def test_values_and_gradients_are_those_of_each_layer(change):
     blocks = stack()
     x = tf.constant(np.random.default_rng(0).standard_normal((2, 5, 8)), tf.float32)

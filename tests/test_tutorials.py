@@ -127,6 +127,7 @@ def test_a_picture_that_is_partly_given_away_says_so(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flags, message",
     [

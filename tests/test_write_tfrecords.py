@@ -67,6 +67,7 @@ def test_shards_hold_the_files_bytes_and_classes(folder, tmp_path):
         write(load(SCRIPT), folder, output, name="cats", shards=2)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_the_order(script, folder, tmp_path):
     orders = []
     for number, seed in enumerate((0, 0, 1)):
