@@ -21,9 +21,9 @@ test: $(VENV)/test-installed
 	$(call timed,mypy,$(VENV)/bin/mypy)
 	$(call timed,tests,$(PYTEST))
 
-# what takes longer than a few seconds, and is part of every check
+# what takes longer than a few seconds, and is part of every check; much of it waits
 test-slow: $(VENV)/test-installed
-	$(call timed,slow tests,$(PYTEST) -m "slow and not nightly")
+	$(call timed,slow tests,$(PYTEST) -n 3 -m "slow and not nightly")
 
 # what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
 BACKENDS := $(or $(KERAS_BACKEND),jax torch)

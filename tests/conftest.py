@@ -34,8 +34,10 @@ if keras.backend.backend() == "torch":
 def pytest_collection_modifyitems(items):
     """Gives each file to one process, which makes its fixtures once."""
     for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+        name = item.nodeid.partition("::")[0]
+        # one server answers all of these
+        name = "conformance" if name.startswith("tests/conformance/") else name
+        item.add_marker(pytest.mark.xdist_group(name))
 
 
 def pytest_runtest_logreport(report):

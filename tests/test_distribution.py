@@ -95,7 +95,7 @@ def test_mirrored_replicas_equal_one(replicas, options, one_replica):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_replicas_are_clipped_as_one():
     options = {"clip_norm": 0.05}
     _, losses, weights = train("cpu", 1, options)

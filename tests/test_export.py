@@ -280,7 +280,7 @@ def config(model, out, **flags):
     return load(SCRIPT).ExportConfig(model=str(model), out=str(out), **flags)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_another_precision_has_the_same_weights(run_folder, tmp_path):
     main = load(SCRIPT).main
     main(config(run_folder, tmp_path / "mae", precision="mixed_bfloat16"))
@@ -296,7 +296,7 @@ def test_another_precision_has_the_same_weights(run_folder, tmp_path):
     assert np.abs(got - wanted).max() > 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, capsys):
     main = load(SCRIPT).main
     model = make_model()
@@ -317,7 +317,7 @@ def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, ca
     assert "reconstruct" not in signatures
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
     """Of 16x4 there are as many as of 8x8, and other pixels are grey."""
     model = keras_mae.MAEPretrainer.from_preset(

@@ -124,7 +124,7 @@ def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
         assert difference.max(initial=0) < 1e-5, mine.path
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_of_classes_with_all_augmentations(tmp_path):
     rng = np.random.default_rng(0)
     for split, count in (("train", 9), ("val", 3)):

@@ -99,7 +99,7 @@ def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
     assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
     finished = run(
         SCRIPT,
@@ -249,7 +249,7 @@ def test_a_run_of_another_configuration_is_not_resumed(digits_run):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_records_in_parts_and_several_steps_an_execution(tmp_path):
     # as the job for a TPU pod in training/cluster trains, and as Keras alone can't:
     # parts need static shapes, and shapes are static where a data set has no end

@@ -28,7 +28,7 @@ def test_fit_learns_and_evaluate_repeats_itself(make_model, images):
     assert model.evaluate(images, verbose=0) == after
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("form", ["x", "(x, y)"])
 def test_labels_are_ignored(make_model, images, form):
     model = make_model()

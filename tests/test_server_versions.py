@@ -34,7 +34,7 @@ def states(models):
     return {number: state for number, state, _ in models.status("mae")}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_version_that_is_still_copied_is_tried_again(follow, echo):
     models, folder = follow
     (folder / "2").mkdir()

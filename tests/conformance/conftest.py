@@ -32,15 +32,12 @@ def pytest_addoption(parser):
     group.addoption("--models", help="its folder, from tests/conformance/models.py")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     if config.getoption("--endpoint", None):
         return  # a server that runs is asked at once
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slow)
-            # one server for all of them
-            item.add_marker(pytest.mark.xdist_group("conformance"))
 
 
 @pytest.fixture(scope="session")
