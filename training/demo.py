@@ -33,6 +33,7 @@ from keras_mae import data, flags
 from keras_mae.flags import flag
 from keras_mae.patches import patchify
 from keras_mae.server.process import running
+from keras_mae.serving import export
 
 PLAN = """\
 This takes about {minutes} minutes on two CPU cores:
@@ -50,7 +51,7 @@ class DemoConfig:
     """The flags of this script."""
 
     output: str = flag("folder for everything the demo writes", "demo")
-    epochs: int = flag("passes over the 1,437 training digits", 60)
+    epochs: int = flag("passes over the 1,437 training digits", 55)
 
 
 def main(config):
@@ -60,7 +61,7 @@ def main(config):
     keras.utils.set_random_seed(0)
     output = Path(config.output)
     # as two cores without AVX-512 took
-    minutes = round(1 + config.epochs / 16, 1)
+    minutes = round(1 + config.epochs / 15, 1)
     print(PLAN.format(epochs=config.epochs, minutes=minutes), flush=True)
     begin = time.monotonic()
     with timed("pretraining"):
@@ -78,8 +79,13 @@ def main(config):
     with timed("probing"):
         results["probe_accuracy"], probe = compare_probes(model, processor, source)
     with timed("exporting"):
-        script("serving/export.py", "--model", output / "run", "--overwrite",
-               "--out", output / "models" / "mae")  # fmt: skip
+        export(
+            model,
+            processor,
+            output / "models" / "mae" / "1",
+            overwrite=True,
+            warmup_batch_sizes=(),
+        )
     models = f"--model_base_path={output / 'models' / 'mae'}"
     with (
         timed("serving and asking"),
