@@ -20,7 +20,7 @@ pytestmark = pytest.mark.backends
 
 CASES = {**LAYERS, **MODELS}
 # what most users fit; the others take as long
-TIERS = {"MAEPretrainer": (), "MAEClassifier": pytest.mark.slow}
+TIERS = dict.fromkeys(("MAEPretrainer", "MAEClassifier"), pytest.mark.slow)
 TRAINED = [
     pytest.param(name, marks=TIERS.get(name, pytest.mark.nightly))
     for name, case in CASES.items()

@@ -39,6 +39,7 @@ def convert(capfd):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "facebook"])
 def test_there_and_back_again(format, make_model, tmp_path, convert):
     pytest.importorskip("torch")
@@ -57,6 +58,7 @@ def test_there_and_back_again(format, make_model, tmp_path, convert):
     assert_same_weights(keras.models.load_model(tmp_path / "two.keras"), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["mean", "cls", "probe"])
 def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
     pytest.importorskip("torch")
@@ -70,6 +72,7 @@ def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
     assert "two.keras: MAEClassifier" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "timm"])
 def test_a_difference_is_found(format, make_model, tmp_path):
     pytest.importorskip("torch")
@@ -84,6 +87,7 @@ def test_a_difference_is_found(format, make_model, tmp_path):
         compare_with_torch(encoder, checkpoint)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["encoder", "pretrainer"])
 def test_one_format_becomes_another(model, make_model, tmp_path, convert):
     pytest.importorskip("torch")
@@ -106,6 +110,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -142,6 +147,7 @@ def test_as_it_is_typed(make_model, tmp_path):
     assert done.stdout.endswith("model.keras: MAEPretrainer\n")
 
 
+@pytest.mark.slow
 def test_the_image_processor_comes_along(make_model, tmp_path, convert):
     theirs, ours, again = tmp_path / "in", tmp_path / "conv", tmp_path / "out"
     make_model().save_pretrained(theirs)
@@ -155,6 +161,7 @@ def test_the_image_processor_comes_along(make_model, tmp_path, convert):
     assert (again / CONFIG_NAME).read_text() == wanted
 
 
+@pytest.mark.slow
 def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
     make_model().save_pretrained(tmp_path / "in")
     for name, size in (("in", 32), ("conv", 48)):

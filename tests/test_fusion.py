@@ -34,6 +34,7 @@ def assert_close(model, got, wanted, tolerance=1e-5):
         assert np.abs(mine - theirs).max() < tolerance * scale, variable.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm_pix_loss", [True, pytest.param(False, marks=pytest.mark.slow)]
 )

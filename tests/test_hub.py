@@ -41,6 +41,7 @@ def hub(models, tmp_path, monkeypatch):
         yield server
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):
     model = keras_mae.MAEPretrainer.from_pretrained(NAME)
     assert_same_weights(model, models["main"])
@@ -54,6 +55,7 @@ def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):
     assert not hub.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remembered", [True, False])
 def test_an_older_repository_is_read_offline_too(
     remembered, hub, models, tmp_path, monkeypatch
@@ -74,22 +76,26 @@ def test_an_older_repository_is_read_offline_too(
     assert_same_weights(model, models["main"])
 
 
+@pytest.mark.slow
 def test_local_files_only_asks_nobody(hub):
     with pytest.raises(PortError, match=r"not in the hub's cache"):
         keras_mae.MAEEncoder.from_pretrained(NAME, local_files_only=True)
     assert not hub.seen
 
 
+@pytest.mark.slow
 def test_the_revision_is_honoured(hub, models):
     encoder = keras_mae.MAEEncoder.from_pretrained(NAME, revision="v2")
     assert_same_weights(encoder, models["v2"].encoder)
 
 
+@pytest.mark.slow
 def test_the_cache_folder_is_honoured(hub, tmp_path):
     keras_mae.MAEEncoder.from_pretrained(NAME, cache_dir=tmp_path / "other")
     assert any((tmp_path / "other").rglob("model.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_token_is_sent(hub, models):
     with pytest.raises(PortError, match=r"me/private.* can't be fetched.*token"):
         keras_mae.MAEEncoder.from_pretrained("me/private")
@@ -97,6 +103,7 @@ def test_the_token_is_sent(hub, models):
     assert_same_weights(encoder, models["main"].encoder)
 
 
+@pytest.mark.slow
 def test_the_image_processor_comes_from_the_hub(hub):
     processor = keras_mae.MAEImageProcessor.from_pretrained(NAME)
     assert processor.image_size == (32, 32)
@@ -125,6 +132,7 @@ def test_weights_may_come_without_an_image_processor(
     load()
 
 
+@pytest.mark.slow
 def test_the_hubs_image_processor_is_trained_with(hub):
     _, processor = load_model(NAME)
     assert processor.image_size == (32, 32)
@@ -132,6 +140,7 @@ def test_the_hubs_image_processor_is_trained_with(hub):
     assert told.image_mean == processor.image_mean and told.image_size == (48, 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
@@ -144,6 +153,7 @@ def test_what_the_hub_has_not_is_named(source, options, message, hub):
         keras_mae.MAEEncoder.from_pretrained(source, **options)
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
     use_endpoint(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between its retries

@@ -35,6 +35,7 @@ def assert_equal(one, two):
     )
 
 
+@pytest.mark.slow
 def test_the_configuration_comes_over(saved):
     model, folder = saved
     loaded = MAEPretrainer.from_pretrained(folder)
@@ -46,6 +47,7 @@ def test_the_configuration_comes_over(saved):
     assert_equal(one, two)
 
 
+@pytest.mark.slow
 def test_overrides_win_and_are_noted(saved):
     _, folder = saved
     loaded = MAEPretrainer.from_pretrained(
@@ -63,6 +65,7 @@ def test_overrides_win_and_are_noted(saved):
         MAEPretrainer.from_pretrained(folder, depth=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["torch", "timm"])
 @pytest.mark.parametrize("size", [64, (24, 40)])
 def test_positions_of_both_sides_are_resized_in_two_dimensions(saved, size, way):
@@ -82,6 +85,7 @@ def test_positions_of_both_sides_are_resized_in_two_dimensions(saved, size, way)
     assert sentence.endswith(f"bicubic as {way}'s")
 
 
+@pytest.mark.slow
 def test_positions_are_resized_as_pytorch_does(saved):
     torch = pytest.importorskip("torch")
     model, folder = saved
@@ -102,6 +106,7 @@ def test_positions_are_resized_as_pytorch_does(saved):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_file_without_configuration_is_of_a_square_if_it_can_be(make_model):
     options = {"num_heads": 2, "decoder_num_heads": 2}
     state = export_weights(make_model(), FACEBOOK)
@@ -115,6 +120,7 @@ def test_a_file_without_configuration_is_of_a_square_if_it_can_be(make_model):
     assert not loaded.port_report.resized
 
 
+@pytest.mark.slow
 def test_a_size_that_is_told_wrongly_may_be_stated(saved):
     model, folder = saved
     path = folder / "config.json"
@@ -161,6 +167,7 @@ def test_other_channels(saved, channels, merge):
         np.testing.assert_allclose(*pixels, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -173,6 +180,7 @@ def test_wrong_options_are_refused(saved, options, message):
         MAEEncoder.from_pretrained(saved[1], **options)
 
 
+@pytest.mark.slow
 def test_a_missing_decoder_is_an_error_that_names_files_with_one(saved, tmp_path):
     model, _ = saved
     model.encoder.save_pretrained(tmp_path / "encoder")
@@ -187,6 +195,7 @@ def test_a_missing_decoder_is_an_error_that_names_files_with_one(saved, tmp_path
     assert_same_weights(loaded.encoder, model.encoder)
 
 
+@pytest.mark.slow
 def test_an_encoder_leaves_the_decoder_out_and_says_so(saved):
     model, folder = saved
     encoder = MAEEncoder.from_pretrained(folder)
@@ -196,6 +205,7 @@ def test_an_encoder_leaves_the_decoder_out_and_says_so(saved):
     assert "left out: " in str(report) and "normalized pixels" in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_a_classifier_starts_from_a_pretrained_encoder(saved, pooling):
     model, folder = saved
@@ -211,6 +221,7 @@ def test_a_classifier_starts_from_a_pretrained_encoder(saved, pooling):
     assert classifier(images).shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_makes_a_fresh_head(make_model, tmp_path):
     classifier = MAEClassifier(make_model().encoder, num_classes=7)
     classifier.save_pretrained(tmp_path, "timm")
@@ -222,6 +233,7 @@ def test_another_number_of_classes_makes_a_fresh_head(make_model, tmp_path):
     assert_equal(other.head_norm.gamma, classifier.head_norm.gamma)
 
 
+@pytest.mark.slow
 def test_an_encoder_out_of_a_fine_tuned_file_has_no_final_norm(make_model, tmp_path):
     classifier = MAEClassifier(make_model().encoder, num_classes=7)
     classifier.save_pretrained(tmp_path, "timm")
@@ -234,6 +246,7 @@ def test_an_encoder_out_of_a_fine_tuned_file_has_no_final_norm(make_model, tmp_p
         MAEEncoder.from_pretrained(tmp_path, final_norm=True)
 
 
+@pytest.mark.slow
 def test_heads_must_be_stated_where_nothing_tells(make_model):
     state = export_weights(make_model(), FACEBOOK)
     with pytest.raises(PortError, match=r"shapes can't tell num_heads; state it"):
@@ -242,6 +255,7 @@ def test_heads_must_be_stated_where_nothing_tells(make_model):
         MAEPretrainer.from_pretrained(state, num_heads=2)
 
 
+@pytest.mark.slow
 def test_heads_of_published_sizes_are_known():
     tiny = MAEPretrainer.from_preset("mae_tiny")
     loaded = MAEPretrainer.from_pretrained(export_weights(tiny, FACEBOOK))
@@ -254,6 +268,7 @@ def test_heads_of_published_sizes_are_known():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["file", "folder"])
 def test_a_published_name_tells_the_target(place, make_model, tmp_path):
     torch = pytest.importorskip("torch")
@@ -268,6 +283,7 @@ def test_a_published_name_tells_the_target(place, make_model, tmp_path):
     assert loaded.port_report.target == "normalized pixels"
 
 
+@pytest.mark.slow
 def test_a_model_that_is_there_keeps_its_heads(saved, make_model):
     _, folder = saved
     other = make_model(num_heads=4)
@@ -279,6 +295,7 @@ def test_a_model_that_is_there_keeps_its_heads(saved, make_model):
     assert isinstance(load_weights(make_model(), folder), PortReport)
 
 
+@pytest.mark.slow
 def test_channels_of_half_precision_are_merged_in_float32(saved):
     from safetensors.numpy import save_file
 
@@ -292,6 +309,7 @@ def test_channels_of_half_precision_are_merged_in_float32(saved):
     np.testing.assert_allclose(got, wanted.reshape(got.shape), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_other_types_are_read_and_noted(saved, dtype, tmp_path):
     import ml_dtypes
@@ -307,6 +325,7 @@ def test_other_types_are_read_and_noted(saved, dtype, tmp_path):
         assert_equal(value, state[key].astype("float32"))
 
 
+@pytest.mark.slow
 def test_the_policy_can_be_chosen(saved):
     loaded = MAEEncoder.from_pretrained(saved[1], dtype="mixed_bfloat16")
     assert loaded.compute_dtype == "bfloat16"
@@ -314,6 +333,7 @@ def test_the_policy_can_be_chosen(saved):
     assert keras.backend.standardize_dtype(tokens.dtype) == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_saved_keras_model_keeps_the_weights(saved, tmp_path):
     loaded = MAEPretrainer.from_pretrained(saved[1])
     loaded.save(tmp_path / "model.keras")
@@ -322,6 +342,7 @@ def test_a_saved_keras_model_keeps_the_weights(saved, tmp_path):
     assert_same_weights(again, loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", ["relu", "silu", gelu_tanh])
 def test_activations_come_over(activation, make_model, tmp_path):
     model = make_model(activation=activation)
@@ -334,6 +355,7 @@ def test_activations_come_over(activation, make_model, tmp_path):
     assert_equal(loaded.encoder(images), model.encoder(images))
 
 
+@pytest.mark.slow
 def test_an_older_save_is_replaced_and_other_weights_are_kept(saved, make_model):
     _, folder = saved
     other = make_model()
@@ -349,6 +371,7 @@ def test_an_older_save_is_replaced_and_other_weights_are_kept(saved, make_model)
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "format", "message"),
     [
@@ -378,6 +401,7 @@ def test_what_a_format_cannot_hold_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "format", "message"),
     [
@@ -392,6 +416,7 @@ def test_heads_that_a_format_cannot_hold(head, format, message, make_model, tmp_
         classifier.save_pretrained(tmp_path / "out", format)
 
 
+@pytest.mark.slow
 def test_different_sides_do_not_fit_one_configuration(make_model, tmp_path):
     model = make_model()
     config = model.decoder.get_config()
@@ -402,6 +427,7 @@ def test_different_sides_do_not_fit_one_configuration(make_model, tmp_path):
         model.save_pretrained(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_another_epsilon_is_noted(make_model, tmp_path):
     report = make_model(layer_norm_epsilon=1e-12).encoder.save_pretrained(
         tmp_path, "timm"
@@ -409,6 +435,7 @@ def test_another_epsilon_is_noted(make_model, tmp_path):
     assert report.notes == ("layer_norm_epsilon is 1e-12; that library takes 1e-06",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [MAEEncoder, MAEClassifier])
 def test_a_part_is_filled_from_a_whole_file(build, saved, make_model):
     model, folder = saved
@@ -422,6 +449,7 @@ def test_a_part_is_filled_from_a_whole_file(build, saved, make_model):
     assert_same_weights(encoder, model.encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "timm", "facebook"])
 def test_low_precision_models_are_written(format, tmp_path):
     if format == "facebook":
@@ -432,11 +460,13 @@ def test_low_precision_models_are_written(format, tmp_path):
     assert_same_weights(again, encoder)
 
 
+@pytest.mark.slow
 def test_progress_is_shown(saved, capsys):
     MAEEncoder.from_pretrained(saved[1], progress=True)
     assert "/variable" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_timm_configuration_of_another_pooling_is_refused(make_model, tmp_path):
     MAEClassifier(make_model().encoder, 3, "cls").save_pretrained(tmp_path, "timm")
     path = tmp_path / "config.json"

@@ -264,6 +264,7 @@ def keras_results(model, naming, images, noise):
     return np.asarray(output), export_weights(model, naming, values)
 
 
+@pytest.mark.slow
 def test_file_gives_equal_outputs_and_gradients(case, family, tmp_path):
     theirs = case.build(family)
     ours = read(case, family, case.store(theirs, tmp_path))
