@@ -51,7 +51,7 @@ class DemoConfig:
     """The flags of this script."""
 
     output: str = flag("folder for everything the demo writes", "demo")
-    epochs: int = flag("passes over the 1,437 training digits", 55)
+    epochs: int = flag("passes over the 1,437 training digits", 50)
 
 
 def main(config):
