@@ -110,8 +110,7 @@ class Validation(keras.callbacks.Callback):
         metrics = model.get_metrics_result()
         if set(metrics) == set(results):
             results = metrics
-        values = {name: float(np.mean(value)) for name, value in results.items()}
-        logs.update({f"val_{name}": value for name, value in values.items()})
+        logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
 
 
 class ReconstructionPictures(keras.callbacks.Callback):

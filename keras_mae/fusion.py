@@ -34,7 +34,29 @@ def xla_pays():
     return bool(tf.config.list_physical_devices("GPU"))
 
 
-def fusing_pays(compiled, parameters=None):
+def plain_cpu(compiled):
+    """Says whether a step is a plain TensorFlow graph for CPUs.
+
+    Args:
+        compiled: Whether XLA compiles the whole step.
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    assert not plain_cpu(compiled=True)
+    ```
+    """
+    return (
+        not compiled
+        and keras.backend.backend() == "tensorflow"
+        and not has_accelerator()
+    )
+
+
+def fusing_pays(compiled, parameters):
     """Says whether `fused` functions should be fused in a training step.
 
     On CPUs TensorFlow's matrix products are those of oneDNN, which XLA's don't reach,
@@ -44,7 +66,7 @@ def fusing_pays(compiled, parameters=None):
     Args:
         compiled: Whether XLA compiles the whole step.
         parameters: Int, the model's size: a small one's steps would take long to repay
-            the seconds of compiling; by default nothing is to be compiled.
+            the seconds of compiling.
 
     Returns:
         Bool.
@@ -55,9 +77,7 @@ def fusing_pays(compiled, parameters=None):
     assert not fusing_pays(compiled=True, parameters=10**8)
     ```
     """
-    if compiled or keras.backend.backend() != "tensorflow" or has_accelerator():
-        return False
-    return parameters is None or parameters >= _LARGE
+    return parameters >= _LARGE and plain_cpu(compiled)
 
 
 @contextlib.contextmanager
@@ -119,25 +139,61 @@ def fused(function):
         assert float(square(keras.ops.convert_to_tensor(3.0))) == 9.0
     ```
     """
+    return replaced(function, _with_gradient, is_fusing)
+
+
+def replaced(function, make, applies):
+    """Makes a function that calls another one in place of itself where that applies.
+
+    Args:
+        function: Function of tensors, and of keyword arguments that can be hashed.
+        make: Function of a function of tensors that returns the other one; it is called
+            once for each set of keyword arguments.
+        applies: Function without arguments that says whether the other one is called.
+
+    Returns:
+        A function of the same arguments.
+
+    Example:
+
+    ```python
+    double = replaced(lambda x: 2 * x, lambda f: lambda x: -f(x), applies=lambda: True)
+    assert float(double(keras.ops.convert_to_tensor(3.0))) == -6.0
+    ```
+    """
 
     @functools.cache
-    def compiled(**options):
-        return _with_gradient(functools.partial(function, **options))
+    def other(**options):
+        return make(functools.partial(function, **options))
 
     @functools.wraps(function)
     def call(*tensors, **options):
-        if not is_fusing():
+        if not applies():
             return function(*tensors, **options)
-        return compiled(**options)(*map(_value_of, tensors))
+        return other(**options)(*map(read, tensors))
 
     return call
 
 
-def _value_of(tensor):
-    """Reads a variable, which a custom gradient must not see."""
+def read(variable):
+    """Reads a variable into one of TensorFlow's tensors.
+
+    Args:
+        variable: A Keras variable, or a tensor.
+
+    Returns:
+        A `tf.Tensor`.
+
+    Example:
+
+    ```python
+    assert read(keras.Variable([1.0])).shape == (1,)
+    ```
+    """
     import tensorflow as tf
 
-    return tf.convert_to_tensor(keras.ops.convert_to_tensor(tensor))
+    # Keras's own gives TensorFlow's variable, which a custom gradient must not see
+    return tf.convert_to_tensor(keras.ops.convert_to_tensor(variable))
 
 
 def _with_gradient(function):

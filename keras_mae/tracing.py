@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_mae.fusion import is_fusing
+from keras_mae.fusion import is_fusing, read, replaced
 from keras_mae.typing import Tensor
 
 _CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
@@ -58,27 +58,6 @@ def is_cpu_graph() -> bool:
     return not tf.executing_eagerly()
 
 
-def read(variable: Any) -> Tensor:
-    """Reads a variable into a tensor, on TensorFlow.
-
-    Args:
-        variable: A Keras variable, or a tensor.
-
-    Returns:
-        A `tf.Tensor`.
-
-    Example:
-
-    ```python
-    assert read(keras.Variable([1.0])).shape == (1,)
-    ```
-    """
-    import tensorflow as tf
-
-    # Keras's own gives TensorFlow's variable
-    return tf.convert_to_tensor(keras.ops.convert_to_tensor(variable))
-
-
 def traced_once(function: Callable) -> Callable:
     """Decorates a function of tensors to be traced once a signature in a `cpu_graph`.
 
@@ -99,20 +78,13 @@ def traced_once(function: Callable) -> Callable:
     assert float(double(keras.ops.convert_to_tensor(3.0))) == 6.0
     ```
     """
+    return replaced(function, _traced, is_cpu_graph)
 
-    @functools.cache
-    def traced(**options):
-        import tensorflow as tf
 
-        return tf.function(functools.partial(function, **options), autograph=False)
+def _traced(function):
+    import tensorflow as tf
 
-    @functools.wraps(function)
-    def call(*tensors, **options):
-        if not is_cpu_graph():
-            return function(*tensors, **options)
-        return traced(**options)(*map(read, tensors))
-
-    return call
+    return tf.function(function, autograph=False)
 
 
 class EqualLayers:

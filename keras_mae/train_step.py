@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mae.fusion import fusing_pays, xla_pays
+from keras_mae.fusion import fusing_pays, plain_cpu, xla_pays
 from keras_mae.resuming import ResumableState
 from keras_mae.steps import BackendStep
 from keras_mae.typing import Tensor
@@ -136,7 +136,7 @@ class TrainStep(ResumableState, BackendStep):
         whole = xla and not self._is_distributed()
         compiled = xla or self._is_on_tpu()  # which may be another machine's
         self.fuses = fusing_pays(compiled, self.count_params())
-        self.is_cpu_graph = fusing_pays(compiled)
+        self.is_cpu_graph = plain_cpu(compiled)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 

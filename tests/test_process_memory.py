@@ -13,7 +13,7 @@ from tests.scripts import ROOT
 MODULE = ROOT / "keras_mae/utils/process_memory.py"
 # without the package, whose import takes seconds
 ASK = f"import runpy; print(runpy.run_path({str(MODULE)!r})['keep_freed_memory']())"
-# two blocks above 32 MiB, which malloc gives back to the kernel however it adapts
+# blocks above 32 MiB, which malloc gives back to the kernel however it adapts
 FAULTS = """
 import ctypes, resource
 def used():

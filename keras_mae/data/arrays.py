@@ -102,7 +102,7 @@ class ImageArrays:
         """Resizes all images once: `(N, height, width, C)` uint8 grey levels."""
         if (size, resample) not in self._resized:
             resized = np.empty((self._count, *size, self.channels), "uint8")
-            by_shape = sorted(range(self._count), key=lambda row: self._shape(row))
+            by_shape = sorted(range(self._count), key=self._shape)
             # outside of the pipeline's graph, which only looks images up
             with tf.init_scope():
                 for _, alike in itertools.groupby(by_shape, self._shape):

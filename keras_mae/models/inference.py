@@ -4,7 +4,7 @@ import contextlib
 
 import keras
 
-from keras_mae.fusion import fusing, fusing_pays
+from keras_mae.fusion import fusing, fusing_pays, plain_cpu
 from keras_mae.tracing import cpu_graph
 
 
@@ -29,7 +29,7 @@ class FusedInference:
     def fused_inference(self):
         """Gives the context in which a step of `predict` or `evaluate` runs."""
         fuses = fusing_pays(self.jit_compile, self.count_params())
-        with cpu_graph(fusing_pays(self.jit_compile)), fusing(fuses):
+        with cpu_graph(plain_cpu(self.jit_compile)), fusing(fuses):
             yield
 
     def export(self, filepath, *args, **kwargs):
