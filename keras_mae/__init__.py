@@ -1,24 +1,45 @@
 """Masked Autoencoders in Keras: pretrain, look, export, serve."""
 
 # isort: off
-from keras_mae import _quiet_import  # noqa: F401
+from keras_mae.utils import quiet_import as _quiet_import  # noqa: F401
 
 # isort: on
-from keras_mae import weights
+from keras_mae import (
+    callbacks,
+    data,
+    export,
+    layers,
+    models,
+    ops,
+    optimizers,
+    visualization,
+    weights,
+)
 from keras_mae._version import __version__ as __version__
-from keras_mae.image_processor import MAEImageProcessor
-from keras_mae.lars import LARS
-from keras_mae.layer_decay import FineTuningAdamW, finetuning_optimizer
-from keras_mae.models import MAEClassifier, MAEDecoder, MAEEncoder, MAESegmenter
-from keras_mae.optimization import (
+from keras_mae.models import (
+    MAEClassifier,
+    MAEDecoder,
+    MAEEncoder,
+    MAEPretrainer,
+    MAESegmenter,
+)
+from keras_mae.ops import (
+    normalize_patches,
+    patchify,
+    resize_positions,
+    sincos_positions,
+    unpatchify,
+)
+from keras_mae.optimizers import (
+    LARS,
+    FineTuningAdamW,
     MatrixDecayAdamW,
+    finetuning_optimizer,
     pretraining_optimizer,
     warmup_cosine,
 )
-from keras_mae.patches import normalize_patches, patchify, unpatchify
-from keras_mae.positions import resize_positions, sincos_positions
+from keras_mae.preprocessing import MAEImageProcessor
 from keras_mae.presets import PRESETS
-from keras_mae.pretrainer import MAEPretrainer
 from keras_mae.visualization import draw_reconstructions
 
 __all__ = [
@@ -32,14 +53,22 @@ __all__ = [
     "MAEPretrainer",
     "MAESegmenter",
     "MatrixDecayAdamW",
+    "callbacks",
+    "data",
     "draw_reconstructions",
+    "export",
     "finetuning_optimizer",
+    "layers",
+    "models",
     "normalize_patches",
+    "ops",
+    "optimizers",
     "patchify",
     "pretraining_optimizer",
     "resize_positions",
     "sincos_positions",
     "unpatchify",
+    "visualization",
     "warmup_cosine",
     "weights",
 ]

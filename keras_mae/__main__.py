@@ -4,19 +4,16 @@ Run: python -m keras_mae [--version]
 """
 
 import argparse
-import ast
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import keras
 
 import keras_mae
-from keras_mae.flags import Parser, summary
+from keras_mae.utils.flags import Parser
 
 _LIBRARIES = ("tensorflow", "jax", "torch", "numpy")
-_CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def versions() -> str:
@@ -44,44 +41,14 @@ def versions() -> str:
 
 
 def commands() -> str:
-    """Lists the commands: the package's own, and in a checkout the scripts.
+    """Lists the installed commands.
 
     Returns:
-        Lines, a command and what it does each.
-
-    Example:
-
-    ```python
-    assert "python -m keras_mae.weights" in commands()
-    ```
+        Lines, a command each.
     """
-    package = Path(__file__).parent
-    found = [("-m keras_mae.weights", package / "weights" / "__main__.py")]
-    if (_CHECKOUT / "setup.cfg").is_file():
-        found += [(str(path.relative_to(_CHECKOUT)), path) for path in _scripts()]
-        note = "Each says what it takes: --help."
-    else:
-        note = (
-            "The scripts that pretrain, fine-tune, export and serve are in the source "
-            "distribution, under training/ and serving/."
-        )
-    width = max(len(name) for name, _ in found)
-    lines = [f"  python {name:{width}}  {_summary(path)}" for name, path in found]
-    return "\n".join(["commands:", *lines, "", note])
-
-
-def _scripts() -> Iterator[Path]:
-    """Yields the scripts of a checkout: files that do something when they are run."""
-    for folder in ("training", "serving"):
-        for path in sorted((_CHECKOUT / folder).glob("*.py")):
-            if "__main__" in path.read_text(encoding="utf-8"):
-                yield path
-
-
-def _summary(path: Path) -> str:
-    """Reads the first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return summary(text).rstrip(".")
+    found = importlib.metadata.entry_points(group="console_scripts")
+    names = sorted({e.name for e in found if e.name.startswith("keras-mae-")})
+    return "\n".join(["commands, each with --help:", *(f"  {name}" for name in names)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

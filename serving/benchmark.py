@@ -11,10 +11,7 @@ same pictures, without a server. With --soak_minutes there is a new version each
 instead, and what counts is failed requests and the server's memory.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import base64
@@ -22,6 +19,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -36,11 +34,11 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-from keras_mae import flags
-from keras_mae.flags import flag
-from keras_mae.server.bundle import Bundle
-from keras_mae.server.process import running
-from keras_mae.serving.savedmodel import export
+from keras_mae.export.savedmodel import export
+from keras_mae.utils import flags
+from keras_mae.utils.flags import flag
+from mae_server.bundle import Bundle
+from mae_server.process import running
 
 FOLDER = Path(__file__).parent
 PHOTO = (500, 375)

@@ -11,6 +11,7 @@ import os
 import sys
 
 import numpy as np
+
 from mae_client import Client, ServingError
 
 

@@ -34,19 +34,16 @@ It is written aside, loaded again, compared with the Keras model, and then renam
 into place: a failed export changes nothing.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
 from pathlib import Path
 
-from keras_mae.flags import flag, run_script
-from keras_mae.loading import load_model, with_precision
-from keras_mae.processors import default_processor
-from keras_mae.serving import export, find_labels, read_labels
+from keras_mae.export import export, find_labels, read_labels
+from keras_mae.models.loading import load_model, with_precision
+from keras_mae.preprocessing.pretrained_processor import default_processor
+from keras_mae.utils.flags import flag, run_script
 
 
 @dataclasses.dataclass
@@ -109,5 +106,10 @@ def choose_labels(config, model):
     return find_labels(config.model, model.num_classes)
 
 
-if __name__ == "__main__":
+def cli():
+    """Runs the command line."""
     run_script(main, ExportConfig, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

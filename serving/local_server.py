@@ -12,9 +12,8 @@ server neither batches requests nor reports metrics.
 
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a taken port is one line, ours
-import keras_mae  # noqa: F401, before TensorFlow, whose chatter it silences
+import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
 import asyncio
@@ -32,13 +31,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_mae import flags
-from keras_mae.flags import flag
-from keras_mae.server.errors import RequestError
-from keras_mae.server.rest import RestApi
-from keras_mae.server.rpc import make_grpc_server
-from keras_mae.server.service import Service, read_config
-from keras_mae.server.versions import ModelConfig, Models
+from keras_mae.utils import flags
+from keras_mae.utils.flags import flag
+from mae_server.errors import RequestError
+from mae_server.rest import RestApi
+from mae_server.rpc import make_grpc_server
+from mae_server.service import Service, read_config
+from mae_server.versions import ModelConfig, Models
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_MESSAGE_BYTES = 512 * 2**20
@@ -208,5 +207,10 @@ def main(config):
         models.close()
 
 
-if __name__ == "__main__":
+def cli():
+    """Runs the command line."""
     flags.run_script(main, ServerConfig, __doc__)
+
+
+if __name__ == "__main__":
+    cli()

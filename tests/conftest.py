@@ -94,7 +94,7 @@ def served_mae(tmp_path):
     """A folder of exported versions, for tests that start the embedded server."""
     for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
         pytest.importorskip(package)
-    from keras_mae.serving import export
+    from keras_mae.export import export
 
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", patch_size=8, depth=1, decoder_depth=1

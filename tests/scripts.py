@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from keras_mae.flags import run_script
+from keras_mae.utils.flags import run_script
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -39,7 +39,7 @@ def examples():
         yield case.kind, case.arguments, case.fixed
     for kind, arguments in OPTIMIZERS.values():
         yield kind, arguments, ()
-    # by tests/test_classifier.py: freezing and thawing the whole would forget it
+    # by tests/models/test_classifier.py: freezing and thawing the whole would forget it
     yield keras_mae.MAEEncoder, {"trainable_blocks": 1}, ()
 
 

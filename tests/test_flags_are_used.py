@@ -23,9 +23,17 @@ def test_the_scripts_are_found():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_flag_is_explained_and_used(script):
     texts = [(ROOT / script).read_text()]
-    if "keras_mae.training" in texts[0] or "keras_mae.classification" in texts[0]:
+    if (
+        "keras_mae.runs.training_run" in texts[0]
+        or "keras_mae.runs.classification" in texts[0]
+    ):
         # what all trainings share, their flags among it
-        shared = ("training", "classification", "recipes", "data/pipeline")
+        shared = (
+            "runs/training_run",
+            "runs/classification",
+            "recipes",
+            "data/pretraining_pipeline",
+        )
         texts += [(ROOT / f"keras_mae/{name}.py").read_text() for name in shared]
     for field in dataclasses.fields(config_class(script)):
         assert field.metadata["help"].strip(), field.name

@@ -1,6 +1,8 @@
 """The package as others get it: built, installed elsewhere, asked what it is, typed."""
 
+import configparser
 import email
+import importlib.metadata
 import inspect
 import os
 import re
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from pathlib import Path
 
 import keras
 import pytest
@@ -50,25 +53,54 @@ def test_a_missing_backend_is_told(monkeypatch):
     assert "jax is not installed" in command.versions().splitlines()
 
 
-def test_help_lists_commands_that_exist(capsys):
+COMMANDS = [
+    f"keras-mae-{name}"
+    for name in (
+        "client",
+        "convert",
+        "export",
+        "finetune",
+        "pretrain",
+        "probe",
+        "serve",
+    )
+]
+
+
+def test_help_lists_the_commands(capsys):
     with pytest.raises(SystemExit) as stop:
         command.main(["--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
-    listed = re.findall(r"^  python (\S+\.py)  +\S", text, re.MULTILINE)
-    assert {"training/pretrain.py", "serving/export.py"} <= set(listed)
-    # locust runs this one, and nobody else
-    assert "serving/locustfile.py" not in listed
-    assert all((ROOT / script).is_file() for script in listed)
-    assert re.search(r"^  python -m keras_mae\.weights  +\S", text, re.MULTILINE)
+    listed = re.findall(r"^  (keras-mae-\w+)$", capsys.readouterr().out, re.MULTILINE)
+    assert listed == COMMANDS
 
 
-def test_help_without_a_checkout_says_where_scripts_are(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(command, "_CHECKOUT", tmp_path)
-    command.main([])
-    text = capsys.readouterr().out
-    assert "python -m keras_mae.weights" in text
-    assert "pretrain.py" not in text and "source distribution" in text
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_is_what_it_is_called(name):
+    (entry,) = importlib.metadata.entry_points(group="console_scripts", name=name)
+    assert callable(entry.load())
+
+
+@pytest.mark.slow
+def test_a_command_says_what_it_takes_and_nothing_else():
+    path = Path(sys.executable).with_name("keras-mae-pretrain")
+    finished = subprocess.run(
+        [path, "--help"], capture_output=True, text=True, env=environment()
+    )
+    assert finished.returncode == 0 and finished.stderr == ""
+    assert finished.stdout.startswith("usage: keras-mae-pretrain")
+
+
+def test_every_package_is_installed():
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    rooms = {
+        str(path.parent.relative_to(ROOT)).replace(os.sep, ".")
+        for path in (ROOT / "keras_mae").rglob("__init__.py")
+    }
+    beside = {"keras_mae_serving", "keras_mae_training", "mae_client", "mae_server"}
+    assert listed == rooms | beside
 
 
 def test_a_wrong_flag_is_one_line(capsys):
@@ -79,7 +111,7 @@ def test_a_wrong_flag_is_one_line(capsys):
 
 
 def test_changelog_begins_with_this_version():
-    text = (ROOT / "keras_mae" / "CHANGELOG.md").read_text()
+    text = (ROOT / "CHANGELOG.md").read_text()
     assert re.search(r"^## (\d.*)$", text, re.MULTILINE)[1] == keras_mae.__version__
 
 
@@ -144,19 +176,28 @@ def test_source_distribution_holds_what_git_tracks(built):
 
 
 @pytest.mark.slow
-def test_wheel_holds_the_package_alone(built):
+def test_wheel_holds_packages_and_commands_alone(built):
     with zipfile.ZipFile(built[1]) as archive:
         names = set(archive.namelist())
         (about,) = (name for name in names if name.endswith("/METADATA"))
         about = email.message_from_bytes(archive.read(about))
     information = f"keras_mae-{keras_mae.__version__}.dist-info"
-    assert {name.split("/")[0] for name in names} == {"keras_mae", information}
-    package = {
-        str(path.relative_to(ROOT))
-        for path in (ROOT / "keras_mae").rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+    places = {
+        "keras_mae": "keras_mae",
+        "keras_mae_serving": "serving",
+        "keras_mae_training": "training",
+        "mae_client": "serving/mae_client",
+        "mae_server": "serving/mae_server",
     }
-    assert package - names == set()
+    assert {name.split("/")[0] for name in names} == {*places, information}
+    wanted = {
+        f"{package}/{path.relative_to(ROOT / place)}"
+        for package, place in places.items()
+        for path in (ROOT / place).rglob("*.py")
+        if package == "keras_mae" or path.parent == ROOT / place
+    }
+    wanted |= {"keras_mae/py.typed", "keras_mae_serving/page/index.html"}
+    assert wanted - names == set()
     assert about["Version"] == keras_mae.__version__
     # both pages are shown where the package is published
     text = about.get_payload()

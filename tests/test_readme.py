@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 import keras_mae
-from keras_mae.flags import parse_flags
-from keras_mae.server.process import running
+from keras_mae.utils.flags import parse_flags
+from mae_server.process import running
 from tests.hub_server import serve
 from tests.scripts import ROOT, config_class, environment
 

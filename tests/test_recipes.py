@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from keras_mae.optimization import warmup_cosine
+from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING, LINEAR_PROBING, fill_in
 
 # He et al. 2021, tables 9 and 10, with the released code's values for each size

@@ -9,15 +9,13 @@ with SDPA, autocast for bfloat16, on images of the same size with the same mask 
 and AdamW. MFU is the share of what a large matrix product reaches in the same process.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import contextlib
 import dataclasses
 import json
+import os
 import platform
 import statistics
 import sys
@@ -26,11 +24,11 @@ from pathlib import Path
 
 import keras
 
-from keras_mae.benchmark_steps import make_step
-from keras_mae.benchmarking import Worker, compare, serve_steps, take_turns
-from keras_mae.costs import measured_flops
-from keras_mae.flags import flag, run_script
 from keras_mae.presets import preset_sizes
+from keras_mae.profiling.costs import measured_flops
+from keras_mae.profiling.paired_runs import Worker, compare, serve_steps, take_turns
+from keras_mae.profiling.timed_steps import make_step
+from keras_mae.utils.flags import flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
 

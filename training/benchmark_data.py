@@ -6,13 +6,11 @@ Without --dataset it makes JPEGs of 500x375 pixels from scikit-image's photograp
 reads them as files and as TFRecord shards.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
+import os
 import statistics
 import tempfile
 import time
@@ -22,7 +20,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_mae import data
-from keras_mae.flags import flag, run_script
+from keras_mae.utils.flags import flag, run_script
 
 SIZE = (500, 375)
 SHARDS = 4

@@ -9,10 +9,7 @@ and accumulation cost is printed as a table. A mask ratio of 0 has no loss: 0.01
 for it.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # noqa: F401, before keras, which it imports without chatter
+import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -23,9 +20,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from keras_mae.flags import flag, run_script
-from keras_mae.plots import growth_picture
 from keras_mae.presets import preset_sizes
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.visualization.plots import growth_picture
 
 
 @dataclasses.dataclass

@@ -20,7 +20,7 @@ from transformers import (
     ViTMAEModel,
 )
 
-from keras_mae.benchmarking import serve_steps
+from keras_mae.profiling.paired_runs import serve_steps
 
 
 def parse():

@@ -7,21 +7,19 @@ else, builds the model with fresh weights, and builds and fills it by `from_pret
 The file is taken out of the system's cache each time.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
 import multiprocessing
+import os
 import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from keras_mae.flags import flag, run_script
+from keras_mae.utils.flags import flag, run_script
 
 GIB = 2**30
 FILES = {

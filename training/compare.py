@@ -10,10 +10,7 @@ are those on 360 held-out digits, of the last update: nothing is chosen by them.
 is not measured again.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -24,14 +21,16 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mae import data, probing
-from keras_mae.files import replacing
-from keras_mae.flags import flag, run_script
-from keras_mae.layer_decay import finetuning_optimizer
-from keras_mae.optimization import pretraining_optimizer, warmup_cosine
-from keras_mae.plots import accuracy_picture
+from keras_mae import data
+from keras_mae.models.loading import copy_encoder
+from keras_mae.optimizers.adamw import pretraining_optimizer
+from keras_mae.optimizers.layer_decay import finetuning_optimizer
+from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING
-from keras_mae.reuse import copy_encoder
+from keras_mae.runs import probing
+from keras_mae.utils.files import replacing
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.visualization.plots import accuracy_picture
 
 LABELS = (1, 5, 20, None)
 PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")

@@ -8,10 +8,7 @@ a linear classifier. Writes `run/`, `models/`, `reconstructions.png` and
 `results.json` into --output.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import base64
@@ -29,11 +26,12 @@ import keras
 import numpy as np
 from PIL import Image
 
-from keras_mae import data, flags
-from keras_mae.flags import flag
-from keras_mae.patches import patchify
-from keras_mae.server.process import running
-from keras_mae.serving import export
+from keras_mae import data
+from keras_mae.export import export
+from keras_mae.ops.patches import patchify
+from keras_mae.utils import flags
+from keras_mae.utils.flags import flag
+from mae_server.process import running
 
 PLAN = """\
 This takes about {minutes} minutes on two CPU cores:

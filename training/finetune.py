@@ -12,10 +12,7 @@ top-1 accuracy on all held-out images, and `labels.txt`, the names of the classe
 Exit codes: as of pretrain.py.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -25,15 +22,15 @@ from pathlib import Path
 import numpy as np
 
 from keras_mae import data
-from keras_mae.classification import ClassifierConfig, ClassifierTraining
-from keras_mae.flags import flag, run_script
-from keras_mae.layer_decay import finetuning_optimizer
-from keras_mae.loading import load_model, with_precision
-from keras_mae.optimization import warmup_cosine
-from keras_mae.plots import confusion_picture
-from keras_mae.processors import load_processor
+from keras_mae.models.loading import load_model, with_precision
+from keras_mae.optimizers.layer_decay import finetuning_optimizer
+from keras_mae.optimizers.schedules import warmup_cosine
+from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.recipes import FINE_TUNING, fill_in
-from keras_mae.training import or_try_again
+from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
+from keras_mae.runs.training_run import exit_on_lost_worker
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.visualization.plots import confusion_picture
 
 
 @dataclasses.dataclass
@@ -164,5 +161,10 @@ def evaluate(training, model, processor):
     return results
 
 
+def cli():
+    """Runs the command line."""
+    run_script(exit_on_lost_worker(main), FinetuneConfig, __doc__)
+
+
 if __name__ == "__main__":
-    run_script(or_try_again(main), FinetuneConfig, __doc__)
+    cli()

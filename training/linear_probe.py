@@ -14,10 +14,7 @@ classes (both of `linear`), `features.npz`, and pictures: `confusion.png`,
 Exit codes: as of pretrain.py.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # noqa: F401, before keras, which it imports without chatter
+import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -27,18 +24,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mae import data, probing
-from keras_mae.checkpoints import list_checkpoints
-from keras_mae.classification import ClassifierConfig, ClassifierTraining
-from keras_mae.files import replacing
-from keras_mae.flags import flag, run_script
-from keras_mae.lars import LARS
-from keras_mae.optimization import warmup_cosine
-from keras_mae.plots import METHODS, confusion_picture, feature_picture
-from keras_mae.processors import load_processor
+from keras_mae import data
+from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.optimizers.lars import LARS
+from keras_mae.optimizers.schedules import warmup_cosine
+from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.recipes import LINEAR_PROBING, fill_in
-from keras_mae.serving.labels import write_labels
-from keras_mae.training import or_try_again
+from keras_mae.runs import probing
+from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
+from keras_mae.runs.training_run import exit_on_lost_worker
+from keras_mae.utils.class_names import write_labels
+from keras_mae.utils.files import replacing
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.visualization.plots import METHODS, confusion_picture, feature_picture
 
 
 @dataclasses.dataclass
@@ -69,7 +67,7 @@ def main(config):
     if config.method == "linear" and (config.crop_scale < 1 or config.flip):
         augmentation = data.Augmentation((config.crop_scale, 1.0), config.flip)
         return training.fit_images(model, processor, augmentation)
-    return ask_features(training, model, processor)
+    return evaluate_features(training, model, processor)
 
 
 def build_model(training):
@@ -91,7 +89,7 @@ def make_lars(training, steps=None):
     return LARS(schedule, weight_decay=config.weight_decay)
 
 
-def ask_features(training, model, processor):
+def evaluate_features(training, model, processor):
     """Computes the features once, asks them, and draws."""
     config = training.config
     if training.replicas > 1:
@@ -210,5 +208,10 @@ def draw(folder, features, scores, class_names):
     print(f"Pictures: {folder}/confusion.png and features-*.png")
 
 
+def cli():
+    """Runs the command line."""
+    run_script(exit_on_lost_worker(main), ProbeConfig, __doc__)
+
+
 if __name__ == "__main__":
-    run_script(or_try_again(main), ProbeConfig, __doc__)
+    cli()

@@ -8,10 +8,7 @@ as `.csv` into --output. The `# %%` cells open as a notebook, in VS Code, and in
 by jupytext.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -23,12 +20,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data
-from keras_mae.callbacks import StopOnNonFiniteLoss
-from keras_mae.data.files import load_folder
-from keras_mae.data.pipeline import options
-from keras_mae.flags import flag, run_script
-from keras_mae.image_processor import IMAGENET_MEAN, IMAGENET_STD
-from keras_mae.serving.labels import write_labels
+from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
+from keras_mae.data.folder import load_folder
+from keras_mae.data.pretraining_pipeline import options
+from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from keras_mae.utils.class_names import write_labels
+from keras_mae.utils.flags import flag, run_script
 
 # %% [markdown]
 # ## Choose

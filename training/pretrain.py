@@ -9,10 +9,7 @@ Exit codes: 0, done; 2, wrong flags or files, in one line; 3, the loss is no num
 told to stop by SIGTERM, or left alone by another worker: run it again with --resume.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -21,11 +18,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data
-from keras_mae.callbacks import ReconstructionPictures
-from keras_mae.data.pipeline import options
-from keras_mae.flags import flag, run_script
-from keras_mae.optimization import pretraining_optimizer, warmup_cosine
-from keras_mae.training import Training, TrainingConfig, or_try_again
+from keras_mae.callbacks.pictures import ReconstructionPictures
+from keras_mae.data.pretraining_pipeline import options
+from keras_mae.optimizers.adamw import pretraining_optimizer
+from keras_mae.optimizers.schedules import warmup_cosine
+from keras_mae.runs.training_run import Training, TrainingConfig, exit_on_lost_worker
+from keras_mae.utils.flags import flag, run_script
 
 # what a resumed run may change, of the flags below
 MAY_DIFFER = ("picture_every", "pictures", "validation_images")
@@ -94,7 +92,7 @@ def build_model(config, channels, total_steps, warmup_steps, rematerialize=None)
 
 def compile_for(config):
     """Answers whether a TPU would take the step, without one."""
-    from keras_mae import tpu_check, tpu_report
+    from keras_mae.profiling import tpu_check, tpu_report
 
     topology = tpu_check.parse_topology(config.compile_for)
 
@@ -182,5 +180,10 @@ def validation_batches(images, config, strategy):
     return strategy.distribute_datasets_from_function(share), count
 
 
+def cli():
+    """Runs the command line."""
+    run_script(exit_on_lost_worker(main), PretrainConfig, __doc__)
+
+
 if __name__ == "__main__":
-    run_script(or_try_again(main), PretrainConfig, __doc__)
+    cli()

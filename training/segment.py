@@ -8,10 +8,7 @@ measured on canvases of digits that no training saw. Writes `results.json`,
 `segmenter.keras` and `segmentation.png` (input | truth | predictions) into --output.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -23,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from keras_mae import data
-from keras_mae.callbacks import StopOnNonFiniteLoss
-from keras_mae.flags import flag, run_script
-from keras_mae.loading import load_run
-from keras_mae.visualization import draw_panels
+from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
+from keras_mae.models.loading import load_run
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.visualization.reconstructions import draw_panels
 
 CLASSES = 11
 # the background's, then each digit's

@@ -6,10 +6,7 @@ hub id, or a folder or file of PyTorch's. The `# %%` cells are those of a notebo
 Code opens this file as one, and so does Jupyter with jupytext.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # before keras, which it imports without TensorFlow's chatter
+import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
@@ -19,9 +16,9 @@ import keras
 import numpy as np
 
 from keras_mae import data
-from keras_mae.flags import flag, run_script
-from keras_mae.loading import load_model
-from keras_mae.processors import default_processor
+from keras_mae.models.loading import load_model
+from keras_mae.preprocessing.pretrained_processor import default_processor
+from keras_mae.utils.flags import flag, run_script
 
 # %% [markdown]
 # ## Choose

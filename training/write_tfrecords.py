@@ -8,28 +8,26 @@ where the images lie in folders; the classes are then listed in `classes-NAME.tx
 Images that can't be read are named and left out.
 """
 
-import os
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import keras_mae  # noqa: F401, before TensorFlow, without whose chatter it imports
+import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
 import contextlib
 import dataclasses
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from keras_mae.data import CorruptImages
-from keras_mae.data.corrupt import Guard
+from keras_mae.data.corrupt_images import Guard
 from keras_mae.data.decoding import decode
-from keras_mae.data.files import class_names, list_images
-from keras_mae.data.pipeline import PARALLEL_CALLS, options
+from keras_mae.data.folder import class_names, list_images
+from keras_mae.data.pretraining_pipeline import PARALLEL_CALLS, options
 from keras_mae.data.tfrecord import class_file
-from keras_mae.files import replacing
-from keras_mae.flags import flag, run_script
+from keras_mae.utils.files import replacing
+from keras_mae.utils.flags import flag, run_script
 
 
 @dataclasses.dataclass

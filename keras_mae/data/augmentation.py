@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mae.data.erasing import random_erasing
 from keras_mae.data.randaugment import rand_augment
-from keras_mae.typing import Tensor
+from keras_mae.data.random_erasing import random_erasing
+from keras_mae.utils.typing import Tensor
 
 # resize the shorter side to 256 for a crop of 224, as all of ImageNet's evaluations do
 CENTRE_SHARE = 0.875

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.source import Source
-from keras_mae.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 
 DIGITS_SIZE = 32
 DIGITS_HELD_OUT = 360

@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 
-from keras_mae.data.files import ImageFiles, class_names
-from keras_mae.data.records import ImageRecords
+from keras_mae.data.folder import ImageFiles, class_names
 from keras_mae.data.source import Source
+from keras_mae.data.tfrecord import ImageRecords
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:

@@ -2,7 +2,7 @@
 
 import math
 
-from keras_mae.data.records import ImageRecords, Shard
+from keras_mae.data.tfrecord import ImageRecords, Shard
 
 HELD_OUT_SPLITS = ("validation", "test")
 # of the training split, where no other one holds images

@@ -1,14 +1,216 @@
-"""TFRecord files by a glob: which there are, and what lies in them."""
+"""Images in TFRecord files of `tf.train.Example` messages."""
 
 import os
 import re
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.records import ImageRecords, Shard
+from keras_mae.data.encoded_images import EncodedImages
+
+# files read at a time, and records (not decoded) among which the next one is drawn
+CYCLE = 16
+SHUFFLE_BUFFER = 2048
+
+
+class Shard(NamedTuple):
+    """A part of a TFRecord file: `take` records after the first `skip`."""
+
+    path: str
+    skip: int
+    take: int
+
+
+class ImageRecords(EncodedImages):
+    """Encoded images in TFRecord files.
+
+    Args:
+        shards: List of `Shard`.
+        key: Str, the feature that holds the encoded image.
+        label_key: Str, the feature that holds the class, or `None`.
+        class_names: List of str, the classes 0, 1, ..., as far as they are known.
+
+    Example:
+
+    ```python
+    shards = [Shard("a.tfrecord", 0, 5), Shard("b.tfrecord", 0, 4)]
+    assert len(ImageRecords(shards, "image")) == 9
+    ```
+    """
+
+    def __init__(self, shards, key, label_key=None, class_names=None):
+        self._shards = list(shards)
+        self._key = key
+        self._count = sum(shard.take for shard in self._shards)
+        self.label_key = label_key
+        self.class_names = class_names
+
+    def __len__(self):
+        return self._count
+
+    @property
+    def shards(self):
+        """List of `Shard`."""
+        return list(self._shards)
+
+    def without(self, others):
+        """Leaves out files that another collection names.
+
+        Args:
+            others: A collection of any kind.
+
+        Returns:
+            An `ImageRecords`.
+
+        Example:
+
+        ```python
+        first, last = Shard("a.tfrecord", 0, 5), Shard("b.tfrecord", 0, 4)
+        images = ImageRecords([first, last], "image")
+        assert len(images.without(ImageRecords([last], "image"))) == 5
+        ```
+        """
+        if not isinstance(others, ImageRecords):
+            return self
+        out = {_real(shard.path) for shard in others._shards}
+        kept = [shard for shard in self._shards if _real(shard.path) not in out]
+        return ImageRecords(kept, self._key, self.label_key, self.class_names)
+
+    def training_items(self, order):
+        """Orders the records: endless `(position, (shard, record, bytes))`.
+
+        Every epoch mixes the shards, deals them out to the workers, reads several at a
+        time and draws from a buffer; an epoch ends before the next begins.
+
+        Args:
+            order: An `Order`.
+
+        Returns:
+            A `tf.data.Dataset`.
+
+        Raises:
+            ValueError: If there are fewer shards than workers.
+        """
+        if len(self._shards) < order.workers:
+            raise ValueError(
+                f"There must be a shard for each of the {order.workers} workers. "
+                f"Received: {len(self._shards)} shards"
+            )
+        epoch, rows = self._begin(order)
+        epochs = tf.data.Dataset.counter(epoch)
+        records = epochs.flat_map(lambda epoch: self._epoch(epoch, order)).skip(rows)
+        return tf.data.Dataset.zip(order.positions(), records)
+
+    def held_out_items(self):
+        """Lists the records once, as they lie in the files."""
+        return self._chosen_shards(range(len(self._shards))).flat_map(_read)
+
+    def name(self, item):
+        """Names an image: its file, and its number there, counted from 0."""
+        shard, record, _ = item
+        paths = tf.constant([shard.path for shard in self._shards])
+        return tf.strings.join([paths[shard], tf.strings.as_string(record)], ":")
+
+    def encoded(self, item):
+        """Reads the encoded image in a record."""
+        features = {self._key: tf.io.FixedLenFeature((), tf.string)}
+        return tf.io.parse_single_example(item[2], features)[self._key]
+
+    def with_classes(self, class_names):
+        """Gives the classes 0, 1, ... their names.
+
+        Args:
+            class_names: List of str.
+
+        Returns:
+            An `ImageRecords`.
+        """
+        return ImageRecords(self._shards, self._key, self.label_key, class_names)
+
+    def label(self, item):
+        """Reads the class in a record; one outside of the known ones is an error."""
+        features = {self.label_key: tf.io.FixedLenFeature((), tf.int64)}
+        label = tf.io.parse_single_example(item[2], features)[self.label_key]
+        known = tf.logical_and(label >= 0, label < len(self.class_names))
+        with tf.control_dependencies([tf.debugging.Assert(known, [label])]):
+            return tf.identity(label)
+
+    def first_labels(self):
+        """Reads the classes in the first file that has records.
+
+        Returns:
+            A tuple: the file's path, and an int array.
+        """
+        shard = next(shard for shard in self._shards if shard.take)
+        features = {self.label_key: tf.io.FixedLenFeature((), tf.int64)}
+        records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.take)
+        labels = records.batch(1024).map(
+            lambda batch: tf.io.parse_example(batch, features)[self.label_key]
+        )
+        return shard.path, np.concatenate(list(labels.as_numpy_iterator()))
+
+    def _turns(self, epoch, order):
+        """Mixes the shards' numbers, and picks this worker's."""
+        seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
+        turns = tf.range(len(self._shards), dtype=tf.int64)
+        turns = tf.random.experimental.stateless_shuffle(turns, seed)
+        return turns[order.worker :: order.workers]
+
+    def _begin(self, order):
+        """Finds the epoch of the first row, and the rows of it to leave out."""
+        rows = order.first_step * order.share
+        if order.workers == 1:
+            return divmod(rows, len(self))
+        epoch = 0
+        while True:
+            turns = self._turns(tf.constant(epoch, tf.int64), order).numpy()
+            size = sum(self._shards[turn].take for turn in turns)
+            if rows < size:
+                return epoch, rows
+            epoch, rows = epoch + 1, rows - size
+
+    def _epoch(self, epoch, order):
+        # in this function's graph only: the shuffle must not see the global seed
+        tf.compat.v1.set_random_seed(1)
+        shards = self._chosen_shards(self._turns(epoch, order))
+        records = shards.interleave(
+            _read,
+            cycle_length=min(CYCLE, -(-len(self._shards) // order.workers)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
+        seed = tf.random.stateless_uniform(
+            (), seed, maxval=tf.int64.max, dtype=tf.int64
+        )
+        return records.shuffle(SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
+
+    def _chosen_shards(self, turns):
+        turns = tf.cast(turns, tf.int64)
+        paths, skips, takes = zip(*self._shards, strict=True)
+        return tf.data.Dataset.from_tensor_slices(
+            (
+                turns,
+                tf.gather(tf.constant(paths), turns),
+                tf.gather(tf.constant(skips, tf.int64), turns),
+                tf.gather(tf.constant(takes, tf.int64), turns),
+            )
+        )
+
+
+def _read(shard, path, skip, take):
+    """Reads a shard: `(shard, record, bytes)`."""
+    records = tf.data.TFRecordDataset(path).enumerate().skip(skip).take(take)
+    return records.map(lambda record, content: (shard, record, content))
+
+
+def _real(path):
+    return os.path.realpath(path) if os.path.exists(path) else path
+
 
 IMAGE_KEYS = ("image/encoded", "image")
 LABEL_KEYS = ("image/class/label", "label")

@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_mae.fusion import fused, is_fusing
-from keras_mae.typing import Tensor
+from keras_mae.ops.fusion import fused, is_fusing
+from keras_mae.utils.typing import Tensor
 
 
 class Dense(keras.layers.Dense):
@@ -24,7 +24,7 @@ class Dense(keras.layers.Dense):
         x = ops.matmul(rows, self.kernel)
         if self.activation in (None, keras.activations.linear):
             if self.bias is not None:
-                from keras_mae.fused_ops import add_bias
+                from keras_mae.ops.fused_kernels import add_bias
 
                 x = add_bias(x, ops.convert_to_tensor(self.bias))
         elif self.bias is not None:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.typing import Tensor
+from keras_mae.utils.typing import Tensor
 
 
 def check_mask_ratio(mask_ratio: Any) -> float:

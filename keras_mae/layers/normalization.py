@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from keras_mae.fusion import is_fusing
-from keras_mae.typing import Tensor
+from keras_mae.ops.fusion import is_fusing
+from keras_mae.utils.typing import Tensor
 
 
 class LayerNormalization(keras.layers.LayerNormalization):
@@ -20,7 +20,7 @@ class LayerNormalization(keras.layers.LayerNormalization):
     def call(self, inputs: Tensor) -> Tensor:
         if not is_fusing():
             return super().call(inputs)
-        from keras_mae.fused_ops import layer_norm
+        from keras_mae.ops.fused_kernels import layer_norm
 
         gamma, beta = map(ops.convert_to_tensor, (self.gamma, self.beta))
         return layer_norm(inputs, gamma, beta, epsilon=self.epsilon)

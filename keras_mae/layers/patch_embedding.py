@@ -8,8 +8,8 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
-from keras_mae.positions import resize_positions, sincos_positions
-from keras_mae.typing import Grid, Tensor
+from keras_mae.ops.positions import resize_positions, sincos_positions
+from keras_mae.utils.typing import Grid, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")

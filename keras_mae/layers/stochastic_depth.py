@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.masking import seeded_noise
-from keras_mae.typing import Tensor
+from keras_mae.utils.typing import Tensor
 
 # else an equal seed would draw what the mask is drawn from
 _KEY = (0, 0x2545F491)

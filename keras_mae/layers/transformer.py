@@ -6,12 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mae.fusion import is_fusing
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.normalization import LayerNormalization
-from keras_mae.rematerialization import rematerialized
-from keras_mae.tracing import EqualLayers
-from keras_mae.typing import Tensor
+from keras_mae.ops.fusion import is_fusing
+from keras_mae.ops.rematerialization import rematerialized
+from keras_mae.ops.tracing import EqualLayers
+from keras_mae.utils.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -118,7 +118,7 @@ class SelfAttention(keras.layers.Layer):
         if first_query:
             query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
         if is_fusing() and not (training and self.dropout_rate):
-            from keras_mae.fused_ops import attend
+            from keras_mae.ops.fused_kernels import attend
 
             x, attention = attend(query, key, value), None
         else:

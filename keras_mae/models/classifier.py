@@ -7,13 +7,15 @@ import keras
 from keras import ops
 
 from keras_mae.models.encoder import MAEEncoder, check_encoder
-from keras_mae.models.inference import FusedInference
-from keras_mae.models.open_state import leave_open
+from keras_mae.models.mixins import (
+    ExcludesUnusedWeights,
+    FusedInference,
+    allow_new_layers,
+)
 from keras_mae.models.pretrained import Pretrained
-from keras_mae.models.unused import LeavesOut
 from keras_mae.presets import classifier_config
-from keras_mae.train_step import TrainStep
-from keras_mae.typing import Tensor
+from keras_mae.trainers.train_step import TrainStep
+from keras_mae.utils.typing import Tensor
 
 POOLINGS = ("mean", "cls")
 # the published deviations of a fresh head: fine-tuned, and probed
@@ -21,7 +23,9 @@ FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Model):
+class MAEClassifier(
+    ExcludesUnusedWeights, FusedInference, TrainStep, Pretrained, keras.Model
+):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
     Args:
@@ -119,7 +123,7 @@ class MAEClassifier(LeavesOut, FusedInference, TrainStep, Pretrained, keras.Mode
             **policy,
         )
         self.build()
-        leave_open(self)
+        allow_new_layers(self)
 
     def build(self, input_shape: Any = None) -> None:
         if self.built:

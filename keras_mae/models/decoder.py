@@ -9,9 +9,9 @@ from keras import ops
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.masking import gather_tokens
 from keras_mae.layers.patch_embedding import PositionEmbedding
-from keras_mae.models.open_state import leave_open
+from keras_mae.models.mixins import allow_new_layers
 from keras_mae.models.stack import TransformerStack
-from keras_mae.typing import Grid, Tensor
+from keras_mae.utils.typing import Grid, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -84,7 +84,7 @@ class MAEDecoder(TransformerStack):
         )
         self.pred = Dense(patch_dim, name="pred", **dense)
         self.build((None, None, latent_dim))
-        leave_open(self)
+        allow_new_layers(self)
 
     def build(self, input_shape: Any) -> None:
         if self.built:

@@ -10,15 +10,14 @@ from keras import ops
 from keras_mae.layers.masking import RandomMasking, TakesPatchMask
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.stochastic_depth import StochasticDepth
-from keras_mae.models.inference import FusedInference
-from keras_mae.models.open_state import leave_open
+from keras_mae.models.mixins import FusedInference, allow_new_layers
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.models.stack import TransformerStack
-from keras_mae.patches import as_pair, grid_shape, patchify
+from keras_mae.ops.patches import as_pair, grid_shape, patchify
 from keras_mae.presets import encoder_config
-from keras_mae.typing import Grid, Size, Tensor
 from keras_mae.utils.devices import has_accelerator
 from keras_mae.utils.process_memory import keep_freed_memory
+from keras_mae.utils.typing import Grid, Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -138,7 +137,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
                 drop_path_rate, len(self.blocks), seed, name="stochastic_depth"
             )
         self.build((None, *self.image_size, num_channels))
-        leave_open(self)
+        allow_new_layers(self)
         if trainable_blocks is not None and self.trainable:
             self.freeze_but_last(trainable_blocks)
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from keras_mae.presets import preset_sizes
-from keras_mae.typing import PathLike
+from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import Weights
-from keras_mae.weights.loading import build_pretrained
+from keras_mae.weights.exporter import save_pretrained
+from keras_mae.weights.importer import build_pretrained
 from keras_mae.weights.report import PortReport
-from keras_mae.weights.saving import save_pretrained
 
 
 class Pretrained:

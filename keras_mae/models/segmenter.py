@@ -7,15 +7,17 @@ import keras
 from keras import ops
 
 from keras_mae.models.encoder import MAEEncoder, check_encoder
-from keras_mae.models.inference import FusedInference
-from keras_mae.models.open_state import leave_open
-from keras_mae.models.unused import LeavesOut
-from keras_mae.patches import unpatchify
-from keras_mae.typing import Tensor
+from keras_mae.models.mixins import (
+    ExcludesUnusedWeights,
+    FusedInference,
+    allow_new_layers,
+)
+from keras_mae.ops.patches import unpatchify
+from keras_mae.utils.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAESegmenter(LeavesOut, FusedInference, keras.Model):
+class MAESegmenter(ExcludesUnusedWeights, FusedInference, keras.Model):
     """Classifies every pixel by the feature maps of an encoder.
 
     Each chosen map passes a norm of its own; joined they are projected patch by patch,
@@ -90,7 +92,7 @@ class MAESegmenter(LeavesOut, FusedInference, keras.Model):
         pixels = encoder.patch_size[0] * encoder.patch_size[1]
         self.head = keras.layers.Dense(pixels * num_classes, name="head", **policy)
         self.build()
-        leave_open(self)
+        allow_new_layers(self)
 
     def build(self, input_shape: Any = None) -> None:
         if self.built:

@@ -6,7 +6,7 @@ import keras
 
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.layers.transformer import TransformerBlock, run_blocks
-from keras_mae.typing import Tensor
+from keras_mae.utils.typing import Tensor
 
 
 class TransformerStack(keras.Model):

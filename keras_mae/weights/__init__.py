@@ -4,7 +4,7 @@ Command: python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]
 """
 
 from keras_mae.weights.checkpoint import PortError
-from keras_mae.weights.loading import load_weights
+from keras_mae.weights.importer import load_weights
 from keras_mae.weights.port import export_weights
 from keras_mae.weights.report import PortReport
 

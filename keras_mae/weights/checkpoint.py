@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
-from keras_mae.typing import PathLike
+from keras_mae.utils.typing import PathLike
 
 
 class PortError(ValueError):

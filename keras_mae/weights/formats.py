@@ -10,7 +10,7 @@ from keras_mae.weights.checkpoint import (
     key_differences,
     raise_problems,
 )
-from keras_mae.weights.tables import NAMINGS, Contents, Naming, port_rows
+from keras_mae.weights.key_tables import NAMINGS, Contents, Naming, port_rows
 
 # before every key of a model that was wrapped for training
 _WRAPPERS = ("module.", "_orig_mod.")

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from keras_mae.typing import PathLike
+from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import PortError
 
 # owner/name, as the hub spells it

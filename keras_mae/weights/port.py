@@ -9,10 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.positions import resize_positions
-from keras_mae.typing import ArrayLike, Grid
+from keras_mae.ops.positions import resize_positions
+from keras_mae.utils.typing import ArrayLike, Grid
 from keras_mae.weights.checkpoint import LazyTensor, key_differences, raise_problems
-from keras_mae.weights.tables import (
+from keras_mae.weights.key_tables import (
     HUGGINGFACE,
     TRANSFORMS,
     Contents,

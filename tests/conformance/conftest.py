@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from keras_mae.server.process import running
+from mae_server.process import running
 from tests.scripts import ROOT, environment
 
 EMBEDDED = ROOT / "serving/local_server.py"

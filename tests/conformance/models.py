@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 import keras_mae
-from keras_mae.serving.savedmodel import export
+from keras_mae.export.savedmodel import export
 
 LABELS = ["cat", "dog", "größer"]
 CONFIG = """\

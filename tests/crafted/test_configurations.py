@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 import keras_mae
-from keras_mae.loading import load_model
+from keras_mae.models.loading import load_model
 from keras_mae.weights import load_weights
 from tests.crafted.refusing import refuse
 

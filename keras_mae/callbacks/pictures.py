@@ -1,0 +1,64 @@
+"""Pictures of reconstructions while training."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mae.callbacks.updates import check_interval
+from keras_mae.visualization.reconstructions import draw_reconstructions
+
+
+class ReconstructionPictures(keras.callbacks.Callback):
+    """Draws the same images, with the same masks, after every few epochs.
+
+    Args:
+        processor: The `MAEImageProcessor` that made `images`.
+        images: `(B, H, W, C)` float array.
+        folder: Path of an existing folder, for `epoch-0001.png` and so on; TensorBoard
+            reads the same pictures from its event files there.
+        every: Int, epochs between two pictures; the last epoch has one as well.
+        seed: Int, the seed of the masks.
+
+    Raises:
+        ValueError: If `every` is less than 1 or there is no image.
+
+    Example:
+
+    ```python
+    images = np.zeros((2, 32, 32, 3), "float32")
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    callback = ReconstructionPictures(processor, images, "run/pictures", every=10)
+    ```
+    """
+
+    def __init__(self, processor, images, folder, every=1, seed=0):
+        super().__init__()
+        if not len(images):
+            raise ValueError("A picture needs at least one image. Received: 0")
+        self.processor = processor
+        self.images = images
+        self.folder = Path(folder)
+        self.every = check_interval(every)
+        self.seed = seed
+
+    def on_train_begin(self, logs=None):
+        import tensorflow as tf
+
+        self._writer = tf.summary.create_file_writer(str(self.folder))
+
+    def on_epoch_end(self, epoch, logs=None):
+        if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
+            return
+        import tensorflow as tf
+
+        picture = draw_reconstructions(
+            self.model, self.processor, self.images, seed=self.seed
+        )
+        picture.save(self.folder / f"epoch-{epoch + 1:04d}.png")
+        with self._writer.as_default():
+            tf.summary.image("reconstructions", np.asarray(picture)[None], step=epoch)
+        self._writer.flush()
+
+    def on_train_end(self, logs=None):
+        self._writer.close()

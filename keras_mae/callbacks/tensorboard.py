@@ -1,0 +1,72 @@
+"""Everything that `fit` logs, for TensorBoard."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mae.callbacks.updates import check_interval, count_updates
+
+
+class Curves(keras.callbacks.Callback):
+    """Writes all that `fit` logs down for TensorBoard, by the number of the update.
+
+    Keras's own callback counts from 0 again in each `fit`, which lays a resumed run
+    over its beginning, and between its intervals keeps back the epochs' values, too.
+
+    Args:
+        folder: Path of an existing folder, for `train` and `validation`.
+        every: Int, updates between two points; the end of an epoch is one as well.
+
+    Raises:
+        ValueError: If `every` is less than 1.
+
+    Example:
+
+    ```python
+    callback = Curves("run/logs", every=50)
+    ```
+    """
+
+    def __init__(self, folder, every=1):
+        super().__init__()
+        self.folder = Path(folder)
+        self.every = check_interval(every)
+
+    def on_train_begin(self, logs=None):
+        import tensorflow as tf
+
+        self._writers = {
+            name: tf.summary.create_file_writer(str(self.folder / name))
+            for name in ("train", "validation")
+        }
+        self._written = count_updates(self.model)
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = count_updates(self.model)
+        # several updates may lie between two calls
+        if step // self.every > self._written // self.every:
+            self._write("train", logs, step)
+            self._written = step
+
+    def on_epoch_end(self, epoch, logs=None):
+        step = count_updates(self.model)
+        prefix = "val_"
+        theirs = {k: v for k, v in (logs or {}).items() if k.startswith(prefix)}
+        ours = {k: v for k, v in (logs or {}).items() if k not in theirs}
+        self._write("train", {**ours, "epoch": epoch + 1}, step)
+        theirs = {name.removeprefix(prefix): v for name, v in theirs.items()}
+        self._write("validation", theirs, step)
+        for writer in self._writers.values():
+            writer.flush()
+
+    def _write(self, name, values, step):
+        import tensorflow as tf
+
+        with self._writers[name].as_default():
+            for key, value in (values or {}).items():
+                tf.summary.scalar(key, float(np.mean(value)), step=step)
+
+    def on_train_end(self, logs=None):
+        for writer in self._writers.values():
+            writer.close()

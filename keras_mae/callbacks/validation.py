@@ -1,0 +1,47 @@
+"""Evaluation after each epoch, on one iterator for all epochs."""
+
+import keras
+import numpy as np
+
+
+class Validation(keras.callbacks.Callback):
+    """Evaluates the model after each epoch, on one iterator for all epochs.
+
+    `fit(validation_data=...)` makes an iterator an epoch, and the end of one may wait
+    many seconds for a thread of tf.data, most often under a distribution strategy. Put
+    this before callbacks that read `val_` values.
+
+    Args:
+        batches: Endless data set, distributed or not, that begins anew after `steps`.
+        steps: Int, batches of an evaluation.
+
+    Example:
+
+    ```python
+    import tensorflow as tf
+
+    images = np.zeros((8, 32, 32, 3), "float32")
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(4).repeat()
+    callback = Validation(batches, steps=2)
+    ```
+    """
+
+    def __init__(self, batches, steps):
+        super().__init__()
+        self.batches = batches
+        self.steps = steps
+        self._iterator = None
+
+    def on_epoch_end(self, epoch, logs=None):
+        model = self.model
+        model.make_test_function()
+        model.reset_metrics()
+        if self._iterator is None:
+            self._iterator = iter(self.batches)
+        for _ in range(0, self.steps, model.steps_per_execution):
+            results = model.test_function(self._iterator)
+        # of all replicas together, as `evaluate` reads them
+        metrics = model.get_metrics_result()
+        if set(metrics) == set(results):
+            results = metrics
+        logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})

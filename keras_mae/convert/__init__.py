@@ -1,0 +1,1 @@
+"""Conversion between libraries: the command, its check, and KerasHub's backbone."""

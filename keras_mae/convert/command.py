@@ -1,0 +1,121 @@
+"""Converts weights between PyTorch's formats and Keras, either way.
+
+Run: keras-mae-convert SOURCE DESTINATION [--format=huggingface] [--check]
+
+SOURCE is a hub id, a folder, a file of PyTorch weights, or a `.keras` file. DESTINATION
+is a `.keras` file, or a folder for the libraries that `--format` names. A
+`preprocessor_config.json` of the source's is copied beside it, if none lies there yet.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import keras
+
+from keras_mae import models
+from keras_mae.convert.check import compare_with_torch
+from keras_mae.preprocessing.image_processor import CONFIG_NAME
+from keras_mae.preprocessing.pretrained_processor import find_processor_file
+from keras_mae.utils.files import replacing
+from keras_mae.utils.flags import flag, run_script
+from keras_mae.weights.checkpoint import Checkpoint
+from keras_mae.weights.formats import describe
+from keras_mae.weights.reader import open_checkpoint
+
+MODELS = {
+    "pretrainer": models.MAEPretrainer,
+    "encoder": models.MAEEncoder,
+    "classifier": models.MAEClassifier,
+}
+
+
+@dataclasses.dataclass
+class Config:
+    """What to convert, and into what."""
+
+    source: str = flag("hub id, folder, file, or .keras file", positional=True)
+    destination: str = flag("a .keras file, or a folder", positional=True)
+    format: str = flag(
+        "who shall read the folder", "huggingface", ("huggingface", "timm", "facebook")
+    )
+    model: str | None = flag(
+        "what to make of the source; by default all that it holds", None, (*MODELS,)
+    )
+    num_heads: int | None = flag("where the source can't tell", None)
+    decoder_num_heads: int | None = flag("where the source can't tell", None)
+    norm_pix_loss: bool | None = flag("where the source can't tell", None)
+    revision: str | None = flag("branch, tag or commit on the hub", None)
+    check: bool = flag("compare the outputs with PyTorch's", False)
+
+
+def convert(config: Config) -> None:
+    """Reads the source, writes the destination, and prints what was done."""
+    source, destination = Path(config.source), Path(config.destination)
+    if source.suffix == destination.suffix == ".keras":
+        raise ValueError("One of SOURCE and DESTINATION must be PyTorch's")
+    compared: list[Checkpoint | Path] = []
+    if source.suffix == ".keras":
+        model = _load_keras(source)
+    else:
+        compared.append(open_checkpoint(config.source, revision=config.revision))
+        model = _read(config, compared[0])
+        print(model.port_report)
+    if destination.suffix == ".keras":
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(destination) as part:
+            model.save(part)
+        print(f"{destination}: {type(model).__name__}")
+    else:
+        print(model.save_pretrained(destination, config.format))
+        compared.append(destination)
+    _copy_processor(config)
+    for place in compared if config.check else ():
+        checkpoint = open_checkpoint(place)
+        difference = compare_with_torch(model, checkpoint)
+        print(f"{checkpoint.source}: {difference:.1e} of the scale from PyTorch")
+
+
+def _copy_processor(config):
+    """Brings along how the source's images are prepared, as it is written there."""
+    found = find_processor_file(config.source, revision=config.revision)
+    place = Path(config.destination)
+    folder = place.parent if place.suffix == ".keras" else place
+    if found is None or (folder / CONFIG_NAME).exists():
+        return
+    with replacing(folder / CONFIG_NAME) as part:
+        shutil.copyfile(found, part)
+    print(f"{folder / CONFIG_NAME}: copied from {config.source}")
+
+
+def _load_keras(path):
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}")
+    model = keras.models.load_model(path, compile=False)
+    if not isinstance(model, tuple(MODELS.values())):
+        names = ", ".join(kind.__name__ for kind in MODELS.values())
+        raise ValueError(
+            f"{path} must hold one of {names}. Received: {type(model).__name__}"
+        )
+    return model
+
+
+def _read(config, checkpoint):
+    """Builds the model that was asked for, or the one that the source is of."""
+    kind = config.model
+    if kind is None:
+        parts = describe(checkpoint).contents.parts
+        heads = parts & {"head", "probe"}
+        kind = "pretrainer" if "decoder" in parts else "encoder"
+        kind = "classifier" if heads else kind
+    stated = {
+        name: getattr(config, name)
+        for name in ("num_heads", "decoder_num_heads", "norm_pix_loss")
+        if getattr(config, name) is not None
+    }
+    return MODELS[kind].from_pretrained(checkpoint, progress=True, **stated)
+
+
+def cli() -> None:
+    """Runs the command line."""
+    run_script(convert, Config, __doc__)

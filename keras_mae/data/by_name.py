@@ -1,0 +1,83 @@
+"""Data sets by name."""
+
+import os
+
+from keras_mae.data.builtin import SOURCES
+from keras_mae.data.folder import load_folder
+from keras_mae.data.source import Source
+from keras_mae.data.tfds import load_tfds
+from keras_mae.data.tfrecord import load_tfrecord
+from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from keras_mae.utils.typing import PathLike
+
+PREFIXES = ("folder:PATH", "tfrecord:GLOB", "tfds:NAME")
+
+
+def load_source(
+    dataset: str, held_out: str | None = None, data_dir: PathLike | None = None
+) -> Source:
+    """Loads a data set by name.
+
+    - `digits`, `photos`: built in, with held-out images of their own.
+    - `folder:PATH`: the files in it, or in its folder `train`; held out are those of
+      its folder `val`, `validation` or `test` beside `train`, else 2 % of the files.
+    - `tfrecord:GLOB`: the files that match; the last one is held out.
+    - `tfds:NAME`: the split `train`; held out is `validation` or `test`, else the last
+      2 % of `train`.
+
+    Args:
+        dataset: Str, the name.
+        held_out: Str in the same notation, where held-out images come from: from that
+            data set's held-out part if it has one by itself, else all of its images,
+            which are then left out of training.
+        data_dir: Path where TensorFlow Datasets keeps what it prepared; by default its
+            own.
+
+    Returns:
+        A `Source`.
+
+    Raises:
+        ValueError: If the name is unknown, nothing is found under it, or a package is
+            missing that it needs.
+
+    Example:
+
+    ```python
+    source = load_source("digits")
+    assert source.epoch_size == 1437
+    ```
+    """
+    if held_out == dataset:
+        held_out = None
+    source = _load(dataset, data_dir, divide=held_out is None)
+    if held_out is None:
+        return source
+    other = _load(held_out, data_dir, divide=False)
+    images = other.training if other.held_out is None else other.held_out
+    training = source.training
+    if not isinstance(training, list):
+        training = training.without(images)
+    if not len(training):
+        raise ValueError(
+            f"held_out must leave images for training. Received: {held_out}, which "
+            f"names all of {dataset}"
+        )
+    return source._replace(training=training, held_out=images, held_out_labels=None)
+
+
+def _load(name, data_dir, divide):
+    if name in SOURCES:
+        return SOURCES[name]()
+    kind, colon, rest = name.partition(":")
+    if not (colon and rest and kind in ("folder", "tfrecord", "tfds")):
+        raise ValueError(
+            f"dataset must be one of {', '.join([*SOURCES, *PREFIXES])}. "
+            f"Received: {name!r}"
+        )
+    if kind == "folder":
+        training, held_out = load_folder(os.path.expanduser(rest), divide)
+    elif kind == "tfrecord":
+        training, held_out = load_tfrecord(os.path.expanduser(rest), divide)
+    else:
+        training, held_out = load_tfds(rest, data_dir)
+    return Source(training, held_out, IMAGENET_MEAN, IMAGENET_STD, crop=True)

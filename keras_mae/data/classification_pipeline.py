@@ -1,0 +1,206 @@
+"""Pipelines of labelled images: for training, and for one exact pass of evaluation."""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mae.data.augmentation import PRETRAINING, Augmentation
+from keras_mae.data.corrupt_images import CorruptImages, Guard
+from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
+from keras_mae.data.pretraining_pipeline import (
+    PARALLEL_CALLS,
+    PREFETCHED_BATCHES,
+    check_channels,
+    collection,
+    divide,
+    endless,
+    held_out_reader,
+    loader,
+    training_batches,
+)
+from keras_mae.data.source import Source
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
+
+
+class Mixing(NamedTuple):
+    """What happens to the labels of a batch; by default nothing.
+
+    `smoothing` is the weight that is spread over all classes; `mixup` and `cutmix` are
+    the alphas of `keras_mae.data.mix`, 0 for none of it, `switch` how often it is
+    CutMix where both are possible, and `probability` how often a batch is mixed.
+    """
+
+    smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    switch: float = 0.5
+    probability: float = 1.0
+
+    @property
+    def pairs(self) -> bool:
+        """Whether batches must be even, as images are mixed in pairs."""
+        return bool(self.probability and (self.mixup or self.cutmix))
+
+
+def labelled_pipeline(
+    source: Source,
+    processor: MAEImageProcessor,
+    batch_size: int,
+    seed: int,
+    augmentation: Augmentation = PRETRAINING,
+    mixing: Mixing = Mixing(),  # noqa: B008, it can't be changed
+    first_step: int = 0,
+    input_context: tf.distribute.InputContext | None = None,
+    corrupt: CorruptImages | None = None,
+) -> tf.data.Dataset:
+    """Feeds a source's training images with their labels, as `training_pipeline` does.
+
+    Args:
+        source: A `Source` from `with_labels`.
+        processor: A `MAEImageProcessor` with the wanted size.
+        batch_size: Int, images a batch over all replicas of all workers.
+        seed: Int.
+        augmentation: An `Augmentation`.
+        mixing: A `Mixing`.
+        first_step: Int, how many batches of the stream to leave out.
+        input_context: A `tf.distribute.InputContext`; by default one replica.
+        corrupt: A `CorruptImages`; a label out of range counts as corrupt.
+
+    Returns:
+        A `tf.data.Dataset` of `(b, H, W, C)` images and `(b, K)` float32 labels.
+
+    Raises:
+        ValueError: As `training_pipeline`, and if images are mixed and a replica's
+            batch is odd.
+
+    Example:
+
+    ```python
+    source = keras_mae.data.with_labels(keras_mae.data.load_digits())
+    processor = keras_mae.MAEImageProcessor(32, source.mean, source.std)
+    batches = labelled_pipeline(source, processor, batch_size=8, seed=0)
+    images, labels = next(iter(batches))
+    assert images.shape == (8, 32, 32, 1) and labels.shape == (8, 10)
+    ```
+    """
+    _, per_replica = divide(batch_size, seed, first_step, input_context)
+    if mixing.pairs and per_replica % 2:
+        raise ValueError(
+            "Images are mixed in pairs: a replica's batch must be even. "
+            f"Received: {per_replica}"
+        )
+    num_classes = source.num_classes
+
+    def finish(step, batch):
+        images, labels = batch
+        labels = smoothed_one_hot(labels, num_classes, mixing.smoothing)
+        if not mixing.pairs:
+            return images, labels
+        batch_seed = tf.stack([tf.constant(seed, tf.int64), step])
+        return mix(images, labels, batch_seed, *mixing[1:])
+
+    batches = training_batches(
+        source,
+        processor,
+        batch_size,
+        seed,
+        first_step,
+        input_context,
+        corrupt,
+        augmentation,
+        labelled=True,
+    )
+    return endless(batches.map(finish, num_parallel_calls=PREFETCHED_BATCHES))
+
+
+def evaluation_steps(
+    source: Source, batch_size: int, training: bool = False, multiple_of: int = 1
+) -> int:
+    """Counts the batches of `evaluation_pipeline`.
+
+    Args:
+        source: A `Source`.
+        batch_size: Int, images a batch over all replicas of all workers.
+        training: Whether the training images are meant.
+        multiple_of: Int, such as `steps_per_execution`: Keras runs whole executions.
+
+    Returns:
+        Int.
+
+    Example:
+
+    ```python
+    assert evaluation_steps(keras_mae.data.load_digits(), 128) == 3
+    ```
+    """
+    count = len(source.training if training else source.held_out)
+    return -(-count // (batch_size * multiple_of)) * multiple_of
+
+
+def evaluation_pipeline(
+    source: Source,
+    processor: MAEImageProcessor,
+    batch_size: int,
+    training: bool = False,
+    multiple_of: int = 1,
+    input_context: tf.distribute.InputContext | None = None,
+    corrupt: CorruptImages | None = None,
+) -> tf.data.Dataset:
+    """Feeds each held-out image once a pass, again and again, in full batches.
+
+    The last batches are filled up with images of weight 0. The weight of the others
+    makes up for them, so that a mean over `evaluation_steps` batches is that over the
+    images. A corrupt image weighs nothing, either.
+
+    Args:
+        source: A `Source` from `with_labels`.
+        processor: A `MAEImageProcessor` with the wanted size.
+        batch_size: Int, images a batch over all replicas of all workers.
+        training: Whether to take the training images instead, as if held out.
+        multiple_of: Int, of which the number of batches is made a multiple.
+        input_context: A `tf.distribute.InputContext`; by default one replica.
+        corrupt: A `CorruptImages` that hears of images that can't be read.
+
+    Returns:
+        A `tf.data.Dataset` of `(b, H, W, C)` images, `(b, K)` float32 labels and `(b,)`
+        weights.
+
+    Example:
+
+    ```python
+    source = keras_mae.data.with_labels(keras_mae.data.load_digits())
+    processor = keras_mae.MAEImageProcessor(32, source.mean, source.std)
+    batches = evaluation_pipeline(source, processor, batch_size=200)
+    _, _, weights = zip(*batches.take(2))
+    sums = [float(tf.reduce_sum(weight)) for weight in weights]
+    np.testing.assert_allclose(sums, [200 * 400 / 360, 160 * 400 / 360], rtol=1e-5)
+    ```
+    """
+    order, per_replica = divide(batch_size, 0, 0, input_context)
+    images = collection(source, training)
+    check_channels(images, processor)
+    count = len(images)
+    padded = batch_size * evaluation_steps(source, batch_size, training, multiple_of)
+    guard = Guard(corrupt)
+    reader = held_out_reader(images, processor)
+    load = loader(images, reader, processor, 0, guard, labelled=True)
+
+    def is_mine(position, item):
+        return position % batch_size // order.share == order.worker
+
+    def weighted(position, item):
+        _, image, label, good = load(position, item)
+        weight = tf.where(good, padded / count, 0.0)
+        return image, tf.one_hot(label, source.num_classes), weight
+
+    dataset = images.held_out_items().take(count).enumerate().filter(is_mine)
+    dataset = dataset.map(weighted, num_parallel_calls=PARALLEL_CALLS)
+    positions = np.arange(count, padded)
+    missing = np.sum(positions % batch_size // order.share == order.worker)
+    zeros = tf.nest.map_structure(
+        lambda spec: tf.zeros(spec.shape, spec.dtype), dataset.element_spec
+    )
+    filling = tf.data.Dataset.from_tensors(zeros).repeat(int(missing))
+    dataset = dataset.concatenate(filling).batch(per_replica, drop_remainder=True)
+    return endless(dataset.repeat())

@@ -1,0 +1,147 @@
+"""Mixup (Zhang et al., 2017) and CutMix (Yun et al., 2019) of a batch, and smoothing.
+
+As timm's `Mixup` in its mode `batch`: one choice between the two and one weight a
+batch. Its partner of an image is the image's mirror in the batch; here it is the
+neighbour (2k and 2k + 1), so that a batch gives the same however it is divided. Batches
+are shuffled, so the two are equal in distribution. The box is the published one, with
+sides of an even number of pixels; today's timm lets them be odd.
+
+`keras.layers.MixUp` and `keras.layers.CutMix` are something else, beside drawing from a
+state of their own and knowing nothing of each other: weight, box and partner are each
+image's own, the partner (perhaps the image itself) by a permutation of the batch. A
+`factor` of CutMix isn't alpha: alpha is itself uniform in (0, `factor`). Its box always
+lies inside the image, where the published box has a uniform centre and is clipped, and
+its corners are fractions of pixels, so that labels are weighted nearly, not exactly, by
+the share of pixels.
+"""
+
+import tensorflow as tf
+
+from keras_mae.data.seeding import seeds_for
+from keras_mae.utils.typing import Tensor
+
+
+def smoothed_one_hot(
+    labels: Tensor, num_classes: int, smoothing: float = 0.1
+) -> tf.Tensor:
+    """Encodes classes, with some of the weight spread over all of them.
+
+    Args:
+        labels: Int tensor of classes, any shape.
+        num_classes: Int.
+        smoothing: Float in [0, 1], the weight that is spread.
+
+    Returns:
+        Float32 tensor with one more dimension, of `num_classes`; its sums are 1.
+
+    Raises:
+        ValueError: If `smoothing` is out of range.
+
+    Example:
+
+    ```python
+    assert np.allclose(smoothed_one_hot([1], 2, smoothing=0.1), [[0.05, 0.95]])
+    ```
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must be in [0, 1]. Received: {smoothing}")
+    off = smoothing / num_classes
+    return tf.one_hot(labels, num_classes, 1 - smoothing + off, off, dtype=tf.float32)
+
+
+def mix(
+    images: Tensor,
+    labels: Tensor,
+    seed: Tensor,
+    mixup_alpha: float = 0.8,
+    cutmix_alpha: float = 1.0,
+    switch: float = 0.5,
+    probability: float = 1.0,
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mixes each image of a batch with its neighbour, and their labels alike.
+
+    The seed alone decides how: parts of a batch are mixed as the whole would be.
+
+    Args:
+        images: `(B, H, W, C)` float32 tensor; `B` is even.
+        labels: `(B, K)` float32 tensor, as `smoothed_one_hot` gives it.
+        seed: `(2,)` int tensor; the same seed gives the same result.
+        mixup_alpha: Float, the weight of mixup is drawn from Beta(alpha, alpha); 0
+            leaves CutMix alone.
+        cutmix_alpha: Float, the same for CutMix; 0 leaves mixup alone.
+        switch: Float in [0, 1], how often it is CutMix where both are possible.
+        probability: Float in [0, 1], how often a batch is mixed at all.
+
+    Returns:
+        A tuple of the mixed images and labels, shaped as they came.
+
+    Raises:
+        ValueError: If `B` is known to be odd, or an argument is out of range.
+
+    Example:
+
+    ```python
+    images = np.random.normal(size=(4, 32, 32, 3)).astype("float32")
+    labels = smoothed_one_hot([0, 1, 2, 3], num_classes=10)
+    images, labels = mix(images, labels, seed=[0, 1])
+    assert images.shape == (4, 32, 32, 3) and labels.shape == (4, 10)
+    ```
+    """
+    images = tf.convert_to_tensor(images, tf.float32)
+    labels = tf.convert_to_tensor(labels, tf.float32)
+    if (images.shape[0] or 0) % 2:
+        raise ValueError(
+            f"A batch that is mixed must be even. Received: {images.shape[0]} images"
+        )
+    if min(mixup_alpha, cutmix_alpha) < 0:
+        raise ValueError(
+            "mixup_alpha and cutmix_alpha must not be negative. "
+            f"Received: {mixup_alpha} and {cutmix_alpha}"
+        )
+    if not (0 <= switch <= 1 and 0 <= probability <= 1):
+        raise ValueError(
+            "switch and probability must be in [0, 1]. "
+            f"Received: {switch} and {probability}"
+        )
+    if probability == 0 or mixup_alpha == cutmix_alpha == 0:
+        return images, labels
+    if min(mixup_alpha, cutmix_alpha) == 0:
+        switch = float(mixup_alpha == 0)
+    alphas = float(mixup_alpha), float(cutmix_alpha)
+    weights, share = _weights(tf.shape(images), seed, alphas, switch, probability)
+    return _blend(images, weights), _blend(labels, share)
+
+
+def _weights(shape, seed, alphas, switch, probability):
+    """Draws the weight of each pixel, `(H, W, 1)`, and their mean."""
+    seeds = seeds_for("mix", seed, 2)
+    chances = tf.random.stateless_uniform((4,), seeds[0])
+    use_cutmix = chances[0] < switch
+    alpha = tf.where(use_cutmix, alphas[1], alphas[0])
+    gammas = tf.random.stateless_gamma((2,), seeds[1], alpha)
+    # at an alpha near 0 both underflow to 0
+    share = tf.math.divide_no_nan(gammas[0], gammas[0] + gammas[1])
+    share = tf.where(chances[1] < probability, share, 1.0)
+    rows, columns = (
+        _inside(shape[axis + 1], tf.sqrt(1.0 - share), chances[axis + 2])
+        for axis in range(2)
+    )
+    outside = 1.0 - rows[:, None] * columns  # (H, W)
+    weights = tf.where(use_cutmix, outside, share)[..., None]  # (H, W, 1)
+    return weights, tf.where(use_cutmix, tf.reduce_mean(outside), share)
+
+
+def _inside(length, ratio, chance):
+    """Marks with 1 the pixels of an axis inside the box, `(length,)`."""
+    side = tf.cast(length, tf.float32)
+    half = tf.cast(side * ratio, tf.int32) // 2
+    centre = tf.cast(side * chance, tf.int32)
+    pixels = tf.range(length)
+    inside = (pixels >= centre - half) & (pixels < centre + half)
+    return tf.cast(inside, tf.float32)
+
+
+def _blend(batch, weights):
+    """Weighs a batch against its neighbours."""
+    neighbours = tf.bitwise.bitwise_xor(tf.range(tf.shape(batch)[0]), 1)
+    return batch * weights + tf.gather(batch, neighbours) * (1.0 - weights)

@@ -1,0 +1,151 @@
+"""The signatures of a SavedModel, before they are traced: features, for every model."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_mae.export.images import decode_pixels
+
+PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
+
+
+class Signature(NamedTuple):
+    """A signature before it is traced.
+
+    Args:
+        function: Function of `(B, H, W, C)` pixels, and of `extra` by their names, that
+            returns a dict of tensors of `B` rows each.
+        images: `tf.TensorSpec`, how a request gives its images.
+        read: Function that turns these into pixels.
+        extra: Tuple of the `tf.TensorSpec`s of what a request gives beside them.
+        method: Str, the method of TF Serving that it answers to.
+    """
+
+    function: Callable
+    images: tf.TensorSpec
+    read: Callable
+    extra: tuple = ()
+    method: str = PREDICT_METHOD
+
+    @property
+    def inputs(self):
+        """The `tf.TensorSpec`s of all inputs, as a tuple."""
+        return (self.images, *self.extra)
+
+    def trace(self, share):
+        """Traces what a SavedModel keeps.
+
+        Args:
+            share: Function from a Python function to its `tf.function`, the same for
+                all signatures: what several call is then traced and stored once.
+
+        Returns:
+            A `tf.ConcreteFunction`.
+        """
+        read, function = share(self.read), share(self.function)
+
+        def answer(**inputs):
+            return function(read(inputs.pop(self.images.name)), **inputs)
+
+        specs = {spec.name: spec for spec in self.inputs}
+        return tf.function(answer, autograph=False).get_concrete_function(**specs)
+
+
+class Served:
+    """A model's answers by signature; this one's are features alone.
+
+    Args:
+        model: A `MAEEncoder`, or a model with one.
+        processor: The `MAEImageProcessor` that its images go through.
+
+    Attributes:
+        resources: List of what a SavedModel must keep beside the weights.
+
+    Raises:
+        ValueError: If the processor makes images of another shape than the model takes.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+    served = Served(encoder, keras_mae.MAEImageProcessor(image_size=32))
+    assert list(served.signatures()) == ["features_from_pixels", "features"]
+    ```
+    """
+
+    def __init__(self, model, processor):
+        self.model = model
+        self.processor = processor
+        self.encoder = getattr(model, "encoder", model)
+        self.shape = (*self.encoder.image_size, self.encoder.num_channels)
+        self.resources = []
+        received = (*processor.image_size, processor.num_channels)
+        if received != self.shape:
+            raise ValueError(
+                "The image processor must make images of (height, width, channels) = "
+                f"{self.shape}, as the model takes them. Received: {received}"
+            )
+
+    @property
+    def takes_pictures(self):
+        """Whether encoded pictures, which are grey or RGB, can be asked about."""
+        return self.shape[-1] in (1, 3)
+
+    def signatures(self):
+        """Returns a dict from name to `Signature`, without `serving_default`."""
+        return self.by_pixels_and_bytes("features", self.features)
+
+    def by_pixels_and_bytes(self, name, function, *extra):
+        """Makes the signatures of a function, one for each way of giving images.
+
+        Args:
+            name: Str, the signature's that takes encoded pictures.
+            function: As for `Signature`.
+            *extra: As for `Signature`.
+
+        Returns:
+            A dict from name to `Signature`.
+        """
+        pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
+        made = {
+            f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
+        }
+        if self.takes_pictures:
+            encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
+            made[name] = Signature(function, encoded, self._decode, extra)
+        return made
+
+    def _decode(self, image_bytes):
+        return decode_pixels(image_bytes, self.processor)
+
+    def features(self, pixels):
+        """Encodes whole images; the answer never changes from call to call."""
+        return {
+            "features": tf.cast(
+                self.encoder(self.check_pixel_shape(pixels)), tf.float32
+            )
+        }
+
+    def check_pixel_shape(self, pixels):
+        """Refuses images of another shape, at which a convolution would crash."""
+        return tf.ensure_shape(pixels, (None, *self.shape))
+
+
+def demand(condition, message):
+    """Turns a condition into an operation that fails with INVALID_ARGUMENT.
+
+    Args:
+        condition: Bool tensor, all of which must be true.
+        message: What must be so.
+
+    Returns:
+        A `tf.Operation`, to be made a control dependency.
+
+    Example:
+
+    ```python
+    demand(tf.constant([1, 2]) > 0, "there must be something")
+    ```
+    """
+    return tf.debugging.Assert(tf.reduce_all(condition), [message])

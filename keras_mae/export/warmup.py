@@ -1,0 +1,158 @@
+"""Requests that TF Serving answers when it loads a SavedModel, before any user's."""
+
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_mae.export.images import serialize_example
+from keras_mae.export.task_signatures import CLASSIFY_METHOD
+
+# where TF Serving looks, and how many records it takes
+WARMUP_PATH = Path("assets.extra", "tf_serving_warmup_requests")
+MOST_RECORDS = 1000
+
+
+def sample_inputs(signature, batch_size):
+    """Makes valid inputs of a signature: a small picture, or grey; half of a mask.
+
+    Args:
+        signature: A `Signature`.
+        batch_size: Int.
+
+    Returns:
+        A dict from input name to array; strings are of type object.
+
+    Example:
+
+    ```python
+    from keras_mae.export.task_signatures import serve
+
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    served = serve(model, keras_mae.MAEImageProcessor(image_size=32))
+    inputs = sample_inputs(served.signatures()["reconstruct_with_mask"], 2)
+    assert inputs["image_bytes"].shape == (2,) and inputs["mask"].shape == (2, 64)
+    ```
+    """
+    return {spec.name: _sample(spec, batch_size) for spec in signature.inputs}
+
+
+def _sample(spec, batch_size):
+    if spec.dtype == tf.string:
+        picture = np.arange(8 * 8 * 3, dtype="uint8").reshape(8, 8, 3)
+        encoded = tf.io.encode_png(picture).numpy()
+        if spec.name == "inputs":
+            encoded = serialize_example(encoded)
+        return np.full(batch_size, encoded, object)
+    shape = (batch_size, *spec.shape[1:])
+    if spec.name == "pixels":
+        return np.zeros(shape, "float32")
+    # all rows alike: numbers from 0 to 1 as noise, every second patch for a mask
+    row = np.arange(shape[-1])
+    row = {"seed": row, "mask": row % 2, "noise": row / len(row)}[spec.name]
+    return np.broadcast_to(row, shape).astype(spec.dtype.as_numpy_dtype)
+
+
+def write_warmup(folder, signatures, batch_sizes, name="mae"):
+    """Writes a request for each signature and batch size into a SavedModel.
+
+    Args:
+        folder: Path of the SavedModel.
+        signatures: Dict from name to `Signature`.
+        batch_sizes: Sequence of ints; without any nothing is written.
+        name: Str, the model's in the requests.
+
+    Raises:
+        ValueError: If a batch size is wrong, they are too many, or
+            tensorflow-serving-api is not installed.
+
+    Example:
+
+    ```python
+    write_warmup("1", {}, batch_sizes=[])
+    assert not Path("1").exists()
+    ```
+    """
+    check_warmup(batch_sizes, len(signatures))
+    if not batch_sizes:
+        return
+    path = Path(folder, WARMUP_PATH)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for signature_name, signature in signatures.items():
+            for batch_size in batch_sizes:
+                inputs = sample_inputs(signature, batch_size)
+                make = _predict_log
+                if signature.method == CLASSIFY_METHOD:
+                    make = _classify_log
+                log, request = make(inputs)
+                request.model_spec.name = name
+                request.model_spec.signature_name = signature_name
+                writer.write(log.SerializeToString())
+
+
+def check_warmup(batch_sizes, num_signatures=1):
+    """Raises if warm-up requests of these sizes can't be written.
+
+    Args:
+        batch_sizes: Sequence of ints.
+        num_signatures: Int, of the SavedModel.
+
+    Raises:
+        ValueError: As for `write_warmup`.
+
+    Example:
+
+    ```python
+    check_warmup([1, 8], num_signatures=9)
+    ```
+    """
+    if any(batch_size < 1 for batch_size in batch_sizes):
+        raise ValueError(
+            f"warmup_batch_sizes must be at least 1. Received: {list(batch_sizes)}"
+        )
+    count = num_signatures * len(batch_sizes)
+    if count > MOST_RECORDS:
+        raise ValueError(
+            f"TF Serving takes {MOST_RECORDS} warm-up requests: give fewer of "
+            f"warmup_batch_sizes. Received: {len(batch_sizes)} for each of "
+            f"{num_signatures} signatures"
+        )
+    if batch_sizes:
+        _messages()
+
+
+def _predict_log(inputs):
+    log = _messages().PredictionLog()
+    request = log.predict_log.request
+    for name, values in inputs.items():
+        request.inputs[name].CopyFrom(_tensor_proto(values))
+    return log, request
+
+
+def _classify_log(inputs):
+    log = _messages().PredictionLog()
+    request = log.classify_log.request
+    for example in inputs["inputs"]:
+        request.input.example_list.examples.add().ParseFromString(example)
+    return log, request
+
+
+def _tensor_proto(values):
+    """Makes a `TensorProto`; of zeros it holds a single one."""
+    if values.dtype == object or values.any():
+        return tf.make_tensor_proto(values)
+    proto = tf.make_tensor_proto(values.ravel()[:1])
+    proto.tensor_shape.CopyFrom(tf.TensorShape(values.shape).as_proto())
+    return proto
+
+
+def _messages():
+    try:
+        from tensorflow_serving.apis import prediction_log_pb2
+    except ImportError as error:
+        raise ValueError(
+            "Warm-up requests need tensorflow-serving-api, of the extra serve: pip "
+            "install it, or export without warmup_batch_sizes"
+        ) from error
+    return prediction_log_pb2

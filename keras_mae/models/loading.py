@@ -1,0 +1,337 @@
+"""Models, encoders and class names from a run, a `.keras` file or published weights."""
+
+import os
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_mae.models import MAEClassifier, MAEEncoder
+from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.ops.positions import resize_positions
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
+from keras_mae.preprocessing.pretrained_processor import find_processor
+from keras_mae.utils.class_names import LABELS_NAME, read_labels
+from keras_mae.utils.files import folder_of
+from keras_mae.weights.formats import describe
+from keras_mae.weights.reader import open_checkpoint
+
+
+def load_run(source):
+    """Loads the model of a run, or of a `.keras` file, and its image processor.
+
+    Args:
+        source: Path of a run's folder or of a file.
+
+    Returns:
+        A tuple: the model, and the `MAEImageProcessor` that lies beside it.
+
+    Raises:
+        ValueError: If one of them is missing, or can't be read.
+
+    Example:
+
+    ```python
+    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
+    MAEImageProcessor(image_size=32).save_pretrained(".")
+    model, processor = load_run(".")
+    ```
+    """
+    path = model_file(source)
+    processor = MAEImageProcessor.from_pretrained(path)
+    return load_keras(path), processor
+
+
+def model_file(source):
+    """Finds the `.keras` file that a run or a path means.
+
+    Args:
+        source: Path of a run's folder or of a file.
+
+    Returns:
+        A `Path`.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+
+    ```python
+    Path("model.keras").touch()
+    assert model_file(".") == Path("model.keras")
+    ```
+    """
+    path = Path(os.path.expanduser(source))
+    path = path if path.suffix == ".keras" else path / "model.keras"
+    if not path.is_file():
+        raise ValueError(f"--model must be the folder of a run. {path} does not exist")
+    return path
+
+
+def load_keras(path):
+    """Loads a `.keras` file as it is, without compiling.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        A model.
+
+    Raises:
+        ValueError: If it can't be read.
+
+    Example:
+
+    ```python
+    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
+    assert not load_keras("model.keras").compiled
+    ```
+    """
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # a broken archive fails in many ways
+        raise ValueError(f"{path} is no readable model: {error}") from error
+
+
+def load_model(source):
+    """Loads the model that a source holds, of the class that the source tells.
+
+    A run or `.keras` file says it itself; of other weights those with a decoder make
+    a `MAEPretrainer`, those with a head a `MAEClassifier`, others a `MAEEncoder`.
+
+    Args:
+        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
+
+    Returns:
+        A tuple: the model, and the source's `MAEImageProcessor`; `None` in its place
+        where none lies beside the weights.
+
+    Raises:
+        ValueError: If the source can't be read.
+
+    Example:
+
+    ```python
+    keras_mae.MAEPretrainer.from_preset("mae_tiny").save_pretrained("published")
+    model, processor = load_model("published")
+    assert isinstance(model, keras_mae.MAEPretrainer) and processor is None
+    ```
+    """
+    if is_run(source):
+        path = model_file(source)
+        return load_keras(path), find_processor(path)
+    checkpoint = open_checkpoint(source)
+    parts = describe(checkpoint).contents.parts
+    cls = MAEClassifier if parts & {"head", "probe"} else MAEEncoder
+    cls = MAEPretrainer if "decoder" in parts else cls
+    return cls.from_pretrained(checkpoint), find_processor(source)
+
+
+def with_precision(model, precision):
+    """Builds a model with the same weights under another dtype policy.
+
+    Args:
+        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
+        precision: `"float32"`, `"mixed_bfloat16"`, or another policy of Keras.
+
+    Returns:
+        A model of the same class.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    half = with_precision(model, "mixed_bfloat16")
+    assert half.encoder(np.zeros((1, 32, 32, 3))).dtype == "bfloat16"
+    ```
+    """
+    policy = keras.dtype_policies.serialize(keras.dtype_policies.get(precision))
+    copy = type(model).from_config(_with_policy(model.get_config(), policy))
+    for new, old in zip(copy.weights, model.weights, strict=True):
+        new.assign(keras.ops.cast(old, new.dtype))
+    return copy
+
+
+def _with_policy(config, policy):
+    """Replaces the dtype policy of a configuration and of all layers in it."""
+    if isinstance(config, dict):
+        return {
+            key: policy if key == "dtype" else _with_policy(value, policy)
+            for key, value in config.items()
+        }
+    return config
+
+
+def is_run(source):
+    """Says whether a name is that of a run or `.keras` file, not of other weights.
+
+    Args:
+        source: Str.
+
+    Returns:
+        Bool.
+
+    Example:
+
+    ```python
+    assert is_run("runs/photos/best.keras") and not is_run("facebook/vit-mae-base")
+    ```
+    """
+    path = Path(os.path.expanduser(source))
+    return path.suffix == ".keras" or (path / "model.keras").is_file()
+
+
+def copy_encoder(encoder, **changes):
+    """Builds an encoder with the weights of another and some other settings.
+
+    Args:
+        encoder: A `MAEEncoder`.
+        **changes: Constructor arguments that differ. `image_size` resizes the
+            positions in two dimensions; other sizes must stay.
+
+    Returns:
+        A `MAEEncoder`.
+
+    Raises:
+        ValueError: If a weight has another shape then.
+
+    Example:
+
+    ```python
+    encoder = MAEEncoder.from_preset("mae_tiny")
+    copy = copy_encoder(encoder, image_size=(32, 64), drop_path_rate=0.1)
+    assert copy.num_patches == 128
+    ```
+    """
+    copy = MAEEncoder.from_config(
+        {**encoder.get_config(), **changes, "trainable": True, "trainable_blocks": None}
+    )
+    problems, values = [], []
+    for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
+        value = keras.ops.convert_to_numpy(old)
+        if old.path.endswith("positions/embeddings") and copy.grid != encoder.grid:
+            value = resize_positions(value[0], encoder.grid, copy.grid)[None]
+        if tuple(value.shape) != tuple(new.shape):
+            problems.append(f"{new.path}: {tuple(new.shape)}, not {value.shape}")
+        values.append((new, value))
+    if problems:
+        raise ValueError(f"The encoder's weights don't fit: {'; '.join(problems)}")
+    for new, value in values:
+        new.assign(value)
+    return copy
+
+
+def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
+    """Puts a classifier around the encoder that a source holds.
+
+    A head that the source has for as many classes is kept, with what normalizes its
+    features: statistics of batches that the classifier has no place for go into the
+    head's own weights. A head is new where the classifier has such a place and the
+    source has not.
+
+    Args:
+        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
+        num_classes: Int.
+        pooling: `"mean"` or `"cls"`.
+        head: Dict of other constructor arguments of `MAEClassifier`, or `None`.
+        **changes: Constructor arguments of the encoder that differ from the source's.
+
+    Returns:
+        A `MAEClassifier`.
+
+    Raises:
+        ValueError: If the source can't be read, or its encoder doesn't fit.
+
+    Example:
+
+    ```python
+    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
+    classifier = load_classifier("model.keras", num_classes=10, drop_path_rate=0.1)
+    ```
+    """
+    options = {"pooling": pooling, **(head or {})}
+    if not is_run(source):
+        return MAEClassifier.from_pretrained(
+            source, num_classes=num_classes, **options, **changes
+        )
+    model = load_keras(model_file(source))
+    encoder = copy_encoder(getattr(model, "encoder", model), **changes)
+    classifier = MAEClassifier(
+        encoder, num_classes, dtype=encoder.dtype_policy, **options
+    )
+    # a head is trained on one way of pooling
+    if isinstance(model, MAEClassifier) and model.pooling == pooling:
+        _keep_head(model, classifier)
+    return classifier
+
+
+def _keep_head(old, new):
+    """Copies a head, and what its features go through, as far as it fits."""
+    if new.head_norm is not None:
+        new.head_norm.set_weights(old.head_norm.get_weights())
+    if old.num_classes != new.num_classes:
+        return
+    if new.batch_norm is None:
+        new.head.set_weights(_without_batch_norm(old))
+    elif old.batch_norm is not None:
+        new.batch_norm.set_weights(old.batch_norm.get_weights())
+        new.head.set_weights(old.head.get_weights())
+
+
+def _without_batch_norm(classifier):
+    """Returns a head's kernel and bias, with the statistics before it inside them."""
+    kernel, bias = classifier.head.get_weights()  # (D, K), (K,)
+    norm = classifier.batch_norm
+    if norm is None:
+        return kernel, bias
+    mean, variance = (np.float64(value) for value in norm.get_weights())
+    kernel = kernel / np.sqrt(variance + norm.epsilon)[:, None]
+    return kernel, bias - mean @ kernel
+
+
+def _parameters(encoder):
+    """Lists an encoder's weights, in an order that its settings don't change."""
+    layers = [encoder.patch_embedding, *encoder.blocks, encoder.norm]
+    return [
+        weight
+        for layer in layers
+        for weight in sorted(layer.weights, key=lambda weight: weight.path)
+        if not weight.path.endswith("seed_generator_state")
+    ]
+
+
+def find_labels(source, num_classes):
+    """Finds the names of classes that lie beside a model, or that it brings along.
+
+    Args:
+        source: What the model was loaded from, as for `load_model`.
+        num_classes: Int.
+
+    Returns:
+        A tuple of str: of `labels.txt` in the folder, or of a Hugging Face
+        configuration; `None` where neither is there.
+
+    Raises:
+        ValueError: If `labels.txt` has another number of lines.
+
+    Example:
+
+    ```python
+    write_labels(".", ["cat", "dog"])
+    assert find_labels(".", num_classes=2) == ("cat", "dog")
+    ```
+    """
+    folder = folder_of(source)
+    if folder is not None and (folder / LABELS_NAME).is_file():
+        return read_labels(folder / LABELS_NAME, num_classes)
+    if is_run(source):
+        return None
+    names = (open_checkpoint(source).config or {}).get("id2label")
+    numbers = [str(number) for number in range(num_classes)]
+    # one of other classes is the library's default, which says nothing of these
+    if not isinstance(names, dict) or set(names) != set(numbers):
+        return None
+    found = tuple(str(names[number]) for number in numbers)
+    # what the library writes where nobody named the classes
+    placeholders = tuple(f"LABEL_{number}" for number in numbers)
+    return None if found == placeholders else found

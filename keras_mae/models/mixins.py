@@ -1,0 +1,130 @@
+"""What several models share: fused inference, export, new layers, unused weights."""
+
+import contextlib
+
+import keras
+
+from keras_mae.ops.fusion import fusing, fusing_pays, plain_cpu
+from keras_mae.ops.tracing import cpu_graph
+
+
+class FusedInference:
+    """Mixin for a `keras.Model` of images whose `predict` and `evaluate` fuse.
+
+    They do where it pays; and `export` needs no `input_signature`.
+
+    A plain call doesn't: it may be eager, where compiling is not expected, and it is
+    what an exported model traces.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+    tokens = encoder.predict(np.zeros((2, 32, 32, 3)), verbose=0)
+    assert tokens.shape[:2] == (2, 65)
+    ```
+    """
+
+    @contextlib.contextmanager
+    def fused_inference(self):
+        """Gives the context in which a step of `predict` or `evaluate` runs."""
+        fuses = fusing_pays(self.jit_compile, self.count_params())
+        with cpu_graph(plain_cpu(self.jit_compile)), fusing(fuses):
+            yield
+
+    def export(self, filepath, *args, **kwargs):
+        """Exports the plain call, as `keras.Model.export` does.
+
+        Args:
+            filepath: Path of what is written.
+            *args: Those of `keras.Model.export`.
+            **kwargs: Those of `keras.Model.export`; by default `input_signature` is a
+                batch of images of the model's size.
+        """
+        encoder = getattr(self, "encoder", self)
+        shape = (None, *encoder.image_size, encoder.num_channels)
+        kwargs.setdefault("input_signature", [keras.InputSpec("float32", shape)])
+        super().export(filepath, *args, **kwargs)
+
+    def predict_step(self, *arguments):
+        with self.fused_inference():
+            return super().predict_step(*arguments)
+
+    def test_step(self, *arguments):
+        with self.fused_inference():
+            return super().test_step(*arguments)
+
+
+def allow_new_layers(model: keras.Model) -> None:
+    """Lets subclasses add layers after `super().__init__()`, which built the model.
+
+    Keras closes a layer to new layers and weights once it is built; ours are built when
+    they are made, so that their weights are there from the beginning.
+
+    Args:
+        model: A model at the end of its `__init__`.
+
+    Example:
+
+    ```python
+    class Rotation(keras_mae.MAEClassifier):
+        def __init__(self, encoder, num_classes, **kwargs):
+            super().__init__(encoder, num_classes, **kwargs)
+            self.angle = keras.layers.Dense(1)
+
+    Rotation(keras_mae.MAEEncoder.from_preset("mae_tiny"), num_classes=4)
+    ```
+    """
+    # Keras has no public way, and calls what a model's own __init__ adds allowed
+    model._tracker.unlock()
+
+
+class ExcludesUnusedWeights:
+    """Mixin for a `keras.Model` that doesn't train some layers of a part it shares.
+
+    Such layers have no gradient. They are left out of what is trained, not frozen: the
+    part may be trained as a whole elsewhere.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+    model = keras_mae.MAEClassifier(encoder, num_classes=3, pooling="mean")
+    assert encoder.norm in model.unused_layers()
+    ```
+    """
+
+    def unused_layers(self) -> list[keras.Layer]:
+        """Lists the layers that are not trained.
+
+        Returns:
+            A list of `keras.Layer`.
+        """
+        raise NotImplementedError
+
+    @property
+    def trainable_weights(self):
+        return self._without_unused(super().trainable_weights)
+
+    @property
+    def trainable_variables(self):
+        return self._without_unused(super().trainable_variables)
+
+    @property
+    def non_trainable_weights(self):
+        return self._with_unused(super().non_trainable_weights)
+
+    @property
+    def non_trainable_variables(self):
+        return self._with_unused(super().non_trainable_variables)
+
+    def _unused(self):
+        return {id(one): one for layer in self.unused_layers() for one in layer.weights}
+
+    def _without_unused(self, variables):
+        unused = self._unused()
+        return [variable for variable in variables if id(variable) not in unused]
+
+    def _with_unused(self, variables):
+        frozen = {id(variable): variable for variable in variables}
+        return list({**frozen, **self._unused()}.values())

@@ -1,0 +1,15 @@
+"""The published optimizers and learning rate schedules."""
+
+from keras_mae.optimizers.adamw import MatrixDecayAdamW, pretraining_optimizer
+from keras_mae.optimizers.lars import LARS
+from keras_mae.optimizers.layer_decay import FineTuningAdamW, finetuning_optimizer
+from keras_mae.optimizers.schedules import warmup_cosine
+
+__all__ = [
+    "LARS",
+    "FineTuningAdamW",
+    "MatrixDecayAdamW",
+    "finetuning_optimizer",
+    "pretraining_optimizer",
+    "warmup_cosine",
+]

@@ -1,0 +1,162 @@
+"""The published optimisation: warm-up and half cosine, AdamW, what is not decayed."""
+
+import contextvars
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from keras_mae.ops.tracing import is_cpu_graph, traced_once
+from keras_mae.utils.typing import Tensor
+
+# what the variables of one update share, while it is traced or computed
+_SHARED: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
+    "shared", default=None
+)
+
+
+class _Corrections(NamedTuple):
+    """What corrects the moments' bias towards 0 (Kingma and Ba 2015, section 3)."""
+
+    betas: list[Tensor]
+    powers: list[Tensor]  # the betas to the power of the number of the update
+    mean: Tensor
+    deviation: Tensor
+    epsilon: Tensor  # where it is added before the deviation is corrected
+
+
+@traced_once
+def _adamw_update(
+    weight, momentum, velocity, gradient, rate, mean, deviation, betas, epsilon, decay
+):
+    """Returns the updated weight and moments, each in its own dtype."""
+    moments = momentum, velocity
+    gradient = ops.cast(gradient, "float32")
+    means = []
+    for moment, beta, value in zip(
+        moments, betas, (gradient, ops.square(gradient)), strict=True
+    ):
+        old = ops.cast(moment, "float32")
+        means.append(old + (value - old) * (1 - beta))
+    update = means[0] / mean / (ops.sqrt(means[1]) / deviation + epsilon)
+    if decay:
+        update += decay * ops.cast(weight, "float32")
+    new = [ops.cast(m, old.dtype) for m, old in zip(means, moments, strict=True)]
+    return weight - ops.cast(rate * update, weight.dtype), *new
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class MatrixDecayAdamW(keras.optimizers.AdamW):
+    """AdamW that decays matrices and tokens, and no vectors: biases and norms.
+
+    `exclude_from_weight_decay` says the same, but is forgotten by a saved model.
+    Epsilon is added as PyTorch adds it, after the correction of the second moment's
+    bias (Loshchilov and Hutter 2019, algorithm 2); Keras's own AdamW adds it before,
+    which makes the first updates smaller. The arithmetic is float32 under every dtype.
+
+    Args:
+        **kwargs: Those of `keras.optimizers.AdamW`, without `amsgrad`.
+
+    Raises:
+        ValueError: If `amsgrad` is asked for.
+
+    Example:
+
+    ```python
+    optimizer = MatrixDecayAdamW(learning_rate=1e-3, weight_decay=0.05)
+    ```
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.amsgrad:
+            raise ValueError("MatrixDecayAdamW has no amsgrad. Received: amsgrad=True")
+
+    def apply(self, grads: Any, trainable_variables: Any = None) -> None:
+        token = _SHARED.set({})
+        try:
+            super().apply(grads, trainable_variables)
+        finally:
+            _SHARED.reset(token)
+
+    def _corrections(self):
+        """Computes what depends on the number of the update alone, once if it can."""
+        shared = _SHARED.get()
+        if shared is None:  # the thread of several replicas' common update
+            shared = {}
+        if not shared:
+            step = ops.cast(self.iterations + 1, "float32")
+            betas = [ops.cast(beta, "float32") for beta in (self.beta_1, self.beta_2)]
+            powers = [beta**step for beta in betas]
+            mean, deviation = 1 - powers[0], ops.sqrt(1 - powers[1])
+            shared["corrections"] = _Corrections(
+                betas, powers, mean, deviation, self.epsilon * deviation
+            )
+        return shared["corrections"]
+
+    def update_step(
+        self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
+    ) -> None:
+        index = self._get_variable_index(variable)
+        places = [variable, self._momentums[index], self._velocities[index]]
+        decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
+        rate = ops.cast(learning_rate, "float32")
+        corrections = self._corrections()
+        if is_cpu_graph() and all(place.dtype == "float32" for place in places):
+            from keras_mae.ops.fused_kernels import adamw_in_place
+
+            adamw_in_place(
+                *(places, gradient, rate, corrections.betas, corrections.powers),
+                epsilon=corrections.epsilon,
+                decay=decay,
+            )
+            return
+        weight, momentum, velocity = map(ops.convert_to_tensor, places)
+        updated = _adamw_update(
+            weight,
+            momentum,
+            velocity,
+            ops.convert_to_tensor(gradient),
+            rate,
+            corrections.mean,
+            corrections.deviation,
+            betas=(self.beta_1, self.beta_2),
+            epsilon=self.epsilon,
+            decay=decay,
+        )
+        for place, value in zip(places, updated, strict=True):
+            self.assign(place, value)
+
+    def _apply_weight_decay(self, variables):
+        """Does nothing: with the update, a bfloat16 weight is not rounded twice."""
+
+    def _use_weight_decay(self, variable):
+        return len(variable.shape) > 1 and super()._use_weight_decay(variable)
+
+
+def pretraining_optimizer(
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    weight_decay: float = 0.05,
+) -> MatrixDecayAdamW:
+    """Builds the published AdamW for pretraining (paper, table 8).
+
+    Betas are (0.9, 0.95) and epsilon is 1e-8. Biases and norms are not decayed; the CLS
+    and mask tokens are.
+
+    Args:
+        learning_rate: Float or schedule.
+        weight_decay: Float.
+
+    Returns:
+        A `MatrixDecayAdamW`.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    model.compile(optimizer=pretraining_optimizer(1e-3))
+    ```
+    """
+    return MatrixDecayAdamW(
+        learning_rate, weight_decay=weight_decay, beta_1=0.9, beta_2=0.95, epsilon=1e-8
+    )

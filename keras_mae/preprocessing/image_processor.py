@@ -1,0 +1,368 @@
+"""Images as the weights expect them: decode, resize, rescale, normalize; and back."""
+
+import io
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from keras import ops
+from PIL import Image
+
+from keras_mae.ops.patches import as_pair
+from keras_mae.utils.typing import Images, PathLike, Size, Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+CONFIG_NAME = "preprocessor_config.json"
+_RESAMPLE = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+# what reading a configuration that lacks keys raises
+_MALFORMED = (AttributeError, KeyError, TypeError)
+
+
+class MAEImageProcessor:
+    """Turns pictures into the normalized batch that the models take.
+
+    A picture is brought to the wanted number of channels (alpha is dropped, colour
+    becomes luma by ITU-R 601, grey is repeated), squashed to `image_size` by Pillow's
+    antialiased resampling, multiplied by 1/255, and normalized by channel. The defaults
+    are those of the published weights. As there, a picture is taken as its pixels lie:
+    EXIF's orientation turns nothing. Of an animation the first frame is taken.
+
+    Args:
+        image_size: Int or pair `(height, width)`, in pixels.
+        image_mean: Sequence of floats, a mean for each channel, in [0, 1].
+        image_std: Sequence of floats, a deviation for each channel.
+        resample: `"bilinear"` or `"bicubic"`.
+
+    Call arguments:
+        images: A PIL image, a path, encoded bytes, an array, or a list of these. Arrays
+            are `(H, W)`, `(H, W, C)` or `(B, H, W, C)`; integers in [0, 255] or floats
+            in [0, 1].
+
+    Returns:
+        `(B, H, W, C)` float32 array; one image makes a batch of one.
+
+    Raises:
+        ValueError: If an argument is wrong, or an image is empty, corrupt, or of a
+            shape, type or range that can't be read as an image.
+
+    Example:
+
+    ```python
+    processor = MAEImageProcessor(image_size=224)
+    pixels = processor(Image.new("RGB", (640, 480), "red"))
+    assert pixels.shape == (1, 224, 224, 3)
+    assert processor.to_uint8(pixels)[0, 0, 0].tolist() == [255, 0, 0]
+    ```
+    """
+
+    def __init__(
+        self,
+        image_size: Size = 224,
+        image_mean: Iterable[float] = IMAGENET_MEAN,
+        image_std: Iterable[float] = IMAGENET_STD,
+        resample: str = "bilinear",
+    ) -> None:
+        self.image_size = as_pair(image_size, "image_size")
+        try:
+            self.image_mean = tuple(float(value) for value in image_mean)
+            self.image_std = tuple(float(value) for value in image_std)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ValueError(
+                "image_mean and image_std must be sequences of floats. "
+                f"Received: {image_mean!r} and {image_std!r}"
+            ) from error
+        if len(self.image_mean) != len(self.image_std) or not self.image_mean:
+            raise ValueError(
+                "image_mean and image_std must have one value for each channel. "
+                f"Received: {image_mean} and {image_std}"
+            )
+        if min(self.image_std) <= 0:
+            raise ValueError(f"image_std must be positive. Received: {image_std}")
+        if not all(map(math.isfinite, self.image_mean + self.image_std)):
+            raise ValueError(
+                "image_mean and image_std must be finite. "
+                f"Received: {image_mean} and {image_std}"
+            )
+        if resample not in _RESAMPLE:
+            raise ValueError(
+                f"resample must be one of {', '.join(_RESAMPLE)}. "
+                f"Received: {resample!r}"
+            )
+        self.resample = resample
+
+    @property
+    def num_channels(self) -> int:
+        """Int, the channels of a processed image."""
+        return len(self.image_mean)
+
+    def __call__(self, images: Images) -> np.ndarray:
+        if isinstance(images, (list, tuple)):
+            batch = list(images)
+        elif hasattr(images, "__array__") and not isinstance(images, Image.Image):
+            images = np.asarray(images)
+            batch = list(images) if images.ndim == 4 else [images]
+        else:
+            batch = [images]
+        if not batch:
+            return np.zeros((0, *self.image_size, self.num_channels), "float32")
+        return self.normalize(np.stack([self._resized(image) for image in batch]))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Rescales and normalizes images that already have the right size.
+
+        Args:
+            images: `(..., C)` array of grey levels in [0, 255], or a float32 tensor of
+                them, also inside a graph.
+
+        Returns:
+            `(..., C)` float32 array or tensor.
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor(image_mean=(0.5,), image_std=(0.5,))
+        assert processor.normalize(np.array([[0], [255]])).tolist() == [[-1.0], [1.0]]
+        ```
+        """
+        if not hasattr(images, "dtype") or isinstance(images, np.ndarray):
+            images = np.asarray(images, "float32")
+        mean, std = np.array([self.image_mean, self.image_std], "float32")
+        return (images / np.float32(255) - mean) / std
+
+    def denormalize(self, pixels: Tensor) -> Tensor:
+        """Undoes `normalize`, without rounding or clipping.
+
+        Args:
+            pixels: `(..., C)` float32 array or tensor, normalized.
+
+        Returns:
+            `(..., C)` float32 array or tensor of grey levels.
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor(image_mean=(0.5,), image_std=(0.5,))
+        levels = processor.denormalize(np.float32([[-1.0], [1.0]]))
+        assert levels.tolist() == [[0.0], [255.0]]
+        ```
+        """
+        mean, std = np.array([self.image_mean, self.image_std], "float32")
+        return (pixels * std + mean) * np.float32(255)
+
+    def to_uint8(self, pixels: Tensor) -> np.ndarray:
+        """Turns normalized pixels into a picture that can be looked at.
+
+        Args:
+            pixels: `(..., C)` array or tensor, normalized.
+
+        Returns:
+            `(..., C)` uint8 array, rounded and clipped to [0, 255].
+
+        Example:
+
+        ```python
+        processor = MAEImageProcessor()
+        picture = np.random.randint(0, 256, (1, 224, 224, 3), dtype="uint8")
+        restored = processor.to_uint8(processor(picture))
+        np.testing.assert_array_equal(restored, picture)
+        ```
+        """
+        levels = self.denormalize(np.asarray(ops.convert_to_numpy(pixels), "float32"))
+        return np.rint(np.clip(levels, 0, 255)).astype("uint8")
+
+    def _resized(self, image):
+        """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
+        image = self._as_array(image)
+        height, width = self.image_size
+        channels = [
+            Image.fromarray(np.ascontiguousarray(channel)).resize(
+                (width, height), _RESAMPLE[self.resample]
+            )
+            for channel in np.moveaxis(image, -1, 0)
+        ]
+        return np.stack(channels, axis=-1)  # (H, W, C)
+
+    def _as_array(self, image):
+        """Decodes one image to `(H, W, C)` uint8 of its own size."""
+        if isinstance(image, (str, Path, bytes, bytearray)):
+            image = _open(image)
+        if not isinstance(image, Image.Image):
+            image = _grey_levels(image)  # (H, W, C)
+            if image.shape[-1] == self.num_channels:
+                return image
+            image = _array_to_pil(image, self.num_channels)
+        return _pil_to_array(image, self.num_channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as a dict."""
+        return {
+            "image_size": self.image_size,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "resample": self.resample,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """Builds a processor from what `get_config` returned."""
+        return cls(**config)
+
+    def save_pretrained(self, folder: PathLike) -> None:
+        """Writes `preprocessor_config.json`, in the format that the hub uses.
+
+        Args:
+            folder: Path of an existing folder.
+
+        Example:
+
+        ```python
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            MAEImageProcessor(image_size=96).save_pretrained(folder)
+            assert MAEImageProcessor.from_pretrained(folder).image_size == (96, 96)
+        ```
+        """
+        height, width = self.image_size
+        config = {
+            "do_normalize": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": self.image_mean,
+            "image_std": self.image_std,
+            "resample": int(_RESAMPLE[self.resample]),
+            "rescale_factor": 1 / 255,
+            "size": {"height": height, "width": width},
+        }
+        path = Path(os.path.expanduser(folder), CONFIG_NAME)
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, source: PathLike, **reading: Any) -> Self:
+        """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
+
+        Args:
+            source: Path of a folder that `save_pretrained` wrote to, or of a file in
+                it, or a hub id such as `"facebook/vit-mae-base"`.
+            **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a
+                hub id.
+
+        Returns:
+            A `MAEImageProcessor`.
+
+        Raises:
+            ValueError: If the file is missing, or says what can't be done here.
+        """
+        from keras_mae.weights.hub import Location, read_json
+
+        path = Location(source, **reading).require(CONFIG_NAME)
+        config = read_json(path)
+        try:
+            _check_supported(config)
+            names = {int(code): name for name, code in _RESAMPLE.items()}
+            size = config["size"]
+            if isinstance(size, dict):
+                size = (size["height"], size["width"])
+            return cls(
+                image_size=size,
+                image_mean=config["image_mean"],
+                image_std=config["image_std"],
+                resample=names.get(config["resample"], config["resample"]),
+            )
+        except _MALFORMED as error:
+            raise ValueError(
+                f"{path} is no readable image processor configuration: {error!r}"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+
+def _check_supported(config):
+    """Raises where a configuration asks for steps that this processor doesn't take."""
+    for key, only in {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "do_center_crop": False,
+    }.items():
+        # an absent or null step is taken as the published configuration has it
+        if config.get(key) not in (None, only):
+            raise ValueError(f"{key} must be {only}. Received: {config[key]}")
+    factor = config.get("rescale_factor") or 1 / 255
+    if abs(factor * 255 - 1) > 1e-6:
+        raise ValueError(f"rescale_factor must be 1/255. Received: {factor}")
+
+
+def _open(source):
+    """Opens a path or encoded bytes as a fully decoded PIL image."""
+    encoded = isinstance(source, (bytes, bytearray))
+    name = f"{len(source)} bytes" if encoded else str(source)
+    try:
+        # closed at once: Pillow keeps the file of an animation open
+        with Image.open(io.BytesIO(source) if encoded else source) as image:
+            if image.format == "EPS":
+                raise ValueError("EPS is a program, which another program would run")
+            image.load()
+    except Exception as error:  # each format's reader fails in its own ways
+        raise ValueError(
+            f"An image must be a readable picture. Received: {name}: {error}"
+        ) from error
+    return image
+
+
+def _grey_levels(image):
+    """Checks an array and returns it as `(H, W, C)` uint8."""
+    image = np.asarray(image)
+    if image.ndim == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.size == 0 or image.dtype.kind not in "uif":
+        raise ValueError(
+            "An image array must be (height, width) or (height, width, channels) of "
+            f"numbers. Received: shape {image.shape}, dtype {image.dtype}"
+        )
+    limit = 1 if image.dtype.kind == "f" else 255
+    # written so that NaN fails as well
+    if not (image.min() >= 0 and image.max() <= limit):
+        raise ValueError(
+            "An image array must hold integers in [0, 255] or floats in [0, 1]. "
+            f"Received: {image.dtype} in [{image.min()}, {image.max()}]"
+        )
+    return np.rint(image * (255 // limit)).astype("uint8")
+
+
+def _array_to_pil(image, num_channels):
+    """Turns a `(H, W, C)` uint8 array with 1, 3 or 4 channels into a PIL image."""
+    if image.shape[-1] not in (1, 3, 4) or num_channels not in (1, 3):
+        raise ValueError(
+            f"An image must be (height, width, {num_channels}), channels last. "
+            f"Received: shape {image.shape}"
+        )
+    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
+
+
+def _pil_to_array(image, num_channels):
+    """Turns a PIL image of any mode into `(H, W, C)` uint8, grey or RGB."""
+    if num_channels not in (1, 3):
+        raise ValueError(
+            "A picture has one or three channels; for others give arrays. "
+            f"Wanted: {num_channels} channels"
+        )
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16-bit grey to 255 instead of scaling it
+        image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            "A picture must have 8 or 16 bits a channel; give others as arrays. "
+            f"Received: mode {image.mode}"
+        )
+    image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
+    return image.reshape(*image.shape[:2], num_channels)  # (H, W, C)

@@ -1,0 +1,1 @@
+"""A run: its flags, its folder, resuming it, and probing what it learned."""

@@ -1,0 +1,116 @@
+"""Steps on Keras's JAX backend: pure functions of the variables' values.
+
+Under `keras.distribution` a step sees the batch of all devices, so nothing is said of
+replicas here.
+"""
+
+from itertools import chain
+
+import jax
+import keras
+
+from keras_mae.trainers.replica_step import (
+    OneReplica,
+    global_norm,
+    mean_gradients,
+    part_size,
+)
+
+
+class _Holding(keras.StatelessScope):
+    """Scope in which lists of variables have these values, until they are assigned."""
+
+    def __init__(self, variables, values):
+        pairs = zip(chain(*variables), chain(*values), strict=True)
+        super().__init__(state_mapping=list(pairs))
+
+    def values(self, variables):
+        return [self.get_current_value(variable) for variable in variables]
+
+
+class BackendStep(OneReplica):
+    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes."""
+
+    def train_step(self, state, data):
+        trainable, others, optimizer, metrics = state
+        with _Holding([self.non_trainable_variables], [others]) as scope:
+            inputs = self.training_inputs(data)
+        others = scope.values(self.non_trainable_variables)
+        loss, outputs, gradients, others = self._accumulate(
+            inputs, trainable, others, optimizer
+        )
+        with _Holding([self.optimizer.variables], [optimizer]):
+            norm = global_norm(gradients) / self.loss_scale()
+        gradients = self.clipped(gradients, norm)
+        trainable, optimizer = self.optimizer.stateless_apply(
+            optimizer, gradients, trainable
+        )
+        with _Holding([self.metrics_variables], [metrics]) as scope:
+            results = self.track(loss, outputs, data)
+        metrics = scope.values(self.metrics_variables)
+        state = trainable, others, optimizer, metrics
+        return {**results, "gradient_norm": norm}, state
+
+    def test_step(self, state, data):
+        kinds = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.metrics_variables,
+        )
+        with _Holding(kinds, state) as scope:
+            results = self.evaluation(data)
+        return results, tuple(scope.values(variables) for variables in kinds)
+
+    def predict_step(self, state, data):
+        kinds = self.trainable_variables, self.non_trainable_variables
+        with _Holding(kinds, state) as scope:
+            outputs = self.prediction(data)
+        return outputs, scope.values(self.non_trainable_variables)
+
+    def _loss_and_gradients(self, inputs, trainable, others, optimizer):
+        """Computes loss, outputs, gradients, and the other variables' new values."""
+        kinds = (
+            self.trainable_variables,
+            self.non_trainable_variables,
+            self.optimizer.variables,
+        )
+
+        def compute(trainable):
+            with _Holding(kinds, (trainable, others, optimizer)) as scope:
+                loss, outputs = self.training_loss(**inputs)
+                scaled = self.optimizer.scale_loss(loss)
+            return scaled, (loss, outputs, scope.values(self.non_trainable_variables))
+
+        differentiate = jax.value_and_grad(compute, has_aux=True)
+        (_, (loss, outputs, others)), gradients = differentiate(trainable)
+        return loss, outputs, gradients, others
+
+    def _accumulate(self, inputs, trainable, others, optimizer):
+        """Averages loss and gradients over the parts of a batch."""
+        steps = self.accumulation_steps
+        if steps == 1:
+            return self._loss_and_gradients(inputs, trainable, others, optimizer)
+        rows = part_size(inputs["images"].shape[0], steps)
+
+        def split(tensor):
+            return tensor.reshape(steps, rows, *tensor.shape[1:])
+
+        def add_part(sums, part):
+            loss, gradients, others = sums
+            more_loss, outputs, more, others = self._loss_and_gradients(
+                part, trainable, others, optimizer
+            )
+            gradients = [
+                one + other.astype("float32")
+                for one, other in zip(gradients, more, strict=True)
+            ]
+            return (loss + more_loss, gradients, others), outputs
+
+        zeros = [jax.numpy.zeros(value.shape, "float32") for value in trainable]
+        (loss, gradients, others), outputs = jax.lax.scan(
+            add_part, (0.0, zeros, others), jax.tree.map(split, inputs)
+        )
+        gradients = mean_gradients(gradients, steps, self.trainable_variables)
+        if outputs is not None:
+            outputs = outputs.reshape(rows * steps, *outputs.shape[2:])
+        return loss / steps, outputs, gradients, others

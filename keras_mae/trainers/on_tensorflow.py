@@ -1,0 +1,127 @@
+"""Steps on Keras's TensorFlow backend: one replica, many, several workers, TPUs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from keras_mae.ops.fusion import fusing
+from keras_mae.ops.tracing import cpu_graph
+from keras_mae.trainers.replica_step import OneReplica, mean_gradients, part_size
+from keras_mae.utils.typing import Tensor
+
+
+class BackendStep(OneReplica):
+    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes.
+
+    The gradient is that of the mean over the batch of all replicas, by Keras's own
+    scaling.
+    """
+
+    distribute_strategy: Any  # that of `keras.Model`
+
+    def train_step(self, data):
+        with cpu_graph(self.is_cpu_graph):
+            return self._train_step(data)
+
+    def _train_step(self, data):
+        inputs = self.training_inputs(data)
+        loss, outputs, gradients = self._differentiate(inputs)
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            # each replica brings its share of the mean
+            gradients = context.all_reduce("SUM", gradients)
+        norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
+        norm = norm / self.loss_scale()
+        gradients = self.clipped(gradients, norm)
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        results = self.track(loss, outputs, data)
+        return self._replica_results({**results, "gradient_norm": norm})
+
+    def test_step(self, data):
+        return self._replica_results(self.evaluation(data))
+
+    def predict_step(self, data):
+        return self.prediction(data)
+
+    def _prepare_step(self, xla):
+        self._differentiate = self._accumulate
+        if not self._is_distributed():
+            return
+        if xla and not self._is_on_tpu():
+            # one XLA cluster can't hold the variables of several replicas
+            self._differentiate = tf.function(self._accumulate, jit_compile=True)
+        # train_step sums gradients over replicas, to know their norm: once is enough
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        inner._all_reduce_sum_gradients = list
+
+    def _is_on_tpu(self):
+        return isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
+
+    def _is_distributed(self):
+        strategy = self.distribute_strategy
+        kinds = tf.distribute.TPUStrategy, tf.distribute.MultiWorkerMirroredStrategy
+        return strategy.num_replicas_in_sync > 1 or isinstance(strategy, kinds)
+
+    def _loss_and_gradients(self, inputs):
+        """Computes loss, outputs and this replica's share of the gradient."""
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape, fusing(self.fuses):
+            loss, outputs = self.training_loss(**inputs)
+            scaled = self.optimizer.scale_loss(loss / replicas)
+        return loss, outputs, tape.gradient(scaled, self.trainable_variables)
+
+    def _accumulate(self, inputs):
+        """Averages loss and gradients over the parts of a batch."""
+        steps = self.accumulation_steps
+        if steps == 1:
+            return self._loss_and_gradients(inputs)
+        size = part_size(inputs["images"].shape[0], steps)
+        has_outputs = []
+
+        def add_part(step, loss, gradients, parts):
+            rows = step * size + tf.range(size)
+            part_loss, outputs, more = self._loss_and_gradients(
+                {name: tf.gather(tensor, rows) for name, tensor in inputs.items()}
+            )
+            if outputs is not None:
+                has_outputs.append(True)
+                parts = parts.write(step, outputs)
+            more = [tf.cast(gradient, "float32") for gradient in more]
+            gradients = [sum(pair) for pair in zip(gradients, more, strict=True)]
+            return step + 1, loss + part_loss, gradients, parts
+
+        variables = self.trainable_variables
+        zeros = [tf.zeros(variable.shape, "float32") for variable in variables]
+        parts = tf.TensorArray("float32", steps)
+        _, loss, gradients, parts = tf.while_loop(
+            lambda step, *_: step < steps, add_part, (0, 0.0, zeros, parts)
+        )
+        gradients = mean_gradients(gradients, steps, variables)
+        return loss / steps, parts.concat() if has_outputs else None, gradients
+
+    def _replica_results(self, results):
+        """Gives results the axis over which Keras takes their mean among workers."""
+        workers = tf.distribute.MultiWorkerMirroredStrategy
+        if isinstance(self.distribute_strategy, workers):
+            return {name: value[None] for name, value in results.items()}
+        return results
+
+    def unscaled(self, loss: Tensor) -> Tensor:
+        return loss * tf.distribute.get_strategy().num_replicas_in_sync
+
+    def first_row(self, batch: Tensor) -> Tensor:
+        return tf.distribute.get_replica_context().replica_id_in_sync_group * batch
+
+    def local_values(self, value: Tensor) -> Sequence[Tensor]:
+        if self._is_distributed():
+            return self.distribute_strategy.experimental_local_results(value)
+        return [value]
+
+    def count_workers(self) -> int:
+        if not self._is_distributed():
+            return 1
+        from keras_mae.utils.distribution import cluster
+
+        return len(cluster()[0])

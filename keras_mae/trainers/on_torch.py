@@ -1,0 +1,55 @@
+"""Steps on Keras's PyTorch backend: one device, gradients by autograd."""
+
+import torch
+
+from keras_mae.trainers.replica_step import (
+    OneReplica,
+    global_norm,
+    mean_gradients,
+    part_size,
+)
+
+
+class BackendStep(OneReplica):
+    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes."""
+
+    def train_step(self, data):
+        loss, outputs, gradients = self._accumulate(self.training_inputs(data))
+        with torch.no_grad():
+            norm = global_norm(gradients) / self.loss_scale()
+            gradients = self.clipped(gradients, norm)
+            self.optimizer.apply(gradients, self.trainable_variables)
+            return {**self.track(loss, outputs, data), "gradient_norm": norm}
+
+    def test_step(self, data):
+        return self.evaluation(data)
+
+    def predict_step(self, data):
+        return self.prediction(data)
+
+    def _loss_and_gradients(self, inputs):
+        loss, outputs = self.training_loss(**inputs)
+        values = [variable.value for variable in self.trainable_variables]
+        gradients = torch.autograd.grad(self.optimizer.scale_loss(loss), values)
+        outputs = None if outputs is None else outputs.detach()
+        return loss.detach(), outputs, gradients
+
+    def _accumulate(self, inputs):
+        """Averages loss and gradients over the parts of a batch."""
+        steps = self.accumulation_steps
+        if steps == 1:
+            return self._loss_and_gradients(inputs)
+        rows = part_size(inputs["images"].shape[0], steps)
+        losses, parts, gradients = [], [], None
+        for first in range(0, rows * steps, rows):
+            part = {name: one[first : first + rows] for name, one in inputs.items()}
+            loss, outputs, more = self._loss_and_gradients(part)
+            losses.append(loss)
+            parts.append(outputs)
+            if gradients is None:
+                gradients = [gradient.float() for gradient in more]
+            else:
+                torch._foreach_add_(gradients, more)
+        gradients = mean_gradients(gradients, steps, self.trainable_variables)
+        outputs = None if parts[0] is None else torch.cat(parts)
+        return sum(losses) / steps, outputs, gradients

@@ -1,0 +1,69 @@
+"""The names of a classifier's classes: a text file `labels.txt`, one a line."""
+
+from pathlib import Path
+
+from keras_mae.utils.files import replacing
+
+LABELS_NAME = "labels.txt"
+
+
+def write_labels(folder, names):
+    """Writes the names of classes into a folder, as `labels.txt`.
+
+    Args:
+        folder: Path of the folder.
+        names: Sequence of str; an end of line in one becomes a space, and what UTF-8
+            can't say, as in a folder's name, a question mark.
+
+    Returns:
+        The file's `Path`.
+
+    Example:
+
+    ```python
+    path = write_labels(".", ["cat", "dog"])
+    assert read_labels(path) == ("cat", "dog")
+    ```
+    """
+    path = Path(folder, LABELS_NAME)
+    lines = [name.replace("\r", " ").replace("\n", " ") for name in names]
+    with replacing(path) as part:
+        # no translation to another system's line ends: TensorFlow reads it as well
+        text = "".join(f"{line}\n" for line in lines)
+        part.write_bytes(text.encode(errors="replace"))
+    return path
+
+
+def read_labels(path, num_classes=None):
+    """Reads the names of classes.
+
+    Args:
+        path: Path of a text file of one name a line.
+        num_classes: Int, how many there must be, or `None`.
+
+    Returns:
+        A tuple of str.
+
+    Raises:
+        ValueError: If the file is no text, or has another number of lines.
+        OSError: If there is no such file.
+
+    Example:
+
+    ```python
+    Path("animals.txt").write_text("cat\\ndog\\n")
+    assert read_labels("animals.txt", num_classes=2) == ("cat", "dog")
+    ```
+    """
+    try:
+        text = Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8. Received: {error}") from error
+    # splitlines() would also split at what only looks like an end of line
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+    if num_classes not in (None, len(lines)):
+        raise ValueError(
+            f"{path} must have a line for each of the {num_classes} classes. "
+            f"Received: {len(lines)} lines"
+        )
+    return tuple(lines)

@@ -1,0 +1,52 @@
+"""Imports TensorFlow without its start-up messages, where silence is asked for.
+
+While it is being loaded, TensorFlow 2.21 ignores `TF_CPP_MIN_LOG_LEVEL` and writes
+straight to file descriptor 2 (tensorflow issue 100442). Where the variable asks for
+silence, this module keeps it; what was written is shown if the import fails. The
+project's own commands and scripts always ask for it.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
+_SCRIPTS = (_CHECKOUT / "training", _CHECKOUT / "serving")
+
+
+def _import_quietly():
+    try:
+        saved = os.dup(2)
+    except OSError:
+        return  # standard error is closed: there is nothing to quieten
+    with tempfile.TemporaryFile() as chatter:
+        os.dup2(chatter.fileno(), 2)
+        try:
+            import keras  # noqa: F401
+        except BaseException:
+            chatter.seek(0)
+            with os.fdopen(os.dup(saved), "wb") as stderr:
+                shutil.copyfileobj(chatter, stderr)
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _is_own_command():
+    """Whether the process is a command or script of this project."""
+    if not sys.argv or not sys.argv[0]:
+        return False
+    if sys.argv == ["-m"]:  # Python is looking for a module of this package
+        return True
+    path = Path(sys.argv[0])
+    return path.name.startswith("keras-mae") or path.resolve().parent in _SCRIPTS
+
+
+if _is_own_command():
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") > "0" and "keras" not in sys.modules:
+    _import_quietly()

@@ -1,0 +1,189 @@
+"""What other libraries must be told beside a model's weights, in their words."""
+
+from typing import Any
+
+import keras
+
+from keras_mae.presets import SHARED
+from keras_mae.weights.config_readers import (
+    FACEBOOK_ARGS,
+    FACEBOOK_EPSILON,
+    HUGGINGFACE,
+    HUGGINGFACE_MAE,
+    activations,
+)
+from keras_mae.weights.port import contents_of, sizes_of
+
+
+def to_huggingface(model: keras.Model) -> dict[str, Any]:
+    """Writes a model's settings as transformers' `config.json`.
+
+    Args:
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+
+    Returns:
+        A dict.
+
+    Raises:
+        ValueError: If transformers can't build such a model.
+
+    Example:
+
+    ```python
+    config = to_huggingface(keras_mae.MAEPretrainer.from_preset("mae_tiny"))
+    assert config["model_type"] == "vit_mae" and config["hidden_size"] == 128
+    ```
+    """
+    sizes, parts = sizes_of(model), contents_of(model).parts
+    _check_alike(sizes, "decoder" in parts)
+    _check_square(sizes)
+    if "norm" not in parts or "probe" in parts:
+        raise ValueError(
+            "The format huggingface holds classifiers with pooling='cls' and without "
+            "batch_norm, and encoders with a final norm; timm and facebook hold others"
+        )
+    ours = sizes["activation"]
+    names = [theirs for theirs, one in activations().items() if one == ours]
+    if not names:
+        raise ValueError(
+            f"activation must be one of {', '.join(activations())}. "
+            f"Received: {sizes['activation']}"
+        )
+    sizes["activation"] = names[0]
+    for name in ("image_size", "patch_size"):
+        sizes[name] = sizes[name][0]
+    config = {theirs: sizes[ours] for ours, (theirs, _) in HUGGINGFACE.items()}
+    config["model_type"] = "vit" if "head" in parts else "vit_mae"
+    kind = "ViTForImageClassification" if "head" in parts else "ViTMAEModel"
+    if "decoder" in parts:
+        kind = "ViTMAEForPreTraining"
+        for ours, (theirs, _) in HUGGINGFACE_MAE.items():
+            config[theirs] = sizes[ours]
+    if "head" in parts:
+        labels = {str(index): f"LABEL_{index}" for index in range(model.num_classes)}
+        config["id2label"] = labels
+        config["label2id"] = {name: int(index) for index, name in labels.items()}
+    return {**config, "architectures": [kind]}
+
+
+def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
+    """Writes a model's settings as timm's `config.json`.
+
+    Args:
+        model: A `MAEEncoder` or `MAEClassifier`.
+
+    Returns:
+        A tuple: a dict, and a list of sentences on what timm takes otherwise.
+
+    Raises:
+        ValueError: If timm can't build such a model.
+
+    Example:
+
+    ```python
+    config, notes = to_timm(keras_mae.MAEEncoder.from_preset("mae_tiny"))
+    assert config["model_args"]["embed_dim"] == 128
+    ```
+    """
+    sizes, parts = sizes_of(model), contents_of(model).parts
+    notes = _check_fixed(sizes, ["activation"])
+    width, mlp_dim = sizes["hidden_dim"], sizes["mlp_dim"]
+    ratio = mlp_dim / width
+    if int(width * ratio) != mlp_dim:  # timm rounds down
+        ratio = (mlp_dim + 0.5) / width
+    classes = model.num_classes if "head" in parts else 0
+    pool = "avg" if "head_norm" in parts else "token"
+    args = {
+        "img_size": sizes["image_size"],
+        "patch_size": sizes["patch_size"],
+        "in_chans": sizes["num_channels"],
+        "embed_dim": width,
+        "depth": sizes["depth"],
+        "num_heads": sizes["num_heads"],
+        "mlp_ratio": ratio,
+        "qkv_bias": sizes["qkv_bias"],
+        "global_pool": pool,
+    }
+    card = {
+        "input_size": [sizes["num_channels"], *sizes["image_size"]],
+        "fixed_input_size": True,
+        "num_classes": classes,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    config = {
+        # any of timm's plain Vision Transformers, shaped by model_args
+        "architecture": "vit_base_patch16_224",
+        "num_classes": classes,
+        "num_features": width,
+        "global_pool": pool,
+        "model_args": args,
+        "pretrained_cfg": card,
+    }
+    return config, notes
+
+
+def to_facebook(model: keras.Model) -> tuple[Any, list[str]]:
+    """Collects what shapes can't tell, for the arguments in facebook's file.
+
+    Args:
+        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
+
+    Returns:
+        A tuple: a dict, and a list of sentences on what facebook's code takes
+        otherwise.
+
+    Raises:
+        ValueError: If facebook's code can't build such a model.
+
+    Example:
+
+    ```python
+    args, notes = to_facebook(keras_mae.MAEPretrainer.from_preset("mae_tiny"))
+    assert args["norm_pix_loss"] is False
+    ```
+    """
+    sizes = sizes_of(model)
+    notes = _check_fixed(sizes, ["activation", "qkv_bias"])
+    if "decoder_hidden_dim" in sizes:
+        _check_alike(sizes, True)
+    args = {
+        theirs: sizes[ours]
+        for ours, (theirs, _) in FACEBOOK_ARGS.items()
+        if ours in sizes
+    }
+    return args, notes
+
+
+def _check_alike(sizes, decoder):
+    """Raises where encoder and decoder have settings that the format knows once."""
+    names = {*SHARED} - {"dtype", "kernel_initializer", "rematerialize"}
+    for name in sorted(names) if decoder else ():
+        if sizes[name] != sizes[f"decoder_{name}"]:
+            raise ValueError(
+                f"{name} must be the same in encoder and decoder. Received: "
+                f"{sizes[name]} and {sizes[f'decoder_{name}']}"
+            )
+
+
+def _check_square(sizes):
+    for name in ("image_size", "patch_size"):
+        if len(set(sizes[name])) > 1:
+            raise ValueError(
+                f"transformers takes squares: {name} must be one. "
+                f"Received: {sizes[name]}"
+            )
+
+
+def _check_fixed(sizes, names):
+    """Raises on settings that the library's code fixes otherwise; notes the epsilon."""
+    fixed = {"activation": "gelu", "qkv_bias": True}
+    for name in names:
+        if sizes[name] != fixed[name]:
+            raise ValueError(
+                f"{name} must be {fixed[name]} in this format. Received: {sizes[name]}"
+            )
+    epsilon = sizes["layer_norm_epsilon"]
+    if epsilon == FACEBOOK_EPSILON:
+        return []
+    return [f"layer_norm_epsilon is {epsilon}; that library takes {FACEBOOK_EPSILON}"]

@@ -1,0 +1,97 @@
+"""TF Serving's JSON: a signature's outputs, and the classes of examples."""
+
+import base64
+import json
+
+import numpy as np
+import orjson
+
+from mae_server.errors import invalid
+
+
+def write_outputs(outputs, rows):
+    """Writes a signature's outputs as a response's body.
+
+    Args:
+        outputs: Dict from output name to array.
+        rows: Whether the request was in row format.
+
+    Returns:
+        Bytes: JSON. Bytes are base64 where the output's name ends in `_bytes`; numbers
+        that are not finite are bare `NaN` and `Infinity`, as TF Serving writes them.
+
+    Raises:
+        RequestError: If rows are wanted of outputs without a common batch.
+
+    Example:
+
+    ```python
+    body = write_outputs({"loss": np.float32([0.1])}, rows=True)
+    assert body == b'{"predictions":[0.1]}'
+    ```
+    """
+    finite = all(
+        np.isfinite(array).all()
+        for array in outputs.values()
+        if array.dtype.kind == "f"
+    )
+    outputs = {name: _writable(name, outputs[name]) for name in sorted(outputs)}
+    alone = next(iter(outputs.values())) if len(outputs) == 1 else None
+    if not rows:
+        return _dump({"outputs": outputs if alone is None else alone}, finite)
+    sizes = {len(value) if np.ndim(value) else None for value in outputs.values()}
+    if len(sizes) > 1 or None in sizes:
+        raise invalid(f"inconsistent batch sizes of the outputs {sorted(outputs)}")
+    if alone is not None:
+        return _dump({"predictions": alone}, finite)
+    rows = zip(*outputs.values(), strict=True)
+    rows = [dict(zip(outputs, row, strict=True)) for row in rows]
+    return _dump({"predictions": rows}, finite)
+
+
+def write_results(rows):
+    """Writes the classes of examples as a response's body.
+
+    Args:
+        rows: List with, for each example, a list of `(label, score)`.
+
+    Returns:
+        Bytes: JSON.
+
+    Example:
+
+    ```python
+    body = write_results([[("cat", np.float32(0.9))]])
+    assert body == b'{"results":[[["cat",0.9]]]}'
+    ```
+    """
+    finite = all(np.isfinite(score) for row in rows for _, score in row)
+    return _dump({"results": rows}, finite)
+
+
+def _writable(name, array):
+    if array.dtype != object:
+        return np.ascontiguousarray(array)
+    return _strings(array.tolist(), name.endswith("_bytes"))
+
+
+def _strings(value, encoded):
+    if isinstance(value, list):
+        return [_strings(item, encoded) for item in value]
+    if encoded:
+        return {"b64": base64.b64encode(value).decode()}
+    return value.decode(errors="replace")
+
+
+def _dump(document, finite):
+    if finite:
+        # it writes a float32 shortest, as TF Serving does: 0.1, not 0.10000000149
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(document, default=_plain).encode()
+
+
+def _plain(array):
+    """Makes lists of an array, whose float32 numbers are written shortest as well."""
+    if array.dtype == np.float32:
+        array = array.astype(str).astype("float64")
+    return array.tolist()

@@ -1,0 +1,167 @@
+"""The REST form of TF Serving's protocol."""
+
+import json
+import re
+import traceback
+from urllib.parse import unquote
+
+import tensorflow as tf
+from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2
+
+from mae_server import json_inputs, json_outputs
+from mae_server.errors import RequestError, invalid
+
+_WHICH = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
+_POST = re.compile(_WHICH + ":(classify|predict)", re.IGNORECASE | re.ASCII)
+_GET = re.compile(_WHICH + "(/metadata)?", re.IGNORECASE | re.ASCII)
+
+
+class RestApi:
+    """Answers requests to `/v1/models/...`.
+
+    Args:
+        service: A `Service`.
+
+    Call arguments:
+        method: Str, such as `"POST"`.
+        path: Str, the request's path, as sent.
+        body: Bytes.
+
+    Returns:
+        A tuple: the HTTP status, int, and the response's body, bytes: JSON.
+
+    Example:
+
+    ```python
+    status, body = RestApi(service=None)("GET", "/v1/nothing", b"")
+    assert (status, body) == (400, b'{"error": "Malformed request: GET /v1/nothing"}')
+    ```
+    """
+
+    def __init__(self, service):
+        self._service = service
+
+    def __call__(self, method, path, body):
+        try:
+            return 200, self._answer(method, path, body)
+        except RequestError as error:
+            return error.http_status, _error(error)
+        except RecursionError:
+            return 400, _error("JSON Parse error: nested too deep")
+        except Exception:  # a bug of ours ends one request, not the server
+            traceback.print_exc()
+            return 500, _error("Internal error, see the server's output")
+
+    def _answer(self, method, path, body):
+        match = {"POST": _POST, "GET": _GET}.get(method, _GET).fullmatch(path)
+        if match is None or method not in ("POST", "GET"):
+            raise invalid(f"Malformed request: {method} {path}")
+        name, version, label, verb = match.groups()
+        if version is not None and int(version) >= 2**63:
+            raise invalid(f"Failed to convert version: {version} to numeric.")
+        version = None if version is None else int(version)
+        spec = (unquote(name), version, None if label is None else unquote(label))
+        if method == "GET":
+            return self._metadata(spec) if verb else self._status(spec)
+        return (
+            self._predict(spec, body)
+            if verb.lower() == "predict"
+            else (self._classify(spec, body))
+        )
+
+    def _predict(self, spec, body):
+        document = json_inputs.parse(body)
+        _, _, outputs = self._service.predict(
+            spec,
+            json_inputs.signature_name(document),
+            lambda signature: json_inputs.read_inputs(document, signature.inputs),
+        )
+        return json_outputs.write_outputs(outputs, rows="instances" in document)
+
+    def _classify(self, spec, body):
+        document = json_inputs.parse(body)
+        name = json_inputs.signature_name(document)
+        if "examples" not in document:
+            raise invalid(
+                "When method is classify, key 'examples' is expected and was not found"
+            )
+        if not isinstance(document["examples"], list):
+            raise invalid("Expecting 'examples' value to be an list/array")
+        if not document["examples"]:
+            raise invalid("'examples' value is an empty array")
+        # serialized messages that follow each other are merged
+        context = _example(document.get("context", {}))
+        examples = [context + _example(row) for row in document["examples"]]
+        _, _, rows = self._service.classify(spec, name, examples)
+        return json_outputs.write_results(rows)
+
+    def _status(self, spec):
+        rows = [
+            {
+                "version": str(version),
+                "state": state,
+                "status": {
+                    "error_code": "UNKNOWN" if error else "OK",
+                    "error_message": error,
+                },
+            }
+            for version, state, error in self._service.models.status(*spec)
+        ]
+        return json.dumps({"model_version_status": rows}, indent=1).encode()
+
+    def _metadata(self, spec):
+        version, signatures = self._service.metadata(spec)
+        message = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+        described = json_format.MessageToDict(
+            message,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        document = {
+            "model_spec": {
+                "name": spec[0],
+                "signature_name": "",
+                "version": str(version),
+            },
+            "metadata": {"signature_def": described},
+        }
+        return json.dumps(document, indent=1).encode()
+
+
+def _error(error):
+    return json.dumps({"error": str(error)}).encode()
+
+
+def _example(features):
+    """Serializes a JSON object of features as a `tf.train.Example`."""
+    if not isinstance(features, dict):
+        raise invalid("Example must be JSON object")
+    example = tf.train.Example()
+    for name, values in features.items():
+        feature = example.features.feature[name]
+        for value in values if isinstance(values, list) else [values]:
+            _add_value(feature, name, value)
+    return example.SerializeToString()
+
+
+def _add_value(feature, name, value):
+    if isinstance(value, dict):
+        kind, value = "bytes_list", json_inputs.from_base64(value)
+    elif isinstance(value, str):
+        kind, value = "bytes_list", value.encode(errors="replace")
+    elif isinstance(value, int):  # a bool too, as TF Serving has it
+        kind = "int64_list"
+    elif isinstance(value, float):
+        kind = "float_list"
+    else:
+        raise invalid(f"Feature: {name} has element with unexpected JSON type")
+    if feature.WhichOneof("kind") not in (None, kind):
+        raise invalid(
+            f"Unexpected element type in feature: {name} expecting type: "
+            f"{feature.WhichOneof('kind').removesuffix('_list')}"
+        )
+    try:
+        getattr(feature, kind).value.append(value)
+    except ValueError as error:
+        raise invalid(f"Feature: {name}: {error}") from error

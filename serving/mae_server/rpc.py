@@ -1,0 +1,203 @@
+"""The gRPC form of TF Serving's protocol, by its own stubs."""
+
+from concurrent import futures
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from mae_server.errors import RequestError, invalid
+from mae_server.service import Service  # noqa: F401, for the example
+
+
+def make_grpc_server(service, host, port, max_bytes):
+    """Makes a gRPC server around a service; `start` starts it.
+
+    Args:
+        service: A `Service`.
+        host: Str, the address to bind to.
+        port: Int; 0 takes a free one.
+        max_bytes: Int, the longest message either way.
+
+    Returns:
+        A tuple: the `grpc.Server`, and its port.
+
+    Raises:
+        ValueError: If the port can't be had.
+
+    Example:
+
+    ```python
+    service = Service(models=None)
+    server, port = make_grpc_server(service, "127.0.0.1", 0, max_bytes=2**20)
+    assert port > 0
+    ```
+    """
+    server = grpc.server(
+        futures.ThreadPoolExecutor(service.most_threads),
+        options=[
+            ("grpc.max_receive_message_length", max_bytes),
+            ("grpc.max_send_message_length", max_bytes),
+            # another server's port is an error, not shared
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
+        PredictionService(service, max_bytes), server
+    )
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(
+        ModelService(service), server
+    )
+    try:
+        bound = server.add_insecure_port(f"{host}:{port}")
+    except RuntimeError:
+        bound = 0
+    if not bound:
+        raise ValueError(f"The gRPC port {port} of {host} can't be had")
+    return server, bound
+
+
+def _answered(method):
+    """Turns a `RequestError` of a method into the call's status."""
+
+    def call(self, request, context):
+        try:
+            return method(self, request)
+        except RequestError as error:
+            context.abort(grpc.StatusCode[error.code], str(error))
+
+    return call
+
+
+def _spec(request):
+    """Reads which model, version or label a request means."""
+    if not request.HasField("model_spec"):
+        raise invalid("Missing ModelSpec")
+    spec = request.model_spec
+    version = spec.version.value if spec.HasField("version") else None
+    return spec.name, version, spec.version_label or None
+
+
+def _fill_spec(response, name, version, signature_name=""):
+    response.model_spec.name = name
+    response.model_spec.version.value = version
+    response.model_spec.signature_name = signature_name
+
+
+class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """Predict, Classify and GetModelMetadata; Regress and others are unimplemented.
+
+    Args:
+        service: A `Service`.
+        max_bytes: Int, the largest tensor that a request may describe.
+    """
+
+    def __init__(self, service, max_bytes):
+        self._service = service
+        self._max_bytes = max_bytes
+
+    @_answered
+    def Predict(self, request):
+        spec = _spec(request)
+        version, name, outputs = self._service.predict(
+            spec,
+            request.model_spec.signature_name,
+            {key: self._array(key, value) for key, value in request.inputs.items()},
+            request.output_filter,
+        )
+        response = predict_pb2.PredictResponse()
+        _fill_spec(response, spec[0], version, name)
+        for key, value in outputs.items():
+            response.outputs[key].CopyFrom(tf.make_tensor_proto(value))
+        return response
+
+    @_answered
+    def Classify(self, request):
+        spec = _spec(request)
+        version, name, rows = self._service.classify(
+            spec, request.model_spec.signature_name, _examples(request.input)
+        )
+        response = classification_pb2.ClassificationResponse()
+        _fill_spec(response, spec[0], version, name)
+        for row in rows:
+            classes = response.result.classifications.add().classes
+            for label, score in row:
+                classes.add(label=label, score=float(score))
+        return response
+
+    @_answered
+    def GetModelMetadata(self, request):
+        spec = _spec(request)
+        if not request.metadata_field:
+            raise invalid(
+                "GetModelMetadataRequest must specify at least one metadata_field"
+            )
+        for field in request.metadata_field:
+            if field != "signature_def":
+                raise invalid(f"Metadata field {field} is not supported")
+        version, signatures = self._service.metadata(spec)
+        response = get_model_metadata_pb2.GetModelMetadataResponse()
+        _fill_spec(response, spec[0], version)
+        message = get_model_metadata_pb2.SignatureDefMap(signature_def=signatures)
+        response.metadata["signature_def"].Pack(message)
+        return response
+
+    def _array(self, name, proto):
+        """Reads a tensor, which may say it is larger than what was sent."""
+        try:
+            dtype = tf.dtypes.as_dtype(proto.dtype)
+            sizes = [dimension.size for dimension in proto.tensor_shape.dim]
+            count = int(np.prod(sizes, dtype=object)) if sizes else 1
+            if (
+                min(sizes, default=0) < 0
+                or count * max(dtype.size, 1) > self._max_bytes
+            ):
+                raise ValueError("its shape can't be had")
+            return np.asarray(tf.make_ndarray(proto))
+        except (TypeError, ValueError, OverflowError, KeyError) as error:
+            raise invalid(f"tensor parsing error: {name}: {error}") from error
+
+
+def _examples(message):
+    """Lists the serialized examples of an `Input`, each with its context."""
+    if message.WhichOneof("kind") == "example_list_with_context":
+        listed = message.example_list_with_context
+        # serialized messages that follow each other are merged
+        context = listed.context.SerializeToString()
+        return [context + example.SerializeToString() for example in listed.examples]
+    return [example.SerializeToString() for example in message.example_list.examples]
+
+
+class ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """GetModelStatus and HandleReloadConfigRequest.
+
+    Args:
+        service: A `Service`.
+    """
+
+    def __init__(self, service):
+        self._service = service
+
+    @_answered
+    def GetModelStatus(self, request):
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version, state, error in self._service.models.status(*_spec(request)):
+            row = response.model_version_status.add(version=version)
+            row.state = get_model_status_pb2.ModelVersionStatus.State.Value(state)
+            row.status.error_code = 2 if error else 0  # UNKNOWN, OK
+            row.status.error_message = error
+        return response
+
+    @_answered
+    def HandleReloadConfigRequest(self, request):
+        self._service.reload(request.config)
+        return model_management_pb2.ReloadConfigResponse()

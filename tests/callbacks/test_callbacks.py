@@ -1,0 +1,160 @@
+"""Callbacks: whole checkpoints or none, pictures, a stop on non-finite loss."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+import keras_mae
+from keras_mae import callbacks
+from keras_mae.callbacks.checkpoints import Checkpoints
+
+
+def fit(model, images, callback, epochs=1):
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    return model.fit(images, epochs=epochs, verbose=0, callbacks=[callback])
+
+
+def read_events(folder):
+    """Reads what TensorBoard would show: `(step, value)` by name."""
+    found = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                content = tf.make_ndarray(value.tensor)
+                found.setdefault(value.tag, []).append((event.step, content))
+    return found
+
+
+@pytest.mark.slow
+def test_a_non_finite_loss_stops_before_the_checkpoint(make_model, images, tmp_path):
+    images[0] = np.nan
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    saving = Checkpoints(tmp_path, tmp_path / "model.keras", every_steps=1)
+    with pytest.raises(FloatingPointError, match="is nan at step 1"):
+        model.fit(
+            images, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss(), saving]
+        )
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_pictures_are_drawn_for_people_and_for_tensorboard(
+    make_model, images, tmp_path
+):
+    pytest.importorskip("tensorboard")
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    callback = callbacks.ReconstructionPictures(processor, images[:2], tmp_path, 2)
+    fit(make_model(), images, callback, epochs=3)
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert names == ["epoch-0002.png", "epoch-0003.png"]
+    assert Image.open(tmp_path / names[0]).width == 4 * 160 + 12
+    assert [step for step, _ in read_events(tmp_path)["reconstructions"]] == [1, 2]
+
+
+def test_intervals_are_checked(images, tmp_path):
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
+        callbacks.ReconstructionPictures(processor, images, tmp_path, every=0)
+
+
+@pytest.mark.slow
+def test_steps_of_one_execution_are_named_together(make_model, images):
+    images[0] = np.nan
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3), steps_per_execution=2)
+    dataset = tf.data.Dataset.from_tensor_slices(images).batch(2)
+    with pytest.raises(FloatingPointError, match="at one of the steps 1 to 2"):
+        model.fit(dataset, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss()])
+
+
+def test_a_gradient_that_overflows_float16_is_no_reason_to_stop():
+    """The optimizer leaves such a step out, and scales the next ones less."""
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+    callback = callbacks.StopOnNonFiniteLoss()
+    callback.set_model(keras.Sequential())
+    callback.model.optimizer = optimizer
+    callback.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": np.inf})
+    with pytest.raises(FloatingPointError, match="the loss is inf"):
+        callback.on_train_batch_end(0, {"loss": np.inf})
+    callback.model.optimizer = optimizer.inner_optimizer
+    with pytest.raises(FloatingPointError, match="the gradient_norm is inf"):
+        callback.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": np.inf})
+
+
+def test_a_non_finite_validation_loss_stops_as_well():
+    callback = callbacks.StopOnNonFiniteLoss()
+    callback.set_model(keras.Sequential())
+    callback.model.optimizer = keras.optimizers.SGD()
+    with pytest.raises(FloatingPointError, match="the val_loss is nan"):
+        callback.on_epoch_end(0, {"loss": 1.0, "val_loss": np.nan})
+
+
+@pytest.mark.slow
+def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.AdamW(1e-3))
+    history = {}
+    for first in (0, 2):  # the second fit goes on, as a resumed run does
+        history = model.fit(
+            *(images, None, 1),
+            epochs=first + 2,
+            initial_epoch=first,
+            verbose=0,
+            shuffle=False,
+            validation_data=images,
+            callbacks=[callbacks.Curves(tmp_path, every=3)],
+        ).history
+    train, held_out = (read_events(tmp_path / n) for n in ("train", "validation"))
+    # every third update, and the last of each epoch of four
+    steps = [3, 4, 6, 8, 9, 12, 12, 15, 16]
+    assert [step for step, _ in train["loss"]] == steps
+    assert [step for step, _ in held_out["loss"]] == [4, 8, 12, 16]
+    assert train["loss"][-1][1] == pytest.approx(history["loss"][-1])
+    assert held_out["loss"][-1][1] == pytest.approx(history["val_loss"][-1])
+    assert "gradient_norm" in train
+    with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
+        callbacks.Curves(tmp_path, every=0)
+
+
+class FullDisk(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        raise OSError("no space left")
+
+
+@pytest.mark.slow
+def test_what_can_not_be_written_does_not_end_a_training(make_model, images, capsys):
+    history = fit(
+        make_model(), images, callbacks.IgnoreWriteErrors(FullDisk()), epochs=2
+    )
+    assert len(history.history["loss"]) == 2
+    assert capsys.readouterr().err == "FullDisk failed: no space left\n" * 2
+
+
+class CountedIterators:
+    """A data set that counts who asks it for an iterator."""
+
+    def __init__(self, dataset):
+        self.dataset, self.count = dataset, 0
+
+    def __iter__(self):
+        self.count += 1
+        return iter(self.dataset)
+
+
+def test_validation_keeps_one_iterator_and_says_what_evaluate_says(make_model, images):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(1e-3))
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(2).repeat()
+    counted = CountedIterators(batches)
+    callback = callbacks.Validation(counted, steps=2)
+    callback.set_model(model)
+    wanted = model.evaluate(images, batch_size=2, verbose=0, return_dict=True)
+    for epoch in range(3):
+        logs = {"loss": 1.0}
+        callback.on_epoch_end(epoch, logs)
+        assert logs.pop("loss") == 1.0
+        assert logs == pytest.approx({f"val_{k}": v for k, v in wanted.items()})
+    assert counted.count == 1

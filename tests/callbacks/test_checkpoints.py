@@ -1,0 +1,247 @@
+"""Checkpoints: whole, resumable bit for bit, few, and never at the price of a run."""
+
+import signal
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mae
+from keras_mae.callbacks import checkpoints
+from keras_mae.runs.run_folder import RunFolder
+
+
+def compile_and_fit(model, images, callbacks, epochs=1, **options):
+    model.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
+    return model.fit(
+        images,
+        batch_size=2,
+        epochs=epochs,
+        verbose=0,
+        shuffle=False,
+        callbacks=callbacks,
+        **options,
+    )
+
+
+def state(model):
+    parts = [*model.variables, *model.optimizer.variables]
+    return [np.asarray(keras.ops.convert_to_numpy(part)) for part in parts]
+
+
+def saver(folder, **options):
+    return checkpoints.Checkpoints(folder, folder / "model.keras", **options)
+
+
+@pytest.mark.slow
+def test_the_last_few_are_kept_and_the_newest_has_a_name_of_its_own(
+    make_model, images, tmp_path
+):
+    compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1, keep=2)], 3)
+    found = checkpoints.list_checkpoints(tmp_path)
+    assert list(found) == [5, 6]
+    assert (tmp_path / "model.keras").read_bytes() == found[6].read_bytes()
+    assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
+
+
+@pytest.mark.slow
+def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 45))
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    callback = saver(tmp_path, every_minutes=1, keep=9)
+    compile_and_fit(make_model(), images, [callback], epochs=3)
+    # 45 seconds pass at each look at the clock: saved at every second step
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [2, 4, 6]
+
+
+@pytest.mark.slow
+def test_a_restored_model_goes_on_as_if_nothing_had_happened(
+    make_model, images, tmp_path
+):
+    whole = make_model(dropout_rate=0.1)
+    half = make_model(dropout_rate=0.1)
+    compile_and_fit(half, images, [saver(tmp_path, every_steps=1)])
+    keras.utils.set_random_seed(0)
+    compile_and_fit(whole, images, [saver(tmp_path, every_steps=1)])
+    path = checkpoints.list_checkpoints(tmp_path)[2]
+    restored = make_model(dropout_rate=0.1)
+    restored.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
+    assert checkpoints.restore_checkpoint(restored, path) == 2
+    for model in (whole, restored):
+        model.fit(images, batch_size=2, verbose=0, shuffle=False)
+    for wanted, got in zip(state(whole), state(restored), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.slow
+def test_the_mean_loss_of_an_epoch_counts_the_steps_before(
+    make_model, images, tmp_path
+):
+    images = np.concatenate([images, images[::-1]])
+    model = make_model()
+    history = compile_and_fit(
+        model, images, [saver(tmp_path, every_steps=1, keep=9, steps_per_epoch=4)]
+    ).history
+    restored = make_model()
+    restored.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
+    path = checkpoints.list_checkpoints(tmp_path)[3]
+    checkpoints.restore_checkpoint(restored, path)
+    rest = restored.fit(
+        images[6:],
+        batch_size=2,
+        verbose=0,
+        shuffle=False,
+        callbacks=[saver(tmp_path, steps_per_epoch=4)],
+    )
+    assert rest.history["loss"] == history["loss"]
+
+
+class Failing:
+    """Stands for a model whose file doesn't fit on the disk."""
+
+    def __init__(self, model):
+        self.optimizer = model.optimizer
+
+    def save(self, part):
+        part.write_bytes(b"half a file")
+        raise OSError("No space left on device")
+
+
+@pytest.mark.slow
+def test_a_save_that_dies_leaves_the_older_checkpoints(make_model, images, tmp_path):
+    model = make_model()
+    compile_and_fit(model, images, [saver(tmp_path, every_steps=1)])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(OSError, match="No space left"):
+        checkpoints.save_checkpoint(Failing(model), tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_failing_disk_does_not_end_a_training(
+    make_model, images, tmp_path, monkeypatch, capsys
+):
+    real, calls = checkpoints.save_checkpoint, []
+
+    def fail_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError("No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(checkpoints, "save_checkpoint", fail_once)
+    compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1)], epochs=2)
+    assert "Step 1 is not saved: No space left" in capsys.readouterr().err
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [2, 3, 4]
+
+
+def test_sigterm_saves_and_ends_with_its_code(make_model, images, tmp_path):
+    class Terminate(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            signal.raise_signal(signal.SIGTERM)
+
+    older = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            compile_and_fit(make_model(), images, [Terminate(), saver(tmp_path)], 9)
+    finally:
+        signal.signal(signal.SIGTERM, older)
+    assert stopped.value.code == 75
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [1]
+
+
+@pytest.mark.slow
+def test_a_file_of_another_model_or_step_is_refused(make_model, images, tmp_path):
+    model = make_model()
+    compile_and_fit(model, images, [saver(tmp_path)])
+    path = checkpoints.list_checkpoints(tmp_path)[2]
+    other = make_model(hidden_dim=64)
+    other.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
+    with pytest.raises(ValueError, match="can't be read into this model"):
+        checkpoints.restore_checkpoint(other, path)
+    renamed = path.rename(tmp_path / "step-000000009.keras")
+    with pytest.raises(ValueError, match=r"the step of its name. Received: 2"):
+        checkpoints.restore_checkpoint(model, renamed)
+    renamed.write_bytes(renamed.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="can't be read into this model"):
+        checkpoints.restore_checkpoint(model, renamed)
+
+
+def test_too_little_space_is_found_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"for 3 checkpoints more. Received: a disk"):
+        checkpoints.check_space(tmp_path, size=2**60, count=3)
+    checkpoints.check_space(tmp_path, size=2**60, count=0)
+
+
+@pytest.mark.parametrize("name", ["every_steps", "every_minutes", "keep"])
+def test_intervals_are_checked(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} must be positive. Received: 0"):
+        saver(tmp_path, **{name: 0})
+
+
+@pytest.mark.slow
+def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path):
+    rows = []
+
+    class Row(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            rows.append(sorted(checkpoints.list_checkpoints(tmp_path)))
+
+    callback = saver(tmp_path, every_steps=1, keep=9, steps_per_epoch=2)
+    compile_and_fit(make_model(), images, [Row(), callback], epochs=2)
+    assert rows == [[1], [1, 2, 3]]
+    assert sorted(checkpoints.list_checkpoints(tmp_path)) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_wish_to_stop_that_can_not_be_saved_still_stops(
+    make_model, images, tmp_path, capsys
+):
+    callback = saver(tmp_path / "nowhere")
+    older = signal.getsignal(signal.SIGTERM)
+    callback.listen()
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        compile_and_fit(make_model(), images, [callback])
+    callback.stop_listening()
+    assert stopped.value.code == checkpoints.EXIT_TRY_AGAIN
+    assert "Step 1 is not saved" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == older
+
+
+def test_the_best_epoch_is_kept_also_over_runs(make_model, tmp_path):
+    model = make_model()
+    model.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
+    path = tmp_path / "best.keras"
+
+    def score(values, callback):
+        kept = []
+        for epoch, value in enumerate(values):
+            before = path.read_bytes() if path.exists() else None
+            model.encoder.norm.beta.assign(model.encoder.norm.beta + 1)
+            callback.on_epoch_end(epoch, {"val_top1": value})
+            kept.append(path.read_bytes() != before)
+        return kept
+
+    first = checkpoints.KeepBest(path, "val_top1")
+    first.set_model(model)
+    first.on_train_begin()
+    assert score([0.2, 0.5, 0.4], first) == [True, True, False]
+    resumed = checkpoints.KeepBest(path, "val_top1")
+    resumed.set_model(model)
+    resumed.on_train_begin()
+    assert resumed.best == 0.5
+    assert score([0.5, 0.6], resumed) == [False, True]
+
+
+def test_a_best_epoch_alone_is_a_run(tmp_path):
+    """What somebody kept of it must not be the score that a new run has to beat."""
+    run = RunFolder(tmp_path)
+    run.check_free()
+    run.best.touch()
+    run.best.with_suffix(".json").write_text('{"val_top1": 0.97}')
+    with pytest.raises(ValueError, match="holds a run already"):
+        run.check_free()
+    run.clear()
+    assert not list(tmp_path.iterdir())
+    run.check_free()

@@ -1,0 +1,99 @@
+"""Speed: what the logs say of it, and what a step costs."""
+
+import types
+
+import keras
+import pytest
+import tensorflow as tf
+
+import keras_mae
+from keras_mae.callbacks.throughput import Throughput
+from keras_mae.profiling import costs
+
+
+class Clock:
+    """A model, its data and a clock that they alone move on."""
+
+    steps_per_execution = 1
+
+    def __init__(self, monkeypatch, waiting, training):
+        self.now, self.waiting, self.training = 0.0, waiting, training
+        self.optimizer = types.SimpleNamespace(iterations=0, learning_rate=1e-3)
+        monkeypatch.setattr("time.perf_counter", lambda: self.now)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.now += self.waiting
+
+    def train_function(self, iterator):
+        next(iterator)
+        self.now += self.training
+        self.optimizer.iterations += 1
+
+
+def run_epochs(clock, speed, epochs=2, steps=4, pause=0.0):
+    """Calls the callback as `fit` does; returns the logs of the last epoch."""
+    speed.set_model(clock)
+    speed.on_train_begin()
+    for epoch in range(epochs):
+        speed.on_epoch_begin(epoch)
+        for step in range(steps):
+            clock.train_function(clock)
+            logs = {}
+            speed.on_train_batch_end(step, logs)
+        clock.now += pause
+        logs = {}
+        speed.on_epoch_end(epoch, logs)
+    speed.on_train_end()
+    return logs
+
+
+def test_rates_and_waiting_are_those_of_the_clock(monkeypatch):
+    clock = Clock(monkeypatch, waiting=0.3, training=0.1)
+    speed = Throughput(2, total_steps=16, flops_per_image=1e9, peak_flops=1e12)
+    logs = run_epochs(clock, speed)
+    assert logs["data_wait"] == pytest.approx(0.75)
+    assert logs["images_per_second"] == pytest.approx(5.0)
+    assert logs["mfu"] == pytest.approx(5e9 / 1e12)
+    assert logs["hours_left"] == pytest.approx(8 * 2 / 5.0 / 3600)
+    assert logs["learning_rate"] == 1e-3
+    # as Keras made it: the next fit measures anew
+    assert clock.train_function == Clock.train_function.__get__(clock)
+
+
+def test_an_epoch_takes_what_lies_between_its_steps_as_well(monkeypatch):
+    clock = Clock(monkeypatch, waiting=0.0, training=0.1)
+    speed = Throughput(2, total_steps=16, flops_per_image=1e9, peak_flops=1e12)
+    logs = run_epochs(clock, speed, pause=8.0)
+    assert logs["epoch_seconds"] == pytest.approx(8.4)
+    assert logs["images_per_second"] == pytest.approx(20.0)
+
+
+def test_fit_reports_speed(make_model, images):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(1e-3))
+    speed = Throughput(2, total_steps=4, flops_per_image=1e9, peak_flops=1e12)
+    logs = model.fit(images, batch_size=2, verbose=0, callbacks=[speed]).history
+    assert logs["epoch_seconds"][0] > 0 and 0 <= logs["data_wait"][0] <= 1
+    assert model.train_function.__name__ == "function"
+
+
+def test_a_base_models_image_costs_what_its_matrices_say():
+    # a forward pass of 8.6 + 10 GFLOP, and twice that again
+    model = keras_mae.MAEPretrainer.from_preset("mae_base")
+    assert costs.flops_per_image(model) == pytest.approx(56.5e9, rel=0.03)
+    # 112 M weights, gradients and two moments; 128 images a chip in bfloat16
+    assert costs.estimate_memory(model, 0) == pytest.approx(1.79e9, rel=0.01)
+
+
+def test_rematerialization_takes_less_memory(make_model):
+    kept = costs.estimate_memory(make_model(), 64)
+    assert costs.estimate_memory(make_model(rematerialize=True), 64) < kept
+
+
+def test_peaks_are_looked_up_or_measured():
+    strategy = tf.distribute.get_strategy()
+    assert costs.peak_flops(strategy, "bfloat16", "v5litepod-16") == 197e12
+    assert 1e9 < costs.peak_flops(strategy, "float32") < 1e14

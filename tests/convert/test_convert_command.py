@@ -1,0 +1,173 @@
+"""python -m keras_mae.weights: either way, checked against PyTorch, one-line errors."""
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pytest
+
+from keras_mae import MAEClassifier, MAEImageProcessor
+from keras_mae.convert.check import compare_with_torch
+from keras_mae.preprocessing.image_processor import CONFIG_NAME
+from keras_mae.utils.flags import run_script
+from keras_mae.weights import __main__ as command
+from keras_mae.weights.reader import open_checkpoint
+from tests.comparison import assert_same_weights
+from tests.scripts import environment
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def convert(capfd):
+    """Runs the command within this process, which has TensorFlow loaded already."""
+
+    def run(*arguments):
+        code = 0
+        try:
+            run_script(command.convert, command.Config, "", list(map(str, arguments)))
+        except SystemExit as stop:
+            code = stop.code
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["huggingface", "facebook"])
+def test_there_and_back_again(format, make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    model = make_model()
+    model.save(tmp_path / "one.keras")
+    there = convert(
+        tmp_path / "one.keras", tmp_path / "out", f"--format={format}", "--check"
+    )
+    assert there.returncode == 0, there.stderr
+    assert " of the scale from PyTorch" in there.stdout
+    back = convert(tmp_path / "out", tmp_path / "two.keras", "--check")
+    assert back.returncode == 0, back.stderr
+    assert "/variable" in back.stdout  # the progress bar
+    assert "copied: " in back.stdout and "two.keras: MAEPretrainer" in back.stdout
+    assert_same_weights(keras.models.load_model(tmp_path / "two.keras"), model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mean", "cls", "probe"])
+def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pooling = "cls" if head == "probe" else head
+    model = MAEClassifier(make_model().encoder, 3, pooling, batch_norm=head == "probe")
+    if model.batch_norm:
+        model.batch_norm.moving_variance.assign(np.linspace(0.5, 2, 16))
+    model.save_pretrained(tmp_path / "in", "facebook")
+    done = convert(tmp_path / "in/model.pth", tmp_path / "two.keras", "--check")
+    assert done.returncode == 0, done.stderr
+    assert "two.keras: MAEClassifier" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["huggingface", "timm"])
+def test_a_difference_is_found(format, make_model, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    encoder = make_model(qkv_bias=format == "huggingface").encoder
+    encoder.save_pretrained(tmp_path, format)
+    checkpoint = open_checkpoint(tmp_path)
+    assert compare_with_torch(encoder, checkpoint) < 1e-5
+    kernel = encoder.blocks[1].mlp.fc2.kernel
+    kernel.assign(kernel * 1.01)
+    with pytest.raises(ValueError, match="outputs differ from PyTorch's by"):
+        compare_with_torch(encoder, checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["encoder", "pretrainer"])
+def test_one_format_becomes_another(model, make_model, tmp_path, convert):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    make_model().save_pretrained(tmp_path / "in")
+    done = convert(
+        tmp_path / "in",
+        tmp_path / "out",
+        "--format=timm",
+        f"--model={model}",
+        "--check",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "left out: " in done.stdout
+    assert done.stdout.count("from PyTorch") == 2  # source and destination
+    assert "UNEXPECTED" not in done.stdout + done.stderr
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone.keras", "out"], "There is no file gone.keras"),
+        (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
+        (["{dense}", "out"], "must hold one of MAEPretrainer, MAEEncoder"),
+        (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
+        (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
+        (["{folder}"], "required: destination"),
+        (["{dense}", "out.keras"], "One of SOURCE and DESTINATION must be PyTorch's"),
+    ],
+)
+def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):
+    make_model().save_pretrained(tmp_path / "in")
+    dense = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    dense.save(tmp_path / "dense.keras")
+    places = {"folder": tmp_path / "in", "dense": tmp_path / "dense.keras"}
+    done = convert(*(argument.format(**places) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_as_it_is_typed(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path / "in")
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_mae.weights", "in", "model.keras"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("model.keras: MAEPretrainer\n")
+
+
+@pytest.mark.slow
+def test_the_image_processor_comes_along(make_model, tmp_path, convert):
+    theirs, ours, again = tmp_path / "in", tmp_path / "conv", tmp_path / "out"
+    make_model().save_pretrained(theirs)
+    MAEImageProcessor(32, (0.1,) * 3).save_pretrained(theirs)
+    wanted = (theirs / CONFIG_NAME).read_text()
+    done = convert(theirs / "model.safetensors", ours / "mae.keras")
+    assert done.returncode == 0, done.stderr
+    assert f"{CONFIG_NAME}: copied from " in done.stdout
+    assert (ours / CONFIG_NAME).read_text() == wanted
+    convert(ours / "mae.keras", again)
+    assert (again / CONFIG_NAME).read_text() == wanted
+
+
+@pytest.mark.slow
+def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
+    make_model().save_pretrained(tmp_path / "in")
+    for name, size in (("in", 32), ("conv", 48)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        MAEImageProcessor(size).save_pretrained(tmp_path / name)
+    done = convert(tmp_path / "in", tmp_path / "conv/mae.keras")
+    assert CONFIG_NAME not in done.stdout
+    kept = MAEImageProcessor.from_pretrained(tmp_path / "conv")
+    assert kept.image_size == (48, 48)

@@ -1,0 +1,80 @@
+"""Warm-up requests: each is answered by the SavedModel that it lies in."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_mae
+from keras_mae.export import WARMUP_PATH, export, serve
+from keras_mae.export.warmup import MOST_RECORDS, check_warmup, write_warmup
+
+prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+
+
+def make(kind):
+    options = {"patch_size": 8, "depth": 1}
+    if kind == "pretrainer":
+        return keras_mae.MAEPretrainer.from_preset(
+            "mae_tiny", decoder_depth=1, **options
+        )
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", **options)
+    return encoder if kind == "encoder" else keras_mae.MAEClassifier(encoder, 3)
+
+
+@pytest.fixture
+def processor():
+    return keras_mae.MAEImageProcessor(image_size=32)
+
+
+def read(folder):
+    path = str(folder / WARMUP_PATH)
+    for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+        yield prediction_log_pb2.PredictionLog.FromString(record), len(record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pretrainer", "classifier", "encoder"])
+def test_every_request_is_answered(kind, processor, tmp_path):
+    folder = tmp_path / "mae" / "1"
+    export(make(kind), processor, folder, warmup_batch_sizes=(1, 3))
+    signatures = tf.saved_model.load(folder).signatures
+    asked = []
+    for log, size in read(folder):
+        if log.HasField("classify_log"):
+            request = log.classify_log.request
+            examples = request.input.example_list.examples
+            inputs = {"inputs": [e.SerializeToString() for e in examples]}
+        else:
+            request = log.predict_log.request
+            inputs = {
+                name: tf.make_ndarray(value) for name, value in request.inputs.items()
+            }
+        assert request.model_spec.name == "mae"
+        name = request.model_spec.signature_name
+        assert (name == "classify_examples") == log.HasField("classify_log")
+        answer = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
+        (rows,) = {len(value) for value in answer.values()}
+        asked.append((name, rows))
+        # a batch of pixels holds one number, as all are alike
+        assert size < 2_000
+    names = set(signatures) - {"serving_default"}
+    assert sorted(asked) == sorted((name, rows) for name in names for rows in (1, 3))
+
+
+@pytest.mark.slow
+def test_no_sizes_are_no_file(processor, tmp_path):
+    export(make("encoder"), processor, tmp_path / "1", warmup_batch_sizes=[])
+    assert not (tmp_path / "1" / "assets.extra").exists()
+
+
+def test_what_a_server_refuses_is_not_written(processor, tmp_path):
+    encoder = make("encoder")
+    with pytest.raises(ValueError, match=r"at least 1. Received: \[0\]"):
+        export(encoder, processor, tmp_path / "a" / "1", warmup_batch_sizes=[0])
+    assert not (tmp_path / "a").exists()
+    signatures = serve(encoder, processor).signatures()
+    sizes = np.arange(1, MOST_RECORDS // len(signatures) + 2)
+    check_warmup(sizes[:-1].tolist(), len(signatures))
+    with pytest.raises(ValueError, match="TF Serving takes 1000 warm-up requests"):
+        write_warmup(tmp_path, signatures, sizes.tolist())
+    assert not any(tmp_path.iterdir())

@@ -1,0 +1,163 @@
+"""What --model may name: runs, files, published weights; and copies of encoders."""
+
+import numpy as np
+import pytest
+
+import keras_mae
+from keras_mae.models.loading import (
+    copy_encoder,
+    is_run,
+    load_classifier,
+    load_model,
+    load_run,
+)
+from keras_mae.preprocessing.pretrained_processor import find_processor, load_processor
+
+
+@pytest.fixture
+def run(make_model, tmp_path):
+    model = make_model(num_channels=1)
+    model.save(tmp_path / "model.keras")
+    processor = keras_mae.MAEImageProcessor(32, (0.3,), (0.2,))
+    processor.save_pretrained(tmp_path)
+    return tmp_path, model
+
+
+def test_a_copy_has_the_weights_and_other_settings(make_model, images):
+    encoder = make_model().encoder
+    copy = copy_encoder(encoder, drop_path_rate=0.1, train_positions=True)
+    np.testing.assert_array_equal(copy(images), encoder(images))
+    assert len(copy.trainable_variables) == len(encoder.trainable_variables) + 1
+    half = copy_encoder(encoder, dtype="mixed_bfloat16", rematerialize=True)
+    assert half.rematerialize and half(images).dtype == "bfloat16"
+
+
+def test_a_copy_for_another_size_resizes_positions(make_model):
+    encoder = make_model().encoder
+    wide = np.random.default_rng(0).normal(size=(2, 32, 64, 3)).astype("float32")
+    copy = copy_encoder(encoder, image_size=(32, 64))
+    wanted = encoder(wide, interpolate=True)
+    np.testing.assert_allclose(copy(wide), wanted, atol=1e-5)
+
+
+def test_a_copy_that_does_not_fit_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"don't fit: .*projection/kernel"):
+        copy_encoder(make_model().encoder, num_channels=1)
+
+
+def test_a_frozen_encoder_is_copied_free(make_model):
+    encoder = make_model().encoder
+    encoder.trainable = False
+    assert copy_encoder(encoder).trainable_variables
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_classifier_and_keeps_its_head(run, tmp_path):
+    folder, model = run
+    assert is_run(folder) and is_run(folder / "model.keras") and not is_run("a/b")
+    image = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    classifier = load_classifier(folder, 3, head={"head_range": 1.0})
+    tokens = model.encoder(image, output_hidden_states=True)["hidden_states"][-1]
+    wanted = classifier.head_norm(np.asarray(tokens)[:, 1:].mean(axis=1))
+    np.testing.assert_allclose(classifier.pooled(image), wanted, atol=1e-5)
+    path = tmp_path / "classifier.keras"
+    classifier.save(path)
+    again = load_classifier(path, 3)
+    np.testing.assert_allclose(again(image), classifier(image), atol=1e-6)
+    other = load_classifier(path, 4)
+    assert other(image).shape == (2, 4)
+
+
+def test_published_weights_become_a_classifier(make_model, images, tmp_path):
+    make_model(hidden_dim=24, num_heads=2).save_pretrained(tmp_path)
+    classifier = load_classifier(tmp_path, 5, "cls", drop_path_rate=0.1)
+    assert classifier(images).shape == (4, 5)
+    assert classifier.encoder.stochastic_depth.rate == 0.1
+
+
+def test_the_processor_is_the_runs_where_channels_agree(run):
+    folder, _ = run
+    for source in (folder, folder / "model.keras"):
+        processor = load_processor(source, 64, (0.5,), (0.5,))
+        assert processor.image_mean == (0.3,) and processor.image_size == (64, 64)
+        assert processor.resample == "bicubic"
+    assert load_processor(folder, 64, (0.5,) * 3, (0.5,) * 3).num_channels == 3
+    assert load_processor(None, 64, (0.5,), (0.5,)).image_mean == (0.5,)
+
+
+def test_a_broken_run_is_one_clear_error(run):
+    folder, _ = run
+    with pytest.raises(ValueError, match="does not exist"):
+        load_run(folder / "nowhere")
+    (folder / "model.keras").write_bytes(b"PK no zip")
+    with pytest.raises(ValueError, match=r"model.keras is no readable model"):
+        load_classifier(folder, 3)
+
+
+def test_a_tilde_is_the_users_own_folder(run, monkeypatch):
+    folder, model = run
+    monkeypatch.setenv("HOME", str(folder.parent))
+    source = f"~/{folder.name}"
+    assert is_run(source)
+    loaded, processor = load_run(f"{source}/model.keras")
+    assert processor.image_mean == (0.3,)
+    model.encoder.save_pretrained(folder / "theirs")
+    for weights in (loaded, load_model(f"{source}/theirs")[0]):
+        assert weights.count_params()
+    assert find_processor(f"{source}/model.keras").image_mean == (0.3,)
+
+
+def test_a_model_alone_has_no_processor(run):
+    folder, _ = run
+    (folder / "preprocessor_config.json").unlink()
+    for source in (folder, folder / "model.keras"):
+        model, processor = load_model(source)
+        assert isinstance(model, keras_mae.MAEPretrainer) and processor is None
+        assert load_classifier(source, 3).num_classes == 3
+        assert load_processor(source, 32, (0.5,), (0.4,)).image_mean == (0.5,)
+        with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
+            load_run(source)
+
+
+@pytest.fixture
+def probe(make_model, tmp_path):
+    """A linear probe that was trained: statistics, a norm and a head of its own."""
+    model = keras_mae.MAEClassifier(make_model().encoder, 3, batch_norm=True)
+    rng = np.random.default_rng(0)
+    width = model.encoder.hidden_dim
+    model.batch_norm.set_weights([rng.random(width), 0.01 + 0.01 * rng.random(width)])
+    model.head_norm.set_weights([rng.random(width), rng.random(width)])
+    model.head.set_weights([rng.normal(size=(width, 3)), rng.random(3)])
+    model.save(tmp_path / "model.keras")
+    return model
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_probes_head_comes_with_its_statistics(batch_norm, probe, tmp_path, images):
+    classifier = load_classifier(tmp_path, 3, head={"batch_norm": batch_norm})
+    assert (classifier.batch_norm is not None) == batch_norm
+    np.testing.assert_allclose(classifier(images), probe(images), atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_without_statistics_is_not_put_behind_fresh_ones(make_model, tmp_path):
+    model = keras_mae.MAEClassifier(make_model().encoder, 3, head_range=1.0)
+    model.head_norm.beta.assign(model.head_norm.beta + 1)
+    model.save(tmp_path / "model.keras")
+    probe = load_classifier(tmp_path, 3, head={"batch_norm": True})
+    assert np.abs(probe.head.kernel).max() < 0.1  # drawn, and not of deviation 1
+    # the norm belongs to the features
+    np.testing.assert_array_equal(probe.head_norm.beta, model.head_norm.beta)
+
+
+def test_a_probe_of_other_classes_or_pooling_gives_its_encoder(probe, tmp_path, images):
+    other = load_classifier(tmp_path, 4)
+    np.testing.assert_allclose(other.pooled(images), probe.pooled(images), atol=1e-6)
+    cls = load_classifier(tmp_path, 3, "cls")
+    assert np.abs(cls.head.kernel).max() < 1e-3  # drawn
+
+
+def test_a_segmenter_gives_its_encoder(make_model, tmp_path, images):
+    encoder = make_model().encoder
+    keras_mae.MAESegmenter(encoder, 3, layers=(0, 1)).save(tmp_path / "model.keras")
+    classifier = load_classifier(tmp_path, 3)
+    np.testing.assert_allclose(classifier.encoder(images), encoder(images), atol=1e-6)

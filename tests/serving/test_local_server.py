@@ -1,0 +1,225 @@
+"""serving/local_server.py: flags, limits, a stop that finishes requests, the page.
+
+What it shares with TF Serving is in `tests/conformance`.
+"""
+
+import contextlib
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mae_server.process import running
+from tests.conformance.calls import Caller
+from tests.conformance.conftest import Server
+from tests.conformance.models import save_echo
+from tests.scripts import ROOT, environment, refusal, run
+
+SCRIPT = "serving/local_server.py"
+X = {"inputs": {"x": [[1.0, 2.0]]}}
+
+
+class Slow(tf.Module):
+    """Multiplies matrices for as many milliseconds as it is told."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.int64, "n")])
+    def work(self, n):
+        begin, matrix = tf.timestamp(), tf.eye(256)
+        while 1000 * (tf.timestamp() - begin) < tf.cast(n[0], tf.float64):
+            matrix = tf.linalg.matmul(matrix, matrix)
+        return {"n": n + tf.cast(matrix[0, 0] - 1, tf.int64)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with `echo/1` and `slow/1`."""
+    folder = tmp_path_factory.mktemp("models")
+    save_echo(folder / "echo" / "1")
+    slow = Slow()
+    signature = slow.work.get_concrete_function()
+    tf.saved_model.save(slow, str(folder / "slow" / "1"), signatures=signature)
+    return folder
+
+
+@pytest.fixture
+def start():
+    """Starts servers, and stops those that a test leaves."""
+    processes = []
+    with contextlib.ExitStack() as stack:
+
+        def start_one(*flags):
+            server = running(ROOT / SCRIPT, *flags, env=environment())
+            rest, grpc_address, process = stack.enter_context(server)
+            processes.append(process)
+            return process, Caller(Server(grpc_address, rest, None))
+
+        yield start_one
+    assert not any(process.returncode for process in processes)
+
+
+def in_background(function, *arguments):
+    """Calls a function in a thread; returns the thread and the list it answers in."""
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(function(*arguments)))
+    thread.start()
+    return thread, answers
+
+
+@pytest.mark.slow
+def test_a_stop_finishes_the_requests_in_hand(folder, start):
+    process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
+    body = {"inputs": {"n": [3000]}}
+    caller.post("slow:predict", {"inputs": {"n": [1]}})
+    http_thread, http_answers = in_background(caller.post, "slow:predict", body)
+    grpc_thread, grpc_answers = in_background(
+        caller.predict, "slow", {"n": np.int64([3000])}
+    )
+    time.sleep(1)
+    assert http_thread.is_alive() and grpc_thread.is_alive()
+    process.send_signal(signal.SIGTERM)
+    http_thread.join()
+    grpc_thread.join()
+    assert http_answers == [(200, {"outputs": [3000]})]
+    assert grpc_answers[0][0]["n"].tolist() == [3000]
+    assert process.wait(timeout=20) == 0
+
+
+@pytest.mark.slow
+def test_a_full_queue_is_unavailable_and_drains(folder, start):
+    _, caller = start(
+        f"--model_base_path={folder / 'slow'}",
+        "--model_name=slow",
+        "--threads=1",
+        "--max_enqueued=1",
+    )
+    caller.predict("slow", {"n": np.int64([1])})  # connects
+    body = {"inputs": {"n": [3000]}}
+    waiting = [in_background(caller.post, "slow:predict", body) for _ in range(5)]
+    time.sleep(0.3)
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.predict("slow", {"n": np.int64([1])})
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    for thread, _ in waiting:
+        thread.join()
+    statuses = sorted(answers[0][0] for _, answers in waiting)
+    assert statuses == [200, 200, 503, 503, 503]
+    assert caller.post("slow:predict", {"inputs": {"n": [1]}})[0] == 200
+
+
+@pytest.mark.slow
+def test_batches_and_bodies_are_bounded(folder, start):
+    process, caller = start(
+        f"--model_base_path={folder / 'echo'}",
+        "--model_name=echo",
+        "--max_batch_size=4",
+    )
+    message = "Task size 5 is larger than maximum input batch size 4"
+    status, answer = caller.post("echo:predict", {"instances": [[1, 2]] * 5})
+    assert (status, answer) == (400, {"error": message})
+    with pytest.raises(grpc.RpcError, match=message):
+        caller.predict("echo", {"x": np.ones((5, 2), "float32")})
+    host, port = caller.server.rest.split(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection.putrequest("POST", "/v1/models/echo:predict")
+    connection.putheader("Content-Length", str(65 * 2**20))
+    connection.endheaders()
+    assert connection.getresponse().status == 413
+    with pytest.raises((AssertionError, OSError)):
+        chunks = (b" " * 2**20 for _ in range(80))
+        assert caller.http("POST", "/v1/models/echo:predict", chunks)[0] != 413
+    assert caller.post("echo:predict", X)[0] == 200
+    assert process.poll() is None
+
+
+@pytest.mark.slow
+def test_a_configuration_file_is_followed(folder, start, tmp_path):
+    file = tmp_path / "models.config"
+    text = f'config {{ name: "echo" base_path: "{folder}/echo" }}'
+    file.write_text(f"model_config_list {{ {text} }}")
+    _, caller = start(
+        f"--model_config_file={file}",
+        "--model_config_file_poll_wait_seconds=1",
+        "--file_system_poll_wait_seconds=0.2",
+    )
+    assert caller.get("slow")[0] == 404
+    file.write_text("model_config_list { broken")
+    time.sleep(1.5)
+    assert caller.post("echo:predict", X)[0] == 200
+    more = f'config {{ name: "slow" base_path: "{folder}/slow" }}'
+    file.write_text(f"model_config_list {{ {text} {more} }}")
+    end = time.monotonic() + 30
+    while caller.get("slow")[0] == 404:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    assert caller.post("echo:predict", X)[0] == 200
+
+
+@pytest.mark.slow
+def test_it_listens_on_loopback_and_shows_the_page(folder, start):
+    _, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
+    for address in (caller.server.rest, caller.server.grpc):
+        assert address.startswith("127.0.0.1:")
+    connection = http.client.HTTPConnection(caller.server.rest, timeout=20)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert response.status == 200
+    assert response.getheader("Content-Type").startswith("text/html")
+    assert b"<html" in response.read()
+
+
+@pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "1").mkdir()])
+def test_a_folder_without_a_model_is_one_line(tmp_path, make):
+    make(tmp_path)
+    error = refusal(SCRIPT, f"--model_base_path={tmp_path}", "--rest_api_port=0")
+    assert str(tmp_path) in error
+
+
+@pytest.mark.nightly  # each run imports TensorFlow
+def test_wrong_flags_are_one_line(folder, tmp_path):
+    echo = f"--model_base_path={folder / 'echo'}"
+    broken = tmp_path / "broken.config"
+    broken.write_text("models!")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for flags, message in (
+            ([], "either --model_base_path or --model_config_file"),
+            ([echo, f"--model_config_file={broken}"], "either --model_base_path"),
+            ([f"--model_config_file={broken}"], "must be a ModelServerConfig"),
+            ([echo, "--port=70000"], "port must be in [0, 65535]"),
+            ([echo, "--threads=0"], "threads must be at least 1"),
+            ([echo, "--port=0", f"--rest_api_port={port}"], "can't be had"),
+            ([echo, f"--port={port}"], "can't be had"),
+        ):
+            finished = run(SCRIPT, *flags)
+            assert finished.returncode == 2, flags
+            assert message in finished.stderr, finished.stderr
+            assert len(finished.stderr.splitlines()) == 1, finished.stderr
+
+
+def test_answers_are_json():
+    from mae_server import json_outputs
+
+    for outputs, rows, wanted in (
+        ({"y": np.float32([[0.1]])}, True, {"predictions": [[0.1]]}),
+        ({"y": np.float32([[0.1]])}, False, {"outputs": [[0.1]]}),
+        ({"y": np.zeros((0, 3), "f4")}, False, {"outputs": []}),
+        ({"y": np.float32([0.1, np.inf])}, True, {"predictions": [0.1, np.inf]}),
+        (
+            {"y": np.int64([1, 2]), "x_bytes": np.array([b"a", b"b"], object)},
+            True,
+            {
+                "predictions": [
+                    {"x_bytes": {"b64": "YQ=="}, "y": 1},
+                    {"x_bytes": {"b64": "Yg=="}, "y": 2},
+                ]
+            },
+        ),
+    ):
+        assert json.loads(json_outputs.write_outputs(outputs, rows)) == wanted

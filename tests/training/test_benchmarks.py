@@ -1,0 +1,167 @@
+"""The scripts that measure: whole, on the smallest models; never how fast."""
+
+import importlib.util
+import json
+import sys
+
+import pytest
+
+from keras_mae.profiling.costs import flops_per_image
+from keras_mae.profiling.paired_runs import Worker, compare, take_turns
+from tests.scripts import load, refusal, run
+
+TRAINING, SERVING = "training/benchmark.py", "serving/benchmark.py"
+GROWTH = "training/benchmark_growth.py"
+
+
+def needs(name):
+    """Skips a test without a package; importing locust would replace all threads."""
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+
+
+@pytest.mark.slow
+def test_workers_take_turns(capfd):
+    code = (
+        "import time\n"
+        "from keras_mae.profiling.paired_runs import serve_steps\n"
+        "print('chatter')\n"
+        "serve_steps(lambda: time.sleep({}), {{'name': 'x'}})\n"
+    )
+    commands = [[sys.executable, "-c", code.format(s)] for s in (0.01, 0.05)]
+    with Worker(commands[0]) as fast, Worker(commands[1]) as slow:
+        take_turns([fast, slow], warmup=1, repeats=3)
+    assert len(fast.seconds) == len(slow.seconds) == 3
+    assert fast.about["name"] == "x" and fast.about["first_step"] >= 0.01
+    assert fast.peak > 2**20
+    ratio, low, high = compare(fast.seconds, slow.seconds)
+    assert low <= high and ratio > 1
+
+
+def test_a_worker_that_fails_is_named():
+    with pytest.raises(ValueError, match="the worker ended"):
+        Worker([sys.executable, "nothing.py"])
+
+
+def test_ratios_are_of_medians_and_rounds():
+    ratio, low, high = compare([1.0, 2.0, 3.0], [2.0, 6.0, 3.0])
+    assert ratio == 1.5 and (low, high) == (1.5, 2.5)
+    assert compare([2.0], [3.0]) == (1.5, 1.5, 1.5)
+
+
+def test_an_encoder_has_its_own_flops(make_model):
+    model = make_model()
+    whole, encoder = flops_per_image(model), flops_per_image(model.encoder)
+    # unmasked, the encoder sees four times the tokens
+    assert 0 < encoder < 4 * whole
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "mode", ["pretrain-step", "encode", "reconstruct", "finetune-step"]
+)
+def test_every_mode_against_the_peer(mode, tmp_path):
+    needs("transformers")
+    finished = run(
+        TRAINING,
+        f"--mode={mode}",
+        "--preset=mae_tiny",
+        "--batch_size=2",
+        "--repeats=2",
+        "--against=huggingface",
+        f"--out={tmp_path / 'rows.json'}",
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "ratio of images/s: " in finished.stdout
+    ours, theirs = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert ours["library"] == "keras_mae" and theirs["library"] == "transformers"
+    assert len(ours["seconds"]) == 2 and 0 < ours["mfu"] < 2
+    assert ours["tensorflow"] and theirs["torch"] and ours["peak_memory"] > 2**27
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--mode=input"],
+        ["--backend=jax"],
+        ["--backend=jax", "--mode=encode", "--precision=bfloat16"],
+        ["--xla=on", "--precision=mixed_bfloat16", "--rematerialize"],
+        ["--accumulation_steps=2", "--depth=1", "--image_size=16"],
+        ["--replicas=2"],
+    ],
+)
+def test_other_ways_to_run(flags):
+    needs("jax")
+    small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=2", "--warmup=1"]
+    finished = run(TRAINING, *small, *flags)
+    assert finished.returncode == 0, finished.stderr
+    assert "images/s" in finished.stdout
+
+
+@pytest.mark.nightly
+def test_growth_is_drawn_and_tabled(tmp_path):
+    needs("matplotlib")
+    small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=1"]
+    axes = "--axes=mask_ratio,memory"
+    finished = run(GROWTH, *small, axes, f"--out={tmp_path / 'growth'}")
+    assert finished.returncode == 0, finished.stderr
+    assert "| yes | 4 | " in finished.stdout and "| no | 1 | 1.00 |" in finished.stdout
+    rows = json.loads((tmp_path / "growth.json").read_text())["rows"]
+    assert [row["mask_ratio"] for row in rows["mask_ratio"]] == [0.01, 0.5, 0.75, 0.9]
+    assert (tmp_path / "growth.png").stat().st_size > 1000
+
+
+def test_what_does_not_grow_is_named():
+    growth = load(GROWTH)
+    assert growth.axis_values("depth", growth.GrowthConfig()) == [
+        {"depth": depth} for depth in (3, 6, 12, 24)
+    ]
+    with pytest.raises(
+        ValueError, match=r"axes must be of .*memory\. Received: 'width'"
+    ):
+        growth.axis_values("width", growth.GrowthConfig())
+
+
+def test_wrong_flags_of_the_training_benchmark_are_one_line():
+    for flags, message in (
+        (["--repeats=0"], "repeats must be at least 1. Received: 0"),
+        (["--mode=sleep"], "invalid choice: 'sleep'"),
+    ):
+        assert message in refusal(TRAINING, *flags)
+
+
+@pytest.mark.nightly
+def test_a_server_is_measured_by_each_protocol(tmp_path):
+    needs("locust")
+    out = tmp_path / "rows.json"
+    finished = run(
+        SERVING,
+        *("--seconds=2", "--batch_sizes=2", "--concurrency=1", f"--out={out}"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads(out.read_text())
+    kinds = ["session", "grpc_bytes", "rest_bytes", "rest_pixels"]
+    assert [row["kind"] for row in rows] == kinds
+    for row in rows:
+        assert row["requests_s"] > 0 and row["failed"] == 0
+        assert row["p50"] <= row["p95"] <= row["p99"]
+    assert "| gRPC, bytes | 2 | 1 |" in finished.stdout
+
+
+@pytest.mark.nightly
+def test_a_soak_reloads_and_counts_failures(tmp_path):
+    needs("locust")
+    out = tmp_path / "rows.json"
+    finished = run(SERVING, "--soak_minutes=1", f"--out={out}")
+    assert finished.returncode == 0, finished.stderr
+    (row,) = json.loads(out.read_text())
+    assert row["failed"] == 0 and row["version"] == "2" and row["memory"] > 100
+
+
+def test_a_server_elsewhere_needs_both_addresses():
+    benchmark = load(SERVING)
+    with pytest.raises(ValueError, match="both --endpoint and --rest_endpoint"):
+        benchmark.main(benchmark.BenchmarkConfig(endpoint="localhost:8500"))
+    with pytest.raises(ValueError, match="for the embedded server"):
+        benchmark.soak(None, None, None, None)

@@ -1,0 +1,229 @@
+"""training/finetune.py, whole, on digits: what it writes, measures and survives."""
+
+import csv
+import json
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_mae
+from keras_mae.models.loading import load_classifier
+from keras_mae.recipes import FINE_TUNING
+from keras_mae.utils.flags import parse_flags
+from tests.scripts import load, refusal, run
+from tests.training.test_pretrain_script import assert_same_run, start, wait_for
+
+SCRIPT = "training/finetune.py"
+SMALL = ("--epochs=2", "--warmup_epochs=1", "--batch_size=128")
+
+pytest.importorskip("sklearn")
+pytest.importorskip("tensorboard")
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A run of a small model that never saw an image."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    keras.utils.set_random_seed(3)  # fixtures of a file come before its tests' seed
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", num_channels=1, patch_size=8, hidden_dim=48, decoder_depth=1
+    )
+    model.save(folder / "model.keras")
+    processor = keras_mae.MAEImageProcessor(32, (0.3,), (0.35,))
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tuned(pretrained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned") / "run"
+    finished = run(SCRIPT, *SMALL, f"--model={pretrained}", f"--output={folder}")
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
+
+
+@pytest.mark.slow
+def test_a_run_leaves_all_that_it_promises(tuned, pretrained):
+    folder, finished = tuned
+    assert finished.stderr == ""
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert len(rows) == 2
+    best = json.loads((folder / "best.json").read_text())
+    assert best["val_top1"] == max(float(row["val_top1"]) for row in rows)
+    assert f"top-1 {best['val_top1']:.2%}" in finished.stdout
+    config = json.loads((folder / "config.json").read_text())
+    for name, value in FINE_TUNING["small"].items():
+        if name not in ("epochs", "warmup_epochs", "batch_size"):
+            assert config[name] == value, name
+    model = keras.models.load_model(folder / "model.keras")
+    assert model.num_classes == 10 and model.encoder.hidden_dim == 48
+    processor = keras_mae.MAEImageProcessor.from_pretrained(folder)
+    assert processor.image_mean == (0.3,)
+
+
+@pytest.mark.slow
+def test_an_evaluation_measures_all_held_out_images(tuned, tmp_path):
+    folder, _ = tuned
+    flags = (f"--model={folder / 'best.keras'}", "--eval", f"--output={tmp_path}")
+    finished = run(SCRIPT, *flags, "--batch_size=100")
+    assert finished.returncode == 0, finished.stderr
+    best = json.loads((folder / "best.json").read_text())
+    row = list(csv.DictReader((folder / "history.csv").open()))[best["epoch"] - 1]
+    assert f"360 held-out images: top-1 {best['val_top1']:.3%}" in finished.stdout
+    assert f"top-5 {float(row['val_top5']):.3%}" in finished.stdout
+    loss = float(re.search(r"loss ([\d.]+)", finished.stdout)[1])
+    assert loss == pytest.approx(float(row["val_loss"]), abs=1e-4)
+    assert Image.open(tmp_path / "confusion.png").mode == "RGB"
+
+
+@pytest.mark.nightly
+def test_a_run_told_to_stop_goes_on_bit_equal(tuned, pretrained, tmp_path):
+    wanted, _ = tuned
+    folder = tmp_path / "run"
+    flags = (*SMALL, f"--model={pretrained}", f"--output={folder}")
+    process = start(*flags, "--checkpoint_steps=2", script=SCRIPT)
+    # in the middle of the second epoch, of 11 steps each
+    wait_for(lambda: (folder / "checkpoints/step-000000014.keras").exists(), process)
+    process.terminate()
+    assert process.wait() == 75
+    finished = run(SCRIPT, *flags, "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(folder, wanted)
+    assert (folder / "best.json").read_text() == (wanted / "best.json").read_text()
+
+
+@pytest.mark.slow
+def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
+    wanted, _ = tuned
+    folder = tmp_path / "run"
+    finished = run(
+        SCRIPT,
+        *(*SMALL, f"--model={pretrained}", f"--output={folder}"),
+        *("--strategy=mirrored", "--replicas=2", "--accumulation_steps=2"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows, wanted_rows = (
+        list(csv.DictReader((path / "history.csv").open())) for path in (folder, wanted)
+    )
+    for mine, theirs in zip(rows, wanted_rows, strict=True):
+        for name in ("loss", "val_loss", "val_top1", "val_top5", "gradient_norm"):
+            assert float(mine[name]) == pytest.approx(float(theirs[name]), abs=1e-5)
+    models = [
+        keras.models.load_model(path / "model.keras") for path in (folder, wanted)
+    ]
+    for mine, theirs in zip(*(model.weights for model in models), strict=True):
+        difference = np.abs(np.asarray(mine) - np.asarray(theirs))
+        if mine.path.endswith("qkv/bias"):
+            # softmax doesn't feel a key's bias: its gradient is rounding, which AdamW
+            # divides by its own size
+            queries, _, values = np.split(difference, 3)
+            difference = np.concatenate([queries, values])
+        assert difference.max(initial=0) < 1e-5, mine.path
+
+
+@pytest.mark.nightly
+def test_a_folder_of_classes_with_all_augmentations(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 9), ("val", 3)):
+        for number, name in enumerate(("dark", "light")):
+            path = tmp_path / "data" / split / name
+            path.mkdir(parents=True)
+            for index in range(count):
+                image = rng.integers(0, 100, (40, 36, 3)) + 150 * number
+                Image.fromarray(image.astype("uint8")).save(path / f"{index}.png")
+    script = load(SCRIPT)
+    flags = [f"--dataset=folder:{tmp_path / 'data'}", "--recipe=base", "--batch_size=8",
+             "--epochs=3", "--warmup_epochs=1", f"--output={tmp_path / 'run'}",
+             "--trainable_blocks=1", "--head_dropout_rate=0.1", "--labels_per_class=4",
+             "--image_size=16", "--steps_per_execution=2"]  # fmt: skip
+    model = script.main(parse_flags(script.FinetuneConfig, "", flags))
+    assert model.encoder.image_size == (16, 16) and model.num_classes == 2
+    assert not model.encoder.blocks[0].trainable and model.encoder.blocks[-1].trainable
+
+
+def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
+    make_model(hidden_dim=24, num_heads=2).save_pretrained(tmp_path / "hub")
+    script = load(SCRIPT)
+    flags = [f"--model={tmp_path / 'hub'}", "--dry-run", "--pooling=cls"]
+    script.main(parse_flags(script.FinetuneConfig, "", flags))
+    said = capsys.readouterr().out
+    assert '"pooling": "cls"' in said and "parameters:" in said
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--recipe=giant"], "recipe must be one of base, large, huge, small"),
+        (["--model=/no/run.keras"], "/no/run.keras does not exist"),
+        (["--model=/no/such"], "/no/such"),
+        (["--eval"], "--eval needs a --model"),
+        (["--batch_size=63"], "a replica's batch must be even. Received: 63"),
+        (["--num_classes=3"], "must be in [0, 3), the number of classes. Received: 3"),
+        (["--labels_per_class=1000"], "labels_per_class must be in [1, "),
+        (["--trainable_blocks=9"], "blocks must be in [0, 4]. Received: 9"),
+        (["--drop_path_rate=1"], "drop_path_rate must be in [0, 1)"),
+        (["--layer_decay=0"], "layer_decay must be in (0, 1]"),
+        (["--dataset=photos"], "has no labels"),
+        (["--crop_scale=0"], "crop_scale must be in (0, 1]. Received: 0.0"),
+        (["--magnitude=11"], "magnitude must be in [0, 10]. Received: 11.0"),
+        (["--erase=2"], "erase must be in [0, 1]. Received: 2.0"),
+        (["--mixup=-1"], "mixup"),
+        (["--smoothing=2"], "smoothing must be in [0, 1]"),
+        (["--pooling=max"], "invalid choice"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
+    assert message in refusal(SCRIPT, f"--output={tmp_path / 'run'}", *flags)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_of_other_classes_is_not_evaluated(pretrained, tmp_path):
+    script = load(SCRIPT)
+    flags = [f"--model={pretrained}", "--eval", f"--output={tmp_path}"]
+    with pytest.raises(
+        ValueError, match=r"classifier of the 10 classes.*MAEPretrainer"
+    ):
+        script.main(parse_flags(script.FinetuneConfig, "", flags))
+
+
+@pytest.fixture(scope="module")
+def measured(pretrained, tmp_path_factory):
+    """A classifier of digits that learnt nothing."""
+    folder = tmp_path_factory.mktemp("measured")
+    load_classifier(pretrained, 10, head={"head_range": 1.0}).save(
+        folder / "model.keras"
+    )
+    return folder
+
+
+def evaluate(folder, *flags):
+    script = load(SCRIPT)
+    argv = [f"--model={folder}", "--eval", f"--output={folder / 'eval'}", *flags]
+    return script.main(parse_flags(script.FinetuneConfig, "", argv))
+
+
+@pytest.mark.slow
+def test_an_evaluation_is_in_the_precision_that_is_asked_for(measured):
+    wanted = evaluate(measured)
+    same = evaluate(measured, "--image_size=32", "--pooling=mean")
+    assert same == wanted
+    half = evaluate(measured, "--precision=mixed_bfloat16")
+    assert half["loss"] != wanted["loss"]
+    assert half["loss"] == pytest.approx(wanted["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--image_size=64", r"image_size must be \(32, 32\). Received: \(64, 64\)"),
+        ("--pooling=cls", "pooling must be mean. Received: cls"),
+    ],
+)
+def test_an_evaluation_is_of_the_model_as_it_is(flag, message, measured):
+    with pytest.raises(ValueError, match=message):
+        evaluate(measured, flag)

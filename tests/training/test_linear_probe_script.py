@@ -1,0 +1,143 @@
+"""training/linear_probe.py on digits: methods, cached features, crops, pictures."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from keras_mae.export import find_labels
+from keras_mae.utils.flags import parse_flags
+from tests.scripts import load, refusal, run
+from tests.training.test_finetune_script import pretrained  # noqa: F401, a fixture
+
+SCRIPT = "training/linear_probe.py"
+
+pytest.importorskip("sklearn")
+pytest.importorskip("matplotlib")
+
+
+def ask(*flags):
+    script = load(SCRIPT)
+    return script.main(parse_flags(script.ProbeConfig, "", list(flags)))
+
+
+@pytest.fixture(scope="module")
+def probed(pretrained, tmp_path_factory):  # noqa: F811
+    folder = tmp_path_factory.mktemp("probe")
+    flags = (f"--model={pretrained}", f"--output={folder}", "--epochs=20",
+             "--warmup_epochs=2")  # fmt: skip
+    return folder, flags, ask(*flags)
+
+
+@pytest.mark.slow
+def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
+    folder, _, accuracy = probed
+    assert accuracy > 0.5  # of ten classes, on random features
+    for name in ("confusion.png", "features-pca.png", "features-tsne.png"):
+        assert (folder / name).exists()
+    classifier = keras.models.load_model(folder / "model.keras")
+    assert classifier.batch_norm is not None and not classifier.encoder.trainable
+    assert find_labels(folder, 10) == tuple("0123456789")
+    tune = load("training/finetune.py")
+    argv = [f"--model={folder}", "--eval", f"--output={folder / 'eval'}"]
+    results = tune.main(parse_flags(tune.FinetuneConfig, "", argv))
+    assert results["top1"] == pytest.approx(accuracy, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["knn", "logistic"])
+def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypatch):
+    _, flags, _ = probed
+    monkeypatch.setattr(
+        "keras_mae.runs.probing.extract_features",
+        lambda *_: pytest.fail("computed again"),
+    )
+    assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5
+
+
+@pytest.mark.nightly
+def test_crops_need_the_encoder_at_each_step(probed, tmp_path):
+    _, flags, _ = probed
+    output = tmp_path / "run"
+    # the last of two flags of a name counts; replicas need a process of their own
+    finished = run(
+        SCRIPT,
+        *(*flags, f"--output={output}", "--crop_scale=0.5", "--epochs=2"),
+        *("--warmup_epochs=1", "--blr=1", "--strategy=mirrored"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (output / "best.keras").exists()
+    assert re.search(r"^1,", (output / "history.csv").read_text(), re.MULTILINE)
+    trained = keras.models.load_model(output / "model.keras")
+    assert not trained.encoder.trainable
+    np.testing.assert_array_equal(trained.head_norm.gamma, np.ones(48))
+    assert np.abs(trained.batch_norm.moving_mean.numpy()).max() > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--method=guess"], "invalid choice"),
+        (["--recipe=giant"], "recipe must be one of base, large, huge, small"),
+        (["--recipe=base"], "batch_size must be in [1, 1437]"),
+        (["--k=0", "--method=knn"], "k and temperature must be positive"),
+        (["--weight_decay=-1"], "weight_decay must be at least 0"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
+    assert message in refusal(SCRIPT, f"--output={tmp_path}", *flags)
+
+
+def test_a_training_run_is_not_replaced(probed, tmp_path):
+    _, flags, _ = probed
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-000000009.keras").touch()
+    with pytest.raises(ValueError, match="holds a training run"):
+        ask(*flags, f"--output={tmp_path}")
+
+
+@pytest.mark.slow
+def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
+    def write(name, brightness):
+        for split, count in (("train", 6), ("val", 2)):
+            folder = tmp_path / "data" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = np.full((32, 32, 3), brightness + index, "uint8")
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+
+    def labels(*flags):
+        ask(f"--dataset=folder:{tmp_path / 'data'}", f"--output={tmp_path / 'out'}",
+            "--method=knn", "--k=1", "--batch_size=4", "--no-pictures",
+            *flags)  # fmt: skip
+        with np.load(tmp_path / "out" / "features.npz") as file:
+            return sorted(file["held_out_labels"]), str(file["key"])
+
+    write("cat", 30)
+    write("dog", 200)
+    found, key = labels()
+    assert found == [0, 0, 1, 1]
+    assert labels() == (found, key)
+    assert labels("--precision=mixed_bfloat16") != (found, key)
+    write("ant", 100)  # the first in the alphabet
+    assert labels()[0] == [0, 0, 1, 1, 2, 2]
+    assert "6 held-out images" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_features_are_those_behind_the_heads_norm(probed, tmp_path):
+    folder, flags, _ = probed
+    model = keras.models.load_model(folder / "model.keras")
+    keys = []
+    for shift in range(2):
+        model.head_norm.beta.assign(model.head_norm.beta + shift)
+        path = tmp_path / f"{shift}.keras"
+        model.save(path)
+        ask(*flags, f"--model={path}", "--method=knn", "--no-pictures",
+            f"--output={tmp_path / 'out'}")  # fmt: skip
+        with np.load(tmp_path / "out" / "features.npz") as file:
+            keys.append(str(file["key"]))
+    assert keys[0] != keys[1]

@@ -1,0 +1,385 @@
+"""training/pretrain.py, whole, on real data: what it writes, refuses and survives."""
+
+import csv
+import io
+import json
+import re
+import resource
+import shutil
+import subprocess
+import time
+import zipfile
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import keras_mae
+from keras_mae.callbacks.checkpoints import list_checkpoints
+from tests.callbacks.test_callbacks import read_events
+from tests.scripts import command, environment, refusal, run
+
+SCRIPT = "training/pretrain.py"
+SMALL = ("--epochs=2", "--warmup_epochs=1", "--blr=8e-3", "--patch_size=8")
+
+pytest.importorskip("sklearn")
+pytest.importorskip("skimage")
+pytest.importorskip("tensorboard")
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    finished = run(SCRIPT, *SMALL, f"--output={folder}")
+    assert finished.returncode == 0, finished.stderr
+    return folder, finished
+
+
+def test_a_run_leaves_all_that_it_promises(digits_run):
+    folder, finished = digits_run
+    assert finished.stderr == ""
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert len(rows) == 2
+    assert float(rows[1]["val_loss"]) < float(rows[0]["val_loss"])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["patch_size"] == 8 and config["dataset"] == "digits"
+    model = keras.models.load_model(folder / "model.keras")
+    assert int(model.optimizer.iterations) == 2 * (1437 // 64)
+    assert model.encoder.patch_size == (8, 8) and model.norm_pix_loss
+    processor = keras_mae.MAEImageProcessor.from_pretrained(folder)
+    assert processor.num_channels == 1
+    picture = Image.open(folder / "logs" / "pictures" / "epoch-0002.png")
+    assert picture.width == 4 * 160 + 12
+    last = [float(row["val_loss"]) for row in rows]
+    curves = read_events(folder / "logs" / "validation")
+    np.testing.assert_allclose([loss for _, loss in curves["loss"]], last, rtol=1e-6)
+    assert "gradient_norm" in read_events(folder / "logs" / "train")
+    assert "reconstructions" in read_events(folder / "logs" / "pictures")
+
+
+@pytest.mark.slow
+def test_a_run_is_not_overwritten_by_accident(digits_run):
+    folder, _ = digits_run
+    before = (folder / "model.keras").read_bytes()
+    error = refusal(SCRIPT, *SMALL, f"--output={folder}")
+    assert "holds a run already" in error
+    assert (folder / "model.keras").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
+    folder, _ = digits_run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    refusal(SCRIPT, *SMALL, f"--output={folder}", "--overwrite", "--mask_ratio=0")
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.nightly
+def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
+    finished = run(
+        SCRIPT,
+        *SMALL,
+        f"--output={tmp_path / 'run'}",
+        "--dataset=photos",
+        "--strategy=mirrored",
+        "--replicas=3",
+        "--batch_size=63",
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.nightly
+def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "mine.txt").write_text("keep")
+    finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--overwrite")
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "logs" / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.nightly
+def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
+    finished = run(
+        SCRIPT,
+        *SMALL,
+        "--dataset=photos",
+        f"--output={tmp_path / 'run'}",
+        "--strategy=mirrored",
+        "--replicas=2",
+        "--precision=mixed_bfloat16",
+        "--no-norm_pix_loss",
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "2 replica(s)" in finished.stdout
+    rows = list(csv.DictReader((tmp_path / "run" / "history.csv").open()))
+    losses = [float(row["loss"]) for row in rows]
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "flag, message",
+    [
+        ("--dataset=imagenet", "imagenet"),
+        ("--preset=mae_giant", "preset must be one of"),
+        ("--strategy=warp", "strategy must be one of"),
+        ("--mask_ratio=1.0", "mask_ratio must be in [0, 1). Received: 1.0"),
+        ("--patch_size=5", "divisible"),
+        ("--batch_size=0", "batch_size must be in [1, 1437]"),
+        ("--batch_size=2000", "batch_size must be in [1, 1437]"),
+        ("--steps_per_execution=23", "steps_per_execution=23"),
+        ("--crop_scale=2", "crop_scale"),
+        ("--strategy=tpu", "strategy 'tpu' needs a TPU"),
+        ("--config=/no/config.json", "config must be a JSON object"),
+        ("--dataset=folder:/no", "/no"),
+        ("--accumulation_steps=0", "accumulation_steps must be at least 1"),
+        ("--keep=0", "keep must be positive"),
+        ("--validation_images=0", "validation_images must be at least 1"),
+        ("--log_every=0", "log_every must be at least 1"),
+        ("--corrupt_limit=-1", "limit must not be negative"),
+        ("--epochs=0", "warmup_epochs must be in [0, epochs)"),
+        ("--mask_ratio=0", "at least one must be removed"),
+        ("--precision=float64", "invalid choice"),
+        ("--checkpoint_steps=0", "every_steps must be positive"),
+        ("--checkpoint_minutes=0", "every_minutes must be positive"),
+        ("--picture_every=0", "every must be at least 1"),
+        ("--pictures=0", "pictures must be at least 1"),
+        ("--blr=0", "learning_rate must be positive"),
+        ("--speed=9", "unrecognized arguments"),
+        ("--output=/proc/run", "/proc/run"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(tmp_path, flag, message):
+    output = [] if "output" in flag else [f"--output={tmp_path / 'run'}"]
+    assert message in refusal(SCRIPT, *output, flag)
+    assert not (tmp_path / "run" / "model.keras").exists()
+
+
+@pytest.mark.slow
+def test_bad_input_in_a_process_of_its_own(tmp_path):
+    finished = run(SCRIPT, f"--output={tmp_path / 'run'}", "--mask_ratio=1.0")
+    assert finished.returncode == 2
+    assert len(finished.stderr.splitlines()) == 1, finished.stderr
+    assert "mask_ratio must be in [0, 1). Received: 1.0" in finished.stderr
+
+
+@pytest.mark.slow
+def test_replicas_must_share_the_batch_equally(tmp_path):
+    finished = run(SCRIPT, f"--output={tmp_path}", "--strategy=mirrored",
+                   "--batch_size=63")  # fmt: skip
+    assert finished.returncode == 2
+    assert "divisible by the 2 replicas and 1 accum" in finished.stderr
+
+
+def start(*arguments, script=SCRIPT):
+    """Starts a script, to be stopped in the middle."""
+    return subprocess.Popen(
+        command(script, *arguments),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+
+
+def state(folder):
+    """Reads all that a run's newest checkpoint holds, as raw arrays."""
+    arrays = {}
+    with zipfile.ZipFile(folder / "model.keras") as archive:
+        content = io.BytesIO(archive.read("model.weights.h5"))
+    with h5py.File(content) as file:
+        file.visititems(
+            lambda name, item: (
+                arrays.update({name: np.asarray(item)})
+                if isinstance(item, h5py.Dataset)
+                else None
+            )
+        )
+    return arrays
+
+
+def losses(folder):
+    rows = csv.DictReader((folder / "history.csv").open())
+    return [(row["epoch"], row["loss"], row["val_loss"]) for row in rows]
+
+
+def assert_same_run(folder, wanted):
+    ours, theirs = state(folder), state(wanted)
+    assert set(ours) == set(theirs) and len(ours) > 50
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value, err_msg=name)
+    assert losses(folder) == losses(wanted)
+
+
+@pytest.mark.slow
+def test_a_run_told_to_stop_saves_and_goes_on_bit_equal(digits_run, tmp_path):
+    wanted, _ = digits_run
+    folder = tmp_path / "run"
+    process = start(*SMALL, f"--output={folder}", "--checkpoint_steps=2")
+    # in the middle of the second epoch
+    wait_for(lambda: (folder / "checkpoints/step-000000026.keras").exists(), process)
+    process.terminate()
+    assert process.wait() == 75
+    assert "Told to stop: saved step" in process.stderr.read()
+    step = max(list_checkpoints(folder / "checkpoints"))
+    assert 26 <= step < 44
+    assert "give --resume" in refusal(SCRIPT, *SMALL, f"--output={folder}")
+    finished = run(SCRIPT, *SMALL, f"--output={folder}", "--resume")
+    assert finished.returncode == 0, finished.stderr
+    assert f"from step {step}" in finished.stdout
+    assert_same_run(folder, wanted)
+
+
+@pytest.mark.slow
+def test_a_run_of_another_configuration_is_not_resumed(digits_run):
+    folder, _ = digits_run
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    other = ("--resume", "--seed=7", "--mask_ratio=0.5")
+    error = refusal(SCRIPT, *SMALL, f"--output={folder}", *other)
+    assert "--mask_ratio=0.5 (0.75 in the run), --seed=7 (0 in the run)" in error
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.nightly
+def test_records_in_parts_and_several_steps_an_execution(tmp_path):
+    # as the job for a TPU pod in training/cluster trains, and as Keras alone can't:
+    # parts need static shapes, and shapes are static where a data set has no end
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for index in range(24):
+        image = rng.integers(0, 256, (40, 40, 3)).astype("uint8")
+        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
+    finished = run("training/write_tfrecords.py", f"--folder={tmp_path / 'images'}",
+                   f"--output={tmp_path}", "--shards=3")  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    finished = run(
+        SCRIPT,
+        *(*SMALL, f"--dataset=tfrecord:{tmp_path}/train-*.tfrecord"),
+        *("--batch_size=4", "--accumulation_steps=2", "--steps_per_execution=2"),
+        *("--checkpoint_steps=2", f"--output={tmp_path / 'run'}"),
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert (
+        list_checkpoints(tmp_path / "run" / "checkpoints")
+        and len(list(csv.DictReader((tmp_path / "run" / "history.csv").open()))) == 2
+    )
+
+
+@pytest.mark.slow
+def test_a_run_on_other_data_is_not_resumed(digits_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(digits_run[0], folder)
+    (folder / "data.json").write_text('{"images": 1500, "held_out": 360}')
+    error = refusal(SCRIPT, *SMALL, f"--output={folder}", "--resume")
+    assert "a run on other data" in error and "1437" in error
+
+
+@pytest.mark.slow
+def test_several_steps_per_execution_need_one_replica(tmp_path):
+    finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--strategy=mirrored",
+                   "--steps_per_execution=2")  # fmt: skip
+    assert finished.returncode == 2
+    assert "steps_per_execution must be 1 under several replicas" in finished.stderr
+
+
+@pytest.mark.slow
+def test_a_finished_run_has_nothing_left_to_do(digits_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(digits_run[0], folder)
+    # what a kill in the middle of a save leaves
+    (folder / ".part-config.json").touch()
+    (folder / "checkpoints" / ".part-step-000000007.keras").touch()
+    finished = run(SCRIPT, f"--config={folder / 'config.json'}", "--resume",
+                   f"--output={folder}")  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "from step 44" in finished.stdout
+    assert not [path for path in folder.rglob("*") if ".part" in path.name]
+    assert_same_run(folder, digits_run[0])
+
+
+@pytest.mark.slow
+def test_a_dry_run_says_what_would_be_run_and_touches_nothing(digits_run, tmp_path):
+    saved = digits_run[0] / "config.json"
+    finished = run(SCRIPT, f"--config={saved}", "--dry_run", "--epochs=7",
+                   f"--output={tmp_path / 'run'}")  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    text, _, costs = finished.stdout.partition("\nparameters:")
+    resolved = json.loads(text)
+    assert resolved["patch_size"] == 8 and resolved["epochs"] == 7
+    assert "917,632" in costs and "7 x 22" in costs
+    assert re.search(r"FLOPs: +0\.\d+ T a step", costs)
+    assert re.search(r"memory: +about 0\.\d+ GiB", costs)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_is_found_before_training(tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
+    finished = subprocess.run(
+        command(SCRIPT, *SMALL, f"--output={tmp_path / 'run'}"),
+        env=environment(), capture_output=True, text=True, preexec_fn=limit,
+    )  # fmt: skip
+    assert finished.returncode == 2, finished.stderr
+    assert "File too large" in finished.stderr
+    assert "Epoch 1" not in finished.stdout
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_corrupt_images_are_named_and_too_many_stop_the_run(tmp_path):
+    for index in range(12):
+        shade = np.full((40, 40, 3), 20 * index, "uint8")
+        Image.fromarray(shade).save(tmp_path / f"{index}.png")
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    flags = (f"--dataset=folder:{tmp_path}", "--batch_size=4", "--epochs=3",
+             "--warmup_epochs=1", f"--output={tmp_path / 'run'}")  # fmt: skip
+    finished = run(SCRIPT, *flags, "--corrupt_limit=1")
+    assert finished.returncode == 2, finished.stderr
+    assert re.search(r"[abc]\.png", finished.stderr)
+    finished = run(SCRIPT, *flags, "--corrupt_limit=9", "--overwrite")
+    assert finished.returncode == 0, finished.stderr
+    for name in ("a.png", "b.png", "c.png"):
+        assert name in finished.stderr
+
+
+@pytest.mark.nightly
+def test_twenty_kills_lose_at_most_an_interval_and_change_nothing(tmp_path):
+    flags = ("--epochs=8", "--warmup_epochs=1", "--blr=8e-3", "--patch_size=16",
+             "--picture_every=50")  # fmt: skip
+    wanted, folder = tmp_path / "wanted", tmp_path / "run"
+    finished = run(SCRIPT, *flags, f"--output={wanted}")
+    assert finished.returncode == 0, finished.stderr
+    rng = np.random.default_rng(0)
+    arguments = (*flags, f"--output={folder}", "--checkpoint_steps=4", "--resume")
+    for kill in range(20):
+        before = max(list_checkpoints(folder / "checkpoints"), default=-1)
+        process = start(*arguments)
+        # past the start, and then anywhere in a step or in a save
+        wait_for(
+            lambda before=before, process=process: (
+                process.poll() is not None
+                or max(list_checkpoints(folder / "checkpoints"), default=-1) > before
+            ),
+            process,
+        )
+        time.sleep(rng.uniform(0, 0.3))
+        process.kill()
+        process.wait()
+        # whole, and no older than before
+        reached = max(list_checkpoints(folder / "checkpoints"))
+        assert reached >= before, kill
+        with zipfile.ZipFile(folder / "model.keras") as archive:
+            assert archive.testzip() is None
+    finished = run(SCRIPT, *arguments)
+    assert finished.returncode == 0, finished.stderr
+    assert_same_run(folder, wanted)

@@ -1,0 +1,169 @@
+"""The hub, played by a server on this machine: cache, revision, token, offline."""
+
+import shutil
+import time
+
+import pytest
+from huggingface_hub import constants
+
+import keras_mae
+from keras_mae.models.loading import load_model
+from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.weights import PortError
+from tests.comparison import assert_same_weights
+from tests.hub_server import NAME, TOKEN, serve
+
+
+def use_endpoint(monkeypatch, endpoint):
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def models(make_model):
+    return {"main": make_model(), "v2": make_model(depth=1)}
+
+
+@pytest.fixture
+def hub(models, tmp_path, monkeypatch):
+    """A hub with two revisions of one model; the cache is in a folder of its own."""
+    for revision, model in models.items():
+        folder = tmp_path / revision
+        model.save_pretrained(folder)
+        keras_mae.MAEImageProcessor(32).save_pretrained(folder)
+    folders = {revision: tmp_path / revision for revision in models}
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with serve(folders) as (server, endpoint):
+        use_endpoint(monkeypatch, endpoint)
+        yield server
+
+
+@pytest.mark.slow
+def test_a_hub_id_is_downloaded_once(hub, models, tmp_path, monkeypatch):
+    model = keras_mae.MAEPretrainer.from_pretrained(NAME)
+    assert_same_weights(model, models["main"])
+    assert model.port_report.place == NAME
+    assert (tmp_path / "cache" / "models--facebook--vit-mae-base").is_dir()
+    assert not any("pytorch_model" in path for path in hub.seen)
+    # offline, the cache is enough
+    hub.seen.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_same_weights(keras_mae.MAEPretrainer.from_pretrained(NAME), model)
+    assert not hub.seen
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remembered", [True, False])
+def test_an_older_repository_is_read_offline_too(
+    remembered, hub, models, tmp_path, monkeypatch
+):
+    """The first choice, model.safetensors, is neither there nor in the cache."""
+    torch = pytest.importorskip("torch")
+    folder = tmp_path / "main"
+    (folder / "model.safetensors").unlink()
+    state = keras_mae.weights.export_weights(models["main"])
+    tensors = {key: torch.tensor(value) for key, value in state.items()}
+    torch.save(tensors, folder / "pytorch_model.bin")
+    keras_mae.MAEPretrainer.from_pretrained(NAME)
+    for path in (tmp_path / "cache").rglob(".no_exist"):
+        if not remembered:
+            shutil.rmtree(path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    model = keras_mae.MAEPretrainer.from_pretrained(NAME)
+    assert_same_weights(model, models["main"])
+
+
+@pytest.mark.slow
+def test_local_files_only_asks_nobody(hub):
+    with pytest.raises(PortError, match=r"not in the hub's cache"):
+        keras_mae.MAEEncoder.from_pretrained(NAME, local_files_only=True)
+    assert not hub.seen
+
+
+@pytest.mark.slow
+def test_the_revision_is_honoured(hub, models):
+    encoder = keras_mae.MAEEncoder.from_pretrained(NAME, revision="v2")
+    assert_same_weights(encoder, models["v2"].encoder)
+
+
+@pytest.mark.slow
+def test_the_cache_folder_is_honoured(hub, tmp_path):
+    keras_mae.MAEEncoder.from_pretrained(NAME, cache_dir=tmp_path / "other")
+    assert any((tmp_path / "other").rglob("model.safetensors"))
+
+
+@pytest.mark.slow
+def test_the_token_is_sent(hub, models):
+    with pytest.raises(PortError, match=r"me/private.* can't be fetched.*token"):
+        keras_mae.MAEEncoder.from_pretrained("me/private")
+    encoder = keras_mae.MAEEncoder.from_pretrained("me/private", token=TOKEN)
+    assert_same_weights(encoder, models["main"].encoder)
+
+
+@pytest.mark.slow
+def test_the_image_processor_comes_from_the_hub(hub):
+    processor = keras_mae.MAEImageProcessor.from_pretrained(NAME)
+    assert processor.image_size == (32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remembered", [True, False])
+def test_weights_may_come_without_an_image_processor(
+    remembered, hub, models, tmp_path, monkeypatch
+):
+    """Also offline, whether or not the cache knows that there is none."""
+
+    def load():
+        model, processor = load_model(NAME)
+        assert_same_weights(model, models["main"])
+        assert processor is None
+        told = load_processor(NAME, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        assert told.image_mean == (0.1, 0.2, 0.3)
+
+    (tmp_path / "main" / "preprocessor_config.json").unlink()
+    load()
+    for path in (tmp_path / "cache").rglob(".no_exist"):
+        if not remembered:
+            shutil.rmtree(path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    load()
+
+
+@pytest.mark.slow
+def test_the_hubs_image_processor_is_trained_with(hub):
+    _, processor = load_model(NAME)
+    assert processor.image_size == (32, 32)
+    told = load_processor(NAME, 48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert told.image_mean == processor.image_mean and told.image_size == (48, 48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "options", "message"),
+    [
+        ("no/such", {}, r"no folder no/such, and .* can't be fetched"),
+        (NAME, {"revision": "v9"}, r"facebook/vit-mae-base, and .* can't be fetched"),
+    ],
+)
+def test_what_the_hub_has_not_is_named(source, options, message, hub):
+    with pytest.raises(PortError, match=message):
+        keras_mae.MAEEncoder.from_pretrained(source, **options)
+
+
+@pytest.mark.slow
+def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
+    use_endpoint(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between its retries
+    with pytest.raises(PortError, match=r"facebook/vit-mae-base.*can't be reached"):
+        keras_mae.MAEEncoder.from_pretrained(NAME)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["missing.pth", "a/b/c", "runs/gone.safetensors"])
+def test_a_path_that_does_not_exist_is_no_hub_id(source, hub):
+    with pytest.raises(PortError, match=rf"Received: {source}, which does not exist"):
+        keras_mae.MAEEncoder.from_pretrained(source)
+    assert not hub.seen
