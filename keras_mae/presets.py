@@ -1,4 +1,4 @@
-"""The sizes, as plain data: what `from_preset` builds."""
+"""Published sizes as plain data: what `from_preset` builds, with fresh weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -96,26 +96,11 @@ _PREFIX = "decoder_"
 
 
 def preset_sizes(preset: str) -> dict[str, int]:
-    """Looks a preset up.
-
-    Args:
-        preset: A name in `PRESETS`.
-
-    Returns:
-        A dict of sizes.
-
-    Raises:
-        ValueError: If there is no such preset.
-
-    Example:
-
-    ```python
-    assert preset_sizes("mae_huge")["patch_size"] == 14
-    ```
-    """
+    """Returns the sizes of a preset, or raises."""
     if preset not in PRESETS:
         raise ValueError(
-            f"preset must be one of {', '.join(PRESETS)}. Received: {preset!r}"
+            f"preset must be one of {', '.join(PRESETS)}, or a folder written by "
+            f"save_to_preset (other weights: from_pretrained). Received: {preset!r}"
         )
     return PRESETS[preset]
 
@@ -137,51 +122,14 @@ def _resolve(sizes, overrides, extra=(), decoder=False):
 def encoder_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the constructor arguments of an encoder.
-
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`; what an encoder has no use for is
-            ignored.
-        overrides: Dict of arguments that replace them.
-
-    Returns:
-        A dict for `MAEEncoder(**config)`.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    assert encoder_config(PRESETS["mae_huge"], {})["patch_size"] == 14
-    ```
-    """
+    """Returns the constructor arguments of an encoder."""
     return _resolve(sizes, overrides)
 
 
 def classifier_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a classifier and its encoder.
-
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`, perhaps with `num_classes`, `pooling` and
-            `batch_norm`.
-        overrides: Dict of arguments that replace them.
-
-    Returns:
-        A tuple of two dicts, the encoder's and the classifier's.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    encoder, head = classifier_config(PRESETS["mae_base"], {"num_classes": 10})
-    assert head == {"num_classes": 10} and encoder["depth"] == 12
-    ```
-    """
+    """Returns the constructor arguments of a classifier's encoder, and its own."""
     config = _resolve(sizes, overrides, extra=_CLASSIFIER)
     head = {name: config.pop(name) for name in _CLASSIFIER if name in config}
     return config, head
@@ -190,30 +138,11 @@ def classifier_config(
 def pretrainer_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a pretrainer, its encoder and decoder.
+    """Returns the constructor arguments of a pretrainer's encoder, decoder and its own.
 
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`, perhaps with `mask_ratio` and
-            `norm_pix_loss`.
-        overrides: Dict of arguments that replace them: the encoder's by their names,
-            the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
-            `norm_pix_loss`. Activation, dropouts, bias, epsilon and initializers
-            count for encoder and decoder alike.
-
-    Returns:
-        A tuple of three dicts. The decoder's lacks `grid`, `patch_dim` and
-        `latent_dim`, which follow from the encoder.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    overrides = {"mask_ratio": 0.5}
-    encoder, decoder, model = pretrainer_config(PRESETS["mae_base"], overrides)
-    assert decoder["hidden_dim"] == 512 and model == {"mask_ratio": 0.5}
-    ```
+    Overrides name the decoder's sizes with the prefix `decoder_`; activation, dropouts,
+    bias, epsilon and initializers count for encoder and decoder alike. The decoder's
+    dict lacks `grid`, `patch_dim` and `latent_dim`, which follow from the encoder.
     """
     config = _resolve(sizes, overrides, extra=_PRETRAINER, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}

@@ -1,5 +1,7 @@
 """Presets: parameter counts, overrides, and what is refused."""
 
+import keras
+import numpy as np
 import pytest
 
 import keras_mae
@@ -104,3 +106,66 @@ def test_no_two_kernels_start_alike():
 def test_an_encoder_has_no_decoder_to_override():
     with pytest.raises(ValueError, match="Received: decoder_depth"):
         keras_mae.MAEEncoder.from_preset("mae_tiny", decoder_depth=3)
+
+
+@pytest.mark.backends
+def test_a_saved_preset_comes_back_with_its_weights(make_model, images, tmp_path):
+    model = make_model()
+    model.save_to_preset(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "model.weights.h5",
+    }
+    wanted = keras.ops.convert_to_numpy(model(images, seed=0)["logits"])
+    again = keras_mae.MAEPretrainer.from_preset(str(tmp_path))
+    found = keras.ops.convert_to_numpy(again(images, seed=0)["logits"])
+    np.testing.assert_array_equal(found, wanted)
+    encoder = keras_mae.MAEEncoder.from_preset(tmp_path)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(encoder(images)),
+        keras.ops.convert_to_numpy(model.encoder(images)),
+    )
+    classifier = keras_mae.MAEClassifier.from_preset(tmp_path, num_classes=3)
+    assert classifier(images).shape == (4, 3)
+
+
+def test_a_saved_preset_without_its_weights_is_fresh(make_model, images, tmp_path):
+    model = make_model()
+    model.save_to_preset(tmp_path)
+    (tmp_path / "model.weights.h5").unlink()
+    fresh = keras_mae.MAEPretrainer.from_preset(tmp_path, load_weights=False)
+    assert fresh.get_config()["encoder"] == model.get_config()["encoder"]
+    with pytest.raises(ValueError, match=r"model\.weights\.h5 can't be read"):
+        keras_mae.MAEPretrainer.from_preset(tmp_path)
+
+
+def test_a_folder_of_another_library_is_refused(make_model, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError, match="read by from_pretrained"):
+        keras_mae.MAEPretrainer.from_preset(tmp_path)
+    with pytest.raises(ValueError, match="must be a folder of save_to_preset"):
+        make_model().save_to_preset(tmp_path)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_sizes_load_weights_only_where_some_are_published(monkeypatch):
+    with pytest.raises(ValueError, match="mae_base, mae_large, mae_huge have some"):
+        keras_mae.MAEEncoder.from_preset("mae_tiny", load_weights=True)
+    asked = []
+    monkeypatch.setattr(
+        keras_mae.MAEEncoder,
+        "from_pretrained",
+        classmethod(lambda cls, source, **options: asked.append((source, options))),
+    )
+    keras_mae.MAEEncoder.from_preset("mae_base", load_weights=True, num_channels=1)
+    assert asked == [("facebook/vit-mae-base", {"num_channels": 1})]
+
+
+def test_other_settings_of_a_saved_preset_are_refused(make_model, tmp_path):
+    make_model().save_to_preset(tmp_path)
+    with pytest.raises(ValueError, match="takes no other settings"):
+        keras_mae.MAEPretrainer.from_preset(tmp_path, mask_ratio=0.5)
+    make_model().encoder.save_to_preset(tmp_path)
+    with pytest.raises(ValueError, match="must hold a MAEPretrainer"):
+        keras_mae.MAEPretrainer.from_preset(tmp_path)

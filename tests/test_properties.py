@@ -13,7 +13,8 @@ from PIL import Image
 import keras_mae
 from keras_mae import normalize_patches, patchify, resize_positions, sincos_positions
 from keras_mae.export.pillow_resize import resize_like_pillow
-from keras_mae.layers import RandomMasking, gather_tokens
+from keras_mae.layers import RandomMasking
+from keras_mae.ops import gather_tokens
 from keras_mae.ops.positions import bicubic_matrix
 from keras_mae.weights import PortError, export_weights, load_weights
 from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE

@@ -1,6 +1,6 @@
 """The layers: whatever owns weights or randomness."""
 
-from keras_mae.layers.masking import RandomMasking, gather_tokens, seeded_noise
+from keras_mae.layers.masking import RandomMasking, seeded_noise
 from keras_mae.layers.patch_embedding import PatchEmbedding, PositionEmbedding
 from keras_mae.layers.stochastic_depth import StochasticDepth
 from keras_mae.layers.transformer import MLP, SelfAttention, TransformerBlock
@@ -13,6 +13,5 @@ __all__ = [
     "SelfAttention",
     "StochasticDepth",
     "TransformerBlock",
-    "gather_tokens",
     "seeded_noise",
 ]

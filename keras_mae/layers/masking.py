@@ -36,31 +36,6 @@ def check_mask_ratio(mask_ratio: Any) -> float:
     return float(mask_ratio)
 
 
-def gather_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Picks tokens row by row: `out[b, k] = tokens[b, ids[b, k]]`.
-
-    Args:
-        tokens: `(B, L, D)` tensor.
-        ids: `(B, K)` int tensor, each in [0, L).
-
-    Returns:
-        `(B, K, D)` tensor.
-
-    Example:
-
-    ```python
-    tokens = np.arange(6.0).reshape(1, 3, 2)
-    picked = gather_tokens(tokens, np.array([[2, 0]]))
-    np.testing.assert_array_equal(picked, [[[4.0, 5.0], [0.0, 1.0]]])
-    ```
-    """
-    batch, length = ops.shape(tokens)[:2]
-    # one gather of whole rows: take_along_axis would index every element
-    first = ops.arange(batch, dtype="int32")[:, None] * length
-    flat = ops.reshape(tokens, (-1, tokens.shape[-1]))  # (B * L, D)
-    return ops.take(flat, ops.cast(ids, "int32") + first, axis=0)  # (B, K, D)
-
-
 def _mix(x):
     """Scrambles int32 values: xor-shift and multiply, twice (Wellons' lowbias32)."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):

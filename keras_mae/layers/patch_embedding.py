@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.dense import Dense
-from keras_mae.layers.masking import gather_tokens
+from keras_mae.ops.patches import gather_tokens
 from keras_mae.ops.positions import resize_positions, sincos_positions
 from keras_mae.utils.typing import Grid, Tensor
 

@@ -7,10 +7,10 @@ import keras
 from keras import ops
 
 from keras_mae.layers.dense import Dense
-from keras_mae.layers.masking import gather_tokens
 from keras_mae.layers.patch_embedding import PositionEmbedding
 from keras_mae.models.mixins import allow_new_layers
 from keras_mae.models.stack import TransformerStack
+from keras_mae.ops.patches import gather_tokens
 from keras_mae.utils.typing import Grid, Tensor
 
 

@@ -61,12 +61,14 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         output_attentions: Whether to return `attentions`.
         factors: `(B, depth, 2)` tensor, those of `StochasticDepth`; by default
             training draws them.
+        return_dict: Whether to return a dict where a tensor would do.
         training: Whether dropout and stochastic depth are active.
 
     Returns:
-        Asked for nothing but features: a `(B, 1 + L, hidden_dim)` tensor, CLS first.
-        Otherwise a dict: `latent` `(B, 1 + K, hidden_dim)`; when masked, `mask`
-        `(B, L)` float32, `ids_restore` and `ids_shuffle` `(B, L)` int32; on request
+        By default a `(B, 1 + L, hidden_dim)` tensor of features, CLS first. With
+        `return_dict`, a mask, or one of the outputs on request, a dict: `latent`
+        `(B, 1 + K, hidden_dim)`; when masked, `mask` `(B, L)` float32, `ids_restore`
+        and `ids_shuffle` `(B, L)` int32; on request
         `hidden_states`, a tuple of `depth + 1` tensors (the embeddings, then each
         block's output, before the final norm), and `attentions`, a tuple of `depth`
         tensors `(B, num_heads, 1 + K, 1 + K)`.
@@ -169,6 +171,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         factors: Tensor | None = None,
+        return_dict: bool = False,
         training: bool | None = None,
     ) -> Any:
         grid = self.check_images(images, interpolate)
@@ -192,21 +195,10 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
             outputs["hidden_states"] = tuple(hidden_states)
         if output_attentions:
             outputs["attentions"] = tuple(attentions)
-        return outputs if len(outputs) > 1 else outputs["latent"]
+        return outputs if return_dict or len(outputs) > 1 else outputs["latent"]
 
     def check_images(self, images: Tensor, interpolate: bool = False) -> Grid:
-        """Checks that images fit the model.
-
-        Args:
-            images: `(B, H, W, C)` tensor.
-            interpolate: Whether another height and width is accepted.
-
-        Returns:
-            Pair `(rows, columns)`, the patch grid of the images.
-
-        Raises:
-            ValueError: If rank, channels, size or divisibility do not fit.
-        """
+        """Returns the patch grid `(rows, columns)` of images, or raises."""
         wanted = (*self.image_size, self.num_channels)
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[-1] != self.num_channels:
@@ -275,24 +267,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         ]
 
     def block_numbers(self, layers: Sequence[int]) -> tuple[int, ...]:
-        """Counts blocks from 0, where negative numbers count from the end.
-
-        Args:
-            layers: Ints in [-depth, depth - 1], at least one.
-
-        Returns:
-            A tuple of ints in [0, depth - 1].
-
-        Raises:
-            ValueError: If `layers` is empty, no sequence of ints, or out of range.
-
-        Example:
-
-        ```python
-        encoder = MAEEncoder.from_preset("mae_tiny")
-        assert encoder.block_numbers((0, -1)) == (0, 3)
-        ```
-        """
+        """Returns block numbers in [0, depth); negative ones count from the end."""
         depth = len(self.blocks)
         try:
             numbers = tuple(operator.index(layer) for layer in layers)
@@ -308,24 +283,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
     def draw_factors(
         self, images: Tensor, first_row: Callable[[Tensor], Tensor]
     ) -> dict[str, Tensor]:
-        """Draws which images leave out which branches, before a batch is divided.
-
-        Args:
-            images: `(B, H, W, C)` tensor, a replica's batch.
-            first_row: Function from the count of its rows to where they lie in the
-                batch of all replicas.
-
-        Returns:
-            A dict of `factors`, those of `StochasticDepth`; empty without one.
-
-        Example:
-
-        ```python
-        encoder = MAEEncoder.from_preset("mae_tiny", drop_path_rate=0.1)
-        drawn = encoder.draw_factors(np.zeros((2, 32, 32, 3)), lambda rows: 0)
-        assert drawn["factors"].shape == (2, 4, 2)
-        ```
-        """
+        """Draws `factors` of `StochasticDepth` for a replica's batch, if it has any."""
         if self.stochastic_depth is None:
             return {}
         row = first_row(ops.shape(images)[0])
@@ -386,20 +344,6 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
 
 
 def check_encoder(encoder: Any) -> None:
-    """Raises unless `encoder` is one.
-
-    Args:
-        encoder: What was given as one.
-
-    Raises:
-        ValueError: If it is no `MAEEncoder`, say the whole `MAEPretrainer`.
-
-    Example:
-
-    ```python
-    check_encoder(MAEEncoder.from_preset("mae_tiny"))
-    ```
-    """
     if not isinstance(encoder, MAEEncoder):
         raise ValueError(
             "encoder must be a MAEEncoder, such as a MAEPretrainer's encoder. "

@@ -18,49 +18,14 @@ from keras_mae.weights.reader import open_checkpoint
 
 
 def load_run(source):
-    """Loads the model of a run, or of a `.keras` file, and its image processor.
-
-    Args:
-        source: Path of a run's folder or of a file.
-
-    Returns:
-        A tuple: the model, and the `MAEImageProcessor` that lies beside it.
-
-    Raises:
-        ValueError: If one of them is missing, or can't be read.
-
-    Example:
-
-    ```python
-    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
-    MAEImageProcessor(image_size=32).save_pretrained(".")
-    model, processor = load_run(".")
-    ```
-    """
+    """Loads the model of a run's folder or `.keras` file, and its image processor."""
     path = model_file(source)
     processor = MAEImageProcessor.from_pretrained(path)
     return load_keras(path), processor
 
 
 def model_file(source):
-    """Finds the `.keras` file that a run or a path means.
-
-    Args:
-        source: Path of a run's folder or of a file.
-
-    Returns:
-        A `Path`.
-
-    Raises:
-        ValueError: If there is none.
-
-    Example:
-
-    ```python
-    Path("model.keras").touch()
-    assert model_file(".") == Path("model.keras")
-    ```
-    """
+    """Finds the `.keras` file that a run's folder or a path means."""
     path = Path(os.path.expanduser(source))
     path = path if path.suffix == ".keras" else path / "model.keras"
     if not path.is_file():
@@ -69,24 +34,7 @@ def model_file(source):
 
 
 def load_keras(path):
-    """Loads a `.keras` file as it is, without compiling.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        A model.
-
-    Raises:
-        ValueError: If it can't be read.
-
-    Example:
-
-    ```python
-    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
-    assert not load_keras("model.keras").compiled
-    ```
-    """
+    """Loads a `.keras` file without compiling, or raises `ValueError`."""
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # a broken archive fails in many ways
@@ -99,23 +47,7 @@ def load_model(source):
     A run or `.keras` file says it itself; of other weights those with a decoder make
     a `MAEPretrainer`, those with a head a `MAEClassifier`, others a `MAEEncoder`.
 
-    Args:
-        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
-
-    Returns:
-        A tuple: the model, and the source's `MAEImageProcessor`; `None` in its place
-        where none lies beside the weights.
-
-    Raises:
-        ValueError: If the source can't be read.
-
-    Example:
-
-    ```python
-    keras_mae.MAEPretrainer.from_preset("mae_tiny").save_pretrained("published")
-    model, processor = load_model("published")
-    assert isinstance(model, keras_mae.MAEPretrainer) and processor is None
-    ```
+    Returns a tuple: the model, and the source's `MAEImageProcessor` or `None`.
     """
     if is_run(source):
         path = model_file(source)
@@ -128,23 +60,7 @@ def load_model(source):
 
 
 def with_precision(model, precision):
-    """Builds a model with the same weights under another dtype policy.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
-        precision: `"float32"`, `"mixed_bfloat16"`, or another policy of Keras.
-
-    Returns:
-        A model of the same class.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    half = with_precision(model, "mixed_bfloat16")
-    assert half.encoder(np.zeros((1, 32, 32, 3))).dtype == "bfloat16"
-    ```
-    """
+    """Builds a model with the same weights under another dtype policy."""
     policy = keras.dtype_policies.serialize(keras.dtype_policies.get(precision))
     copy = type(model).from_config(_with_policy(model.get_config(), policy))
     for new, old in zip(copy.weights, model.weights, strict=True):
@@ -163,20 +79,7 @@ def _with_policy(config, policy):
 
 
 def is_run(source):
-    """Says whether a name is that of a run or `.keras` file, not of other weights.
-
-    Args:
-        source: Str.
-
-    Returns:
-        Bool.
-
-    Example:
-
-    ```python
-    assert is_run("runs/photos/best.keras") and not is_run("facebook/vit-mae-base")
-    ```
-    """
+    """Whether a name is a run's folder or a `.keras` file, not foreign weights."""
     path = Path(os.path.expanduser(source))
     return path.suffix == ".keras" or (path / "model.keras").is_file()
 
@@ -184,24 +87,7 @@ def is_run(source):
 def copy_encoder(encoder, **changes):
     """Builds an encoder with the weights of another and some other settings.
 
-    Args:
-        encoder: A `MAEEncoder`.
-        **changes: Constructor arguments that differ. `image_size` resizes the
-            positions in two dimensions; other sizes must stay.
-
-    Returns:
-        A `MAEEncoder`.
-
-    Raises:
-        ValueError: If a weight has another shape then.
-
-    Example:
-
-    ```python
-    encoder = MAEEncoder.from_preset("mae_tiny")
-    copy = copy_encoder(encoder, image_size=(32, 64), drop_path_rate=0.1)
-    assert copy.num_patches == 128
-    ```
+    Another `image_size` resizes the positions in two dimensions; sizes must stay.
     """
     copy = MAEEncoder.from_config(
         {**encoder.get_config(), **changes, "trainable": True, "trainable_blocks": None}
@@ -222,32 +108,12 @@ def copy_encoder(encoder, **changes):
 
 
 def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
-    """Puts a classifier around the encoder that a source holds.
+    """Puts a classifier around the encoder of a run, file or published weights.
 
     A head that the source has for as many classes is kept, with what normalizes its
-    features: statistics of batches that the classifier has no place for go into the
-    head's own weights. A head is new where the classifier has such a place and the
-    source has not.
-
-    Args:
-        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
-        num_classes: Int.
-        pooling: `"mean"` or `"cls"`.
-        head: Dict of other constructor arguments of `MAEClassifier`, or `None`.
-        **changes: Constructor arguments of the encoder that differ from the source's.
-
-    Returns:
-        A `MAEClassifier`.
-
-    Raises:
-        ValueError: If the source can't be read, or its encoder doesn't fit.
-
-    Example:
-
-    ```python
-    keras_mae.MAEPretrainer.from_preset("mae_tiny").save("model.keras")
-    classifier = load_classifier("model.keras", num_classes=10, drop_path_rate=0.1)
-    ```
+    features: batch statistics that the classifier has no place for go into the head's
+    own weights. `head` holds other arguments of `MAEClassifier`, `changes` those of the
+    encoder.
     """
     options = {"pooling": pooling, **(head or {})}
     if not is_run(source):
@@ -301,26 +167,7 @@ def _parameters(encoder):
 
 
 def find_labels(source, num_classes):
-    """Finds the names of classes that lie beside a model, or that it brings along.
-
-    Args:
-        source: What the model was loaded from, as for `load_model`.
-        num_classes: Int.
-
-    Returns:
-        A tuple of str: of `labels.txt` in the folder, or of a Hugging Face
-        configuration; `None` where neither is there.
-
-    Raises:
-        ValueError: If `labels.txt` has another number of lines.
-
-    Example:
-
-    ```python
-    write_labels(".", ["cat", "dog"])
-    assert find_labels(".", num_classes=2) == ("cat", "dog")
-    ```
-    """
+    """Finds class names: in `labels.txt` beside a model, else in its configuration."""
     folder = folder_of(source)
     if folder is not None and (folder / LABELS_NAME).is_file():
         return read_labels(folder / LABELS_NAME, num_classes)

@@ -1,4 +1,4 @@
-"""What several models share: fused inference, export, new layers, unused weights."""
+"""Mixins of the models: fused inference, new layers in subclasses, unused weights."""
 
 import contextlib
 
@@ -9,20 +9,10 @@ from keras_mae.ops.tracing import cpu_graph
 
 
 class FusedInference:
-    """Mixin for a `keras.Model` of images whose `predict` and `evaluate` fuse.
+    """Mixin: `predict` and `evaluate` use fused ops; `export` knows the image shape.
 
-    They do where it pays; and `export` needs no `input_signature`.
-
-    A plain call doesn't: it may be eager, where compiling is not expected, and it is
-    what an exported model traces.
-
-    Example:
-
-    ```python
-    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    tokens = encoder.predict(np.zeros((2, 32, 32, 3)), verbose=0)
-    assert tokens.shape[:2] == (2, 65)
-    ```
+    A plain call does not fuse: it may be eager, where compiling is not expected, and it
+    is what an exported model traces.
     """
 
     @contextlib.contextmanager
@@ -33,14 +23,7 @@ class FusedInference:
             yield
 
     def export(self, filepath, *args, **kwargs):
-        """Exports the plain call, as `keras.Model.export` does.
-
-        Args:
-            filepath: Path of what is written.
-            *args: Those of `keras.Model.export`.
-            **kwargs: Those of `keras.Model.export`; by default `input_signature` is a
-                batch of images of the model's size.
-        """
+        """Exports the plain call, as `keras.Model.export` does, of image batches."""
         encoder = getattr(self, "encoder", self)
         shape = (None, *encoder.image_size, encoder.num_channels)
         kwargs.setdefault("input_signature", [keras.InputSpec("float32", shape)])
@@ -60,46 +43,19 @@ def allow_new_layers(model: keras.Model) -> None:
 
     Keras closes a layer to new layers and weights once it is built; ours are built when
     they are made, so that their weights are there from the beginning.
-
-    Args:
-        model: A model at the end of its `__init__`.
-
-    Example:
-
-    ```python
-    class Rotation(keras_mae.MAEClassifier):
-        def __init__(self, encoder, num_classes, **kwargs):
-            super().__init__(encoder, num_classes, **kwargs)
-            self.angle = keras.layers.Dense(1)
-
-    Rotation(keras_mae.MAEEncoder.from_preset("mae_tiny"), num_classes=4)
-    ```
     """
     # Keras has no public way, and calls what a model's own __init__ adds allowed
     model._tracker.unlock()
 
 
 class ExcludesUnusedWeights:
-    """Mixin for a `keras.Model` that doesn't train some layers of a part it shares.
+    """Mixin: layers of a shared encoder that get no gradient are not trained weights.
 
-    Such layers have no gradient. They are left out of what is trained, not frozen: the
-    part may be trained as a whole elsewhere.
-
-    Example:
-
-    ```python
-    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    model = keras_mae.MAEClassifier(encoder, num_classes=3, pooling="mean")
-    assert encoder.norm in model.unused_layers()
-    ```
+    They are left out, not frozen: the encoder may be trained as a whole elsewhere.
     """
 
     def unused_layers(self) -> list[keras.Layer]:
-        """Lists the layers that are not trained.
-
-        Returns:
-            A list of `keras.Layer`.
-        """
+        """Lists the layers that are not trained."""
         raise NotImplementedError
 
     @property

@@ -1,18 +1,20 @@
-"""How every model is made from a preset or from published weights, and written back."""
+"""Mixin of the models: presets, published weights, and writing both."""
 
 from collections.abc import Mapping
 from typing import Any, Self
 
-from keras_mae.presets import preset_sizes
+from keras_mae.models.preset_files import is_preset_folder, load_preset, save_to_preset
+from keras_mae.presets import PRESETS, preset_sizes
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import Weights
 from keras_mae.weights.exporter import save_pretrained
 from keras_mae.weights.importer import build_pretrained
+from keras_mae.weights.published import PUBLISHED
 from keras_mae.weights.report import PortReport
 
 
 class Pretrained:
-    """Gives a model `from_preset`, `from_pretrained` and `save_pretrained`.
+    """Mixin: `from_preset`, `from_pretrained`, `save_to_preset`, `save_pretrained`.
 
     A model says in `from_sizes` how it is built from a flat dict of sizes.
 
@@ -29,40 +31,39 @@ class Pretrained:
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
-        """Builds the model with fresh weights.
-
-        Args:
-            sizes: Dict of sizes, as in `keras_mae.PRESETS`; what the model has no use
-                for is ignored.
-            overrides: Dict of constructor arguments that replace them.
-
-        Returns:
-            The model.
-
-        Raises:
-            ValueError: If an override is unknown, or a value is wrong.
-        """
+        """Builds the model with fresh weights from a flat dict of sizes."""
         raise NotImplementedError
 
     @classmethod
-    def from_preset(cls, preset: str, **overrides: Any) -> Self:
-        """Builds a preset with fresh weights.
+    def from_preset(
+        cls, preset: str, load_weights: bool | None = None, **overrides: Any
+    ) -> Self:
+        """Builds a size with FRESH, untrained weights, or a saved preset with its own.
+
+        The built-in presets are sizes: unlike KerasHub's, they draw new weights unless
+        `load_weights=True` asks for published ones. Any other published weights are
+        read by `from_pretrained`.
 
         Args:
-            preset: A name in `keras_mae.PRESETS`.
-            **overrides: What replaces the preset's values: `image_size`,
+            preset: A name in `keras_mae.PRESETS`, or the path of a folder that
+                `save_to_preset` wrote.
+            load_weights: Whether weights are loaded: a folder's own, or for `mae_base`,
+                `mae_large` and `mae_huge` the published ones from the Hugging Face hub,
+                as by `from_pretrained`. By default a folder's are, a size's are fresh.
+            **overrides: What replaces the values of a size: `image_size`,
                 `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
                 `mlp_dim`, `drop_path_rate`, `train_positions`, `dtype`, and what
                 `TransformerStack` takes. A pretrainer also
                 takes the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
                 `norm_pix_loss`; a classifier `num_classes`, `pooling`, `batch_norm`,
-                `head_dropout_rate` and `head_range`.
+                `head_dropout_rate` and `head_range`, also around a folder's encoder.
 
         Returns:
             The model.
 
         Raises:
-            ValueError: If the preset or an override is unknown, or a value is wrong.
+            ValueError: If the preset or an override is unknown, a value is wrong, or
+                there are no weights to load.
 
         Example:
 
@@ -73,7 +74,38 @@ class Pretrained:
         assert model.decoder.patch_dim == 16
         ```
         """
-        return cls.from_sizes(preset_sizes(preset), overrides)
+        if preset not in PRESETS and is_preset_folder(preset):
+            return load_preset(cls, preset, load_weights is not False, overrides)
+        sizes = preset_sizes(preset)
+        if not load_weights:
+            return cls.from_sizes(sizes, overrides)
+        if preset not in PUBLISHED:
+            raise ValueError(
+                "load_weights must be False for a size without published weights; "
+                f"{', '.join(PUBLISHED)} have some. Received: {preset!r}"
+            )
+        return cls.from_pretrained(PUBLISHED[preset], **overrides)
+
+    def save_to_preset(self, folder: PathLike) -> None:
+        """Writes `config.json` and `model.weights.h5`, which `from_preset` reads.
+
+        Args:
+            folder: Path of the folder, made where it is missing.
+
+        Raises:
+            ValueError: If the folder holds another library's configuration.
+
+        Example:
+
+        ```python
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            keras_mae.MAEPretrainer.from_preset("mae_tiny").save_to_preset(folder)
+            encoder = keras_mae.MAEEncoder.from_preset(folder)
+        ```
+        """
+        save_to_preset(self, folder)
 
     @classmethod
     def from_pretrained(

@@ -1,4 +1,4 @@
-"""MAEPretrainer: encoder, decoder, the loss on removed patches, and its train step."""
+"""MAEPretrainer: encoder, decoder, and training on the loss of removed patches."""
 
 from collections.abc import Mapping
 from typing import Any, Self
@@ -6,22 +6,13 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import (
-    TakesPatchMask,
-    check_mask_ratio,
-    gather_tokens,
-)
+from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.mixins import FusedInference
 from keras_mae.models.pretrained import Pretrained
-from keras_mae.ops.patches import (
-    grid_shape,
-    normalize_patches,
-    patch_statistics,
-    patchify,
-    unpatchify,
-)
+from keras_mae.ops.losses import removed_patch_loss
+from keras_mae.ops.patches import grid_shape, patch_statistics, patchify, unpatchify
 from keras_mae.presets import pretrainer_config
 from keras_mae.trainers.train_step import TrainStep
 from keras_mae.utils.typing import Tensor
@@ -48,9 +39,9 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
 
     Each step removes a random share of the patches, encodes the visible ones,
     reconstructs the pixels of all, and is scored on the removed ones (paper, section
-    3): `sum(mean squared error of a patch * mask) / sum(mask)`. The model brings this
-    loss itself: in `compile`, `loss` and `metrics` have no effect, nor have labels and
-    sample weights in `fit`.
+    3): `sum(mean squared error of a patch * mask) / sum(mask)`. The model computes this
+    loss itself: `compile` takes no `loss` or `metrics`, and `fit` ignores labels and
+    sample weights.
 
     Args:
         encoder: A `MAEEncoder`.
@@ -125,22 +116,38 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
     def compile(  # type: ignore[override]
         self,
         optimizer: Any = "rmsprop",
-        loss: Any = None,
-        loss_weights: Any = None,
-        metrics: Any = None,
-        weighted_metrics: Any = None,
+        loss: None = None,
+        loss_weights: None = None,
+        metrics: None = None,
+        weighted_metrics: None = None,
         **options: Any,
     ) -> None:
-        """Configures training, as `TrainStep.compile` does.
+        """Configures training, as `TrainStep.compile` does, without `loss` and metrics.
 
         Args:
             optimizer: Name or `keras.optimizers.Optimizer`.
-            loss: No effect: the model brings its own.
-            loss_weights: No effect.
-            metrics: No effect.
-            weighted_metrics: No effect.
+            loss: Must be `None`: the model computes its own loss over removed patches.
+            loss_weights: Must be `None`.
+            metrics: Must be `None`: there are no labels to compare with.
+            weighted_metrics: Must be `None`.
             **options: The other arguments of `TrainStep.compile`.
+
+        Raises:
+            ValueError: If a loss or metric is given.
         """
+        given = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+        }
+        given = {name: value for name, value in given.items() if value is not None}
+        if given:
+            raise ValueError(
+                "MAEPretrainer computes its own loss over removed patches and has no "
+                "labels: compile takes no loss and no metrics (for another loss, "
+                f"override training_loss). Received: {given}"
+            )
         super().compile(optimizer, **options)
 
     def build(self, input_shape: Any = None) -> None:
@@ -212,72 +219,41 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
                 latent, ids_shuffle=ids_shuffle, grid=grid, training=training
             )
             removed = ids_shuffle[:, ops.shape(latent)[1] - 1 :]  # (B, L - K)
-            return {"loss": self.loss_of_removed(images, predicted, removed)}
+            loss = self.loss_per_image(images, predicted, ids_removed=removed)
+            return {"loss": loss}
         logits = self.decoder(
             latent, outputs["ids_restore"], grid=grid, training=training
         )
         loss = self.loss_per_image(images, logits, outputs["mask"])
         return {"loss": loss, "logits": logits, **outputs}
 
-    def loss_of_removed(
-        self, images: Tensor, predicted: Tensor, ids_removed: Tensor
+    def loss_per_image(
+        self,
+        images: Tensor,
+        logits: Tensor,
+        mask: Tensor | None = None,
+        ids_removed: Tensor | None = None,
     ) -> Tensor:
-        """Scores predictions of removed patches alone, image by image.
-
-        Args:
-            images: `(B, H, W, C)` tensor, the originals.
-            predicted: `(B, R, P)` tensor, the predicted patches.
-            ids_removed: `(B, R)` int tensor, which patches these are.
-
-        Returns:
-            `(B,)` float32 tensor, that of `loss_per_image`.
-
-        Example:
-
-        ```python
-        model = MAEPretrainer.from_preset("mae_tiny")
-        images = np.zeros((1, 32, 32, 3), "float32")
-        loss = model.loss_of_removed(images, np.ones((1, 2, 48)), np.array([[0, 5]]))
-        assert float(loss[0]) == 1.0
-        ```
-        """
-        targets = patchify(ops.cast(images, "float32"), self.encoder.patch_size)
-        targets = gather_tokens(targets, ids_removed)  # (B, R, P)
-        if self.norm_pix_loss:
-            targets = normalize_patches(targets)
-        errors = ops.square(ops.cast(predicted, "float32") - targets)
-        return ops.mean(errors, axis=(1, 2))
-
-    def loss_per_image(self, images: Tensor, logits: Tensor, mask: Tensor) -> Tensor:
-        """Scores a reconstruction on removed patches, image by image.
-
-        Every row of a mask removes equally many patches, so the mean over images is
-        the paper's loss.
+        """Computes the loss of each image, as `keras_mae.ops.removed_patch_loss` does.
 
         Args:
             images: `(B, H, W, C)` tensor, the originals.
             logits: `(B, L, P)` tensor, the predicted patches.
             mask: `(B, L)` tensor, 1 = removed, 0 = visible.
+            ids_removed: `(B, R)` int tensor, the patches that `logits` holds, instead
+                of `mask`.
 
         Returns:
             `(B,)` float32 tensor.
-
-        Example:
-
-        ```python
-        model = MAEPretrainer.from_preset("mae_tiny")
-        images = np.zeros((1, 32, 32, 3), "float32")
-        loss = model.loss_per_image(images, np.ones((1, 64, 48)), np.ones((1, 64)))
-        assert float(loss[0]) == 1.0
-        ```
         """
-        targets = patchify(ops.cast(images, "float32"), self.encoder.patch_size)
-        if self.norm_pix_loss:
-            targets = normalize_patches(targets)  # (B, L, P)
-        mask = ops.cast(mask, "float32")
-        errors = ops.square(ops.cast(logits, "float32") - targets)
-        errors = ops.mean(errors, axis=-1) * mask  # (B, L)
-        return ops.sum(errors, axis=-1) / ops.sum(mask, axis=-1)
+        return removed_patch_loss(
+            images,
+            logits,
+            self.encoder.patch_size,
+            mask=mask,
+            ids_removed=ids_removed,
+            norm_pix_loss=self.norm_pix_loss,
+        )
 
     def reconstruct(
         self,

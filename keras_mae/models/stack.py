@@ -1,4 +1,4 @@
-"""What encoder and decoder share: a stack of transformer blocks and a final norm."""
+"""Base class of encoder and decoder: a stack of transformer blocks, a final norm."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from keras_mae.utils.typing import Tensor
 
 
 class TransformerStack(keras.Model):
-    """Owns `depth` equal blocks and the norm behind them; a base class.
+    """Base class of encoder and decoder: `depth` equal blocks and a final norm.
 
     Args:
         hidden_dim: Int, the tokens' width; a multiple of 4 and of `num_heads`.
@@ -111,19 +111,7 @@ class TransformerStack(keras.Model):
         factors: Tensor | None = None,
         first_query: int = 0,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Runs the blocks and the norm; see `run_blocks`.
-
-        Args:
-            x: `(B, N, hidden_dim)` tensor.
-            training: Whether dropout is active, and blocks are rematerialized where the
-                model was told so.
-            keep_attentions: Whether `attentions` are wanted.
-            factors: `(B, depth, 2)` tensor, those of `StochasticDepth`, or `None`.
-            first_query: Int; outputs of the tokens before it are not computed.
-
-        Returns:
-            A tuple: the normalized output, `hidden_states` and `attentions`.
-        """
+        """Returns the normalized output, `hidden_states` and `attentions`."""
         rematerialize = bool(self.rematerialize and training and not keep_attentions)
         x, hidden_states, attentions = run_blocks(
             self.blocks, x, training, rematerialize, factors, first_query

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_mae.layers import RandomMasking, gather_tokens, seeded_noise
+from keras_mae.layers import RandomMasking, seeded_noise
+from keras_mae.ops import gather_tokens
 
 pytestmark = pytest.mark.backends
 

@@ -132,3 +132,10 @@ def test_a_model_on_a_cpu_keeps_freed_memory(make_model, monkeypatch, accelerate
     monkeypatch.setattr(f"{place}.keep_freed_memory", lambda: calls.append(None))
     make_model()
     assert bool(calls) != accelerated
+
+
+def test_a_dict_is_returned_where_it_is_asked_for(make_model, images):
+    encoder = make_model().encoder
+    outputs = encoder(images, return_dict=True)
+    assert set(outputs) == {"latent"}
+    np.testing.assert_array_equal(outputs["latent"], encoder(images))

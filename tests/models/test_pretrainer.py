@@ -331,3 +331,11 @@ def test_a_step_is_traced_once_for_all_epochs(make_model, images, monkeypatch):
     model.optimizer.build(model.trainable_variables)
     model.fit(batches(images, 2), epochs=4, verbose=0)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["loss", "loss_weights", "metrics", "weighted_metrics"]
+)
+def test_a_loss_or_metric_in_compile_is_refused(make_model, name):
+    with pytest.raises(ValueError, match=f"takes no loss.*'{name}'"):
+        make_model().compile(optimizer="adam", **{name: ["mse"]})
