@@ -117,7 +117,9 @@ def test_changelog_begins_with_this_version():
 
 def signatures():
     """Yields `(name, function)` for what a user calls of the public names."""
-    for place in (keras_mae, keras_mae.weights, keras_mae.data):
+    modules = [item for item in vars(keras_mae).values() if inspect.ismodule(item)]
+    rooms = [module for module in modules if hasattr(module, "__all__")]
+    for place in (keras_mae, *rooms):
         for name in place.__all__:
             item = getattr(place, name)
             if inspect.isfunction(item):

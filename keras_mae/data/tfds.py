@@ -28,9 +28,14 @@ def load_tfds(name, data_dir=None):
         ValueError: If there is no such data set, it can't be prepared, or has no
             images, or not as TFRecord.
     """
-    # slow to import, and of use to this source alone
-    import tensorflow_datasets
-
+    try:
+        # slow to import, and of use to this source alone
+        import tensorflow_datasets
+    except ImportError as error:
+        raise ValueError(
+            "tfds needs TensorFlow Datasets: pip install 'keras-mae[tfds]'. "
+            f"Received: {error}"
+        ) from error
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
     # an assertion: of a version that there is none of

@@ -3,6 +3,7 @@
 import os
 import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -239,6 +240,12 @@ def test_prepared_data_sets_are_read_by_name(tmp_path):
         data.load_source("tfds:cats_too", data_dir=tmp_path)
     with pytest.raises(ValueError, match=r"knows, .*'mnist:9.9.9'.*version 9.9.9, on"):
         data.load_source("tfds:mnist:9.9.9", data_dir=tmp_path)
+
+
+def test_tfds_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(ValueError, match=r"pip install 'keras-mae\[tfds\]'"):
+        data.load_source("tfds:cifar10")
 
 
 @pytest.mark.slow
