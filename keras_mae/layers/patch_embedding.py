@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.dense import Dense
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.ops.patches import gather_tokens
 from keras_mae.ops.positions import resize_positions, sincos_positions
 from keras_mae.utils.typing import Grid, Tensor
@@ -82,7 +83,7 @@ class PositionEmbedding(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class PatchEmbedding(keras.layers.Layer):
+class PatchEmbedding(KeepsFrozenParts, keras.layers.Layer):
     """Projects flattened patches, puts CLS before them and adds their positions.
 
     Only the visible patches are projected: the linear map and the choice of patches
@@ -142,6 +143,7 @@ class PatchEmbedding(keras.layers.Layer):
             trainable=self.trainable,
             name="positions",
         )
+        self.freeze_parts()
 
     def build(self, input_shape: Any) -> None:
         self.projection.build(input_shape)

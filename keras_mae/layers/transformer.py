@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.dense import Dense
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.ops.fusion import is_fusing
 from keras_mae.ops.rematerialization import rematerialized
@@ -44,7 +45,7 @@ def _split_heads(qkv, num_heads):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class SelfAttention(keras.layers.Layer):
+class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
     """Multi-head self-attention with one fused projection for query, key and value.
 
     `softmax(q k^T / sqrt(head_dim)) v` (Vaswani et al. 2017, eq. 1); the softmax runs
@@ -106,6 +107,7 @@ class SelfAttention(keras.layers.Layer):
         self.qkv = Dense(3 * hidden_dim, use_bias=use_bias, name="qkv", **dense)
         self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
         self.proj = Dense(hidden_dim, name="proj", **dense)
+        self.freeze_parts()
 
     def build(self, input_shape: Any) -> None:
         self.qkv.build(input_shape)
@@ -147,7 +149,7 @@ class SelfAttention(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MLP(keras.layers.Layer):
+class MLP(KeepsFrozenParts, keras.layers.Layer):
     """Two dense layers with an activation between them.
 
     Args:
@@ -189,6 +191,7 @@ class MLP(keras.layers.Layer):
         dense = {"kernel_initializer": initializer, **policy}
         self.fc1 = Dense(mlp_dim, activation=self.activation, name="fc1", **dense)
         self.fc2 = Dense(hidden_dim, name="fc2", **dense)
+        self.freeze_parts()
 
     def build(self, input_shape: Any) -> None:
         self.fc1.build(input_shape)
@@ -208,7 +211,7 @@ class MLP(keras.layers.Layer):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class TransformerBlock(keras.layers.Layer):
+class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
     """Norm, attention, residual; norm, MLP, residual (Dosovitskiy et al., eq. 2-3).
 
     Args:
@@ -293,6 +296,7 @@ class TransformerBlock(keras.layers.Layer):
         )
         self.dropout1 = keras.layers.Dropout(dropout_rate, **policy)
         self.dropout2 = keras.layers.Dropout(dropout_rate, **policy)
+        self.freeze_parts()
 
     def build(self, input_shape: Any) -> None:
         for layer in (self.norm1, self.attention, self.norm2, self.mlp):

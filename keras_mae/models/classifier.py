@@ -6,6 +6,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.mixins import (
     ExcludesUnusedWeights,
@@ -24,7 +25,12 @@ FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAEClassifier(
-    ExcludesUnusedWeights, FusedInference, TrainStep, Pretrained, keras.Model
+    ExcludesUnusedWeights,
+    FusedInference,
+    TrainStep,
+    Pretrained,
+    KeepsFrozenParts,
+    keras.Model,
 ):
     """Classifies images by the tokens of an encoder (paper, appendix A.1 and A.2).
 
@@ -123,6 +129,7 @@ class MAEClassifier(
             **policy,
         )
         self.build()
+        self.freeze_parts()
         allow_new_layers(self)
 
     def build(self, input_shape: Any = None) -> None:
@@ -227,4 +234,4 @@ class MAEClassifier(
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         encoder = keras.saving.deserialize_keras_object(config["encoder"])
-        return cls(**{**config, "encoder": encoder})
+        return super().from_config({**config, "encoder": encoder})

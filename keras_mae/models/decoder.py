@@ -84,6 +84,7 @@ class MAEDecoder(TransformerStack):
         )
         self.pred = Dense(patch_dim, name="pred", **dense)
         self.build((None, None, latent_dim))
+        self.freeze_parts()
         allow_new_layers(self)
 
     def build(self, input_shape: Any) -> None:

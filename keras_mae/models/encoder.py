@@ -142,6 +142,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
         allow_new_layers(self)
         if trainable_blocks is not None and self.trainable:
             self.freeze_but_last(trainable_blocks)
+        self.freeze_parts()
 
     @property
     def num_patches(self) -> int:

@@ -6,6 +6,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
@@ -34,7 +35,14 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras.Model):
+class MAEPretrainer(
+    TakesPatchMask,
+    FusedInference,
+    TrainStep,
+    Pretrained,
+    KeepsFrozenParts,
+    keras.Model,
+):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,
@@ -155,8 +163,8 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
 
     @property
     def metrics(self) -> list[keras.Metric]:
-        """Only the loss: Keras's own tracker would report it a second time."""
-        return [self.loss_tracker]
+        """The loss, and what a subclass adds; Keras's own tracker would repeat it."""
+        return [one for one in super().metrics if one is not self._loss_tracker]
 
     def call(
         self,
@@ -322,7 +330,11 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
         outputs = self(
             images, noise=noise, factors=factors, loss_only=True, training=True
         )
-        return outputs["loss"], None
+        return self._with_added_losses(outputs["loss"]), None
+
+    def _with_added_losses(self, loss):
+        """Adds what regularizers and `add_loss` ask for, as `compute_loss` does."""
+        return sum(map(self._aggregate_additional_loss, self.losses), loss)
 
     def track(self, loss: Tensor, outputs: None, data: Any) -> dict[str, Tensor]:
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])
@@ -332,7 +344,7 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
-        return self.track(loss, None, data)
+        return self.track(self._with_added_losses(loss), None, data)
 
     def prediction(self, data):
         images = _images(data)
@@ -370,4 +382,4 @@ class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras
     def from_config(cls, config: dict[str, Any]) -> Self:
         deserialize = keras.saving.deserialize_keras_object
         parts = {name: deserialize(config[name]) for name in ("encoder", "decoder")}
-        return cls(**{**config, **parts})
+        return super().from_config({**config, **parts})

@@ -6,6 +6,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.models.encoder import MAEEncoder, check_encoder
 from keras_mae.models.mixins import (
     ExcludesUnusedWeights,
@@ -17,7 +18,9 @@ from keras_mae.utils.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAESegmenter(ExcludesUnusedWeights, FusedInference, keras.Model):
+class MAESegmenter(
+    ExcludesUnusedWeights, FusedInference, KeepsFrozenParts, keras.Model
+):
     """Classifies every pixel by the feature maps of an encoder.
 
     Each chosen map passes a norm of its own; joined they are projected patch by patch,
@@ -92,6 +95,7 @@ class MAESegmenter(ExcludesUnusedWeights, FusedInference, keras.Model):
         pixels = encoder.patch_size[0] * encoder.patch_size[1]
         self.head = keras.layers.Dense(pixels * num_classes, name="head", **policy)
         self.build()
+        self.freeze_parts()
         allow_new_layers(self)
 
     def build(self, input_shape: Any = None) -> None:
@@ -135,4 +139,4 @@ class MAESegmenter(ExcludesUnusedWeights, FusedInference, keras.Model):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Self:
         encoder = keras.saving.deserialize_keras_object(config["encoder"])
-        return cls(**{**config, "encoder": encoder})
+        return super().from_config({**config, "encoder": encoder})

@@ -4,12 +4,13 @@ from typing import Any
 
 import keras
 
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.layers.transformer import TransformerBlock, run_blocks
 from keras_mae.utils.typing import Tensor
 
 
-class TransformerStack(keras.Model):
+class TransformerStack(KeepsFrozenParts, keras.Model):
     """Base class of encoder and decoder: `depth` equal blocks and a final norm.
 
     Args:

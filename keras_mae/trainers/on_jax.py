@@ -22,7 +22,7 @@ class _Holding(keras.StatelessScope):
 
     def __init__(self, variables, values):
         pairs = zip(chain(*variables), chain(*values), strict=True)
-        super().__init__(state_mapping=list(pairs))
+        super().__init__(state_mapping=list(pairs), collect_losses=True)
 
     def values(self, variables):
         return [self.get_current_value(variable) for variable in variables]

@@ -70,3 +70,44 @@ def test_layers_that_a_subclass_adds_are_trained_and_saved(kind, make_model, tmp
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(value(loaded.extra.kernel), value(model.extra.kernel))
+
+
+class Counting(keras_mae.MAEPretrainer):
+    """Counts its updates by a metric of its own."""
+
+    def __init__(self, encoder, decoder, **kwargs):
+        super().__init__(encoder, decoder, **kwargs)
+        self.updates = keras.metrics.Sum(name="updates")
+
+    def track(self, loss, outputs, data):
+        self.updates.update_state(1.0)
+        return super().track(loss, outputs, data)
+
+
+@pytest.mark.slow
+def test_a_metric_of_a_subclass_is_reset_and_reported(make_model, images):
+    made = make_model()
+    model = Counting(made.encoder, made.decoder)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    history = model.fit(images, batch_size=2, epochs=2, verbose=0).history
+    assert history["updates"] == [2.0, 2.0]
+    results = model.evaluate(images, batch_size=4, verbose=0, return_dict=True)
+    assert results["updates"] == 1.0 and set(results) == {"loss", "updates"}
+
+
+@pytest.mark.slow
+def test_regularizers_are_part_of_the_loss(make_model, images):
+    model = make_model()
+    kernel = model.encoder.patch_embedding.projection.kernel
+    losses = []
+    for regularizer in (None, keras.regularizers.L2(0.1)):
+        kernel.regularizer = regularizer
+        model.compile(optimizer=keras.optimizers.SGD(0.0))
+        losses.append(model.evaluate(images, verbose=0))
+    added = 0.1 * np.square(keras.ops.convert_to_numpy(kernel)).sum()
+    assert losses[1] - losses[0] == pytest.approx(added, rel=1e-5)
+    kernel.regularizer = keras.regularizers.L2(0.1)
+    model.compile(optimizer=keras.optimizers.SGD(0.1))
+    before = np.square(keras.ops.convert_to_numpy(kernel)).sum()
+    model.fit(images, epochs=3, verbose=0)
+    assert np.square(keras.ops.convert_to_numpy(kernel)).sum() < before
