@@ -1,22 +1,22 @@
-"""Pictures of reconstructions while training."""
+"""Callback that draws reconstructions while training, for PNG and TensorBoard."""
 
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_mae.callbacks.updates import check_interval
+from keras_mae.callbacks.iterations import check_interval
 from keras_mae.visualization.reconstructions import draw_reconstructions
 
 
 class ReconstructionPictures(keras.callbacks.Callback):
-    """Draws the same images, with the same masks, after every few epochs.
+    """Draws reconstructions of the same images and masks after every few epochs.
 
     Args:
         processor: The `MAEImageProcessor` that made `images`.
         images: `(B, H, W, C)` float array.
-        folder: Path of an existing folder, for `epoch-0001.png` and so on; TensorBoard
-            reads the same pictures from its event files there.
+        folder: Path of an existing folder, for `epoch-0001.png` and so on, and
+            TensorBoard's event files with the same pictures.
         every: Int, epochs between two pictures; the last epoch has one as well.
         seed: Int, the seed of the masks.
 

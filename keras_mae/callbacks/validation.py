@@ -1,4 +1,4 @@
-"""Evaluation after each epoch, on one iterator for all epochs."""
+"""Callback that evaluates after each epoch, on one iterator for all epochs."""
 
 import keras
 import numpy as np
@@ -7,13 +7,13 @@ import numpy as np
 class Validation(keras.callbacks.Callback):
     """Evaluates the model after each epoch, on one iterator for all epochs.
 
-    `fit(validation_data=...)` makes an iterator an epoch, and the end of one may wait
-    many seconds for a thread of tf.data, most often under a distribution strategy. Put
-    this before callbacks that read `val_` values.
+    `fit(validation_data=...)` makes an iterator an epoch, whose end may wait many
+    seconds for a thread of tf.data, most often under a distribution strategy. Put this
+    before callbacks that read `val_` values.
 
     Args:
-        batches: Endless data set, distributed or not, that begins anew after `steps`.
-        steps: Int, batches of an evaluation.
+        batches: Infinite dataset, distributed or not, that repeats after `steps`.
+        steps: Int, number of batches of an evaluation.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The layers: whatever owns weights or randomness."""
+"""Layers: patch and position embedding, random masking, transformer blocks."""
 
 from keras_mae.layers.masking import RandomMasking, gather_tokens, seeded_noise
 from keras_mae.layers.patch_embedding import PatchEmbedding, PositionEmbedding

@@ -8,28 +8,15 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.normalization import LayerNormalization
-from keras_mae.ops.fusion import is_fusing
+from keras_mae.ops.fusion import fusion_enabled
 from keras_mae.ops.rematerialization import rematerialized
-from keras_mae.ops.tracing import EqualLayers
+from keras_mae.ops.tracing import LayerTraceCache
 from keras_mae.utils.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2).
-
-    Args:
-        x: Float tensor.
-
-    Returns:
-        Tensor of the same shape and dtype.
-
-    Example:
-
-    ```python
-    layer = keras.layers.Dense(4, activation=keras_mae.layers.transformer.gelu_tanh)
-    ```
-    """
+    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
     return keras.activations.gelu(x, approximate=True)
 
 
@@ -99,7 +86,7 @@ class SelfAttention(keras.layers.Layer):
         self.dropout_rate = dropout_rate
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        # a config, not the instance, whose draws would repeat
+        # a config: one instance would draw the same values twice
         initializer = keras.initializers.serialize(self.kernel_initializer)
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         dense = {"kernel_initializer": initializer, **policy}
@@ -117,7 +104,7 @@ class SelfAttention(keras.layers.Layer):
         query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
         if first_query:
             query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
-        if is_fusing() and not (training and self.dropout_rate):
+        if fusion_enabled() and not (training and self.dropout_rate):
             from keras_mae.ops.fused_kernels import attend
 
             x, attention = attend(query, key, value), None
@@ -183,7 +170,7 @@ class MLP(keras.layers.Layer):
         self.mlp_dim = mlp_dim
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        # a config, not the instance, whose draws would repeat
+        # a config: one instance would draw the same values twice
         initializer = keras.initializers.serialize(self.kernel_initializer)
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         dense = {"kernel_initializer": initializer, **policy}
@@ -338,32 +325,16 @@ def run_blocks(
     factors: Tensor | None = None,
     first_query: int = 0,
 ) -> Any:
-    """Runs blocks one after the other, remembering what passes between them.
+    """Runs blocks in turn; returns the output, `hidden_states` and `attentions`.
 
-    Args:
-        blocks: List of `TransformerBlock`.
-        x: `(B, N, D)` tensor.
-        training: Whether dropout is active.
-        rematerialize: Whether the backward pass computes each block anew instead of
-            keeping what is inside: less memory, a third more arithmetic.
-        factors: `(B, len(blocks), 2)` tensor, those of `StochasticDepth`, or `None`.
-        first_query: Int; the last block computes no output of the tokens before it.
-
-    Returns:
-        A tuple: the last output; `hidden_states`, a list of `len(blocks) + 1` tensors
-        `(B, N, D)` whose first is `x`; `attentions`, a list of `len(blocks)` tensors
-        `(B, num_heads, N, N)`, or of `None` where fused or rematerialized.
-
-    Example:
-
-    ```python
-    blocks = [TransformerBlock(8, 2, 32) for _ in range(3)]
-    x, hidden_states, attentions = run_blocks(blocks, np.ones((1, 5, 8)))
-    assert len(hidden_states) == 4 and len(attentions) == 3
-    ```
+    `factors` are those of `StochasticDepth`, `(B, len(blocks), 2)`; the last block
+    leaves out the queries before `first_query`. With `rematerialize` the backward pass
+    recomputes each block: less memory, a third more arithmetic. `hidden_states` are
+    `len(blocks) + 1` tensors, `x` the first; `attentions` are `None` where fused or
+    rematerialized.
     """
     hidden_states, attentions = [x], []
-    call = EqualLayers(TransformerBlock)
+    call = LayerTraceCache(TransformerBlock)
     for index, block in enumerate(blocks):
         options: dict[str, Any] = {"training": training}
         if factors is not None:
@@ -371,7 +342,7 @@ def run_blocks(
         if first_query and index == len(blocks) - 1:
             options["first_query"] = first_query
         if rematerialize:
-            x, attention = _without_attention(block, options)(x), None
+            x, attention = _rematerialize(block, options)(x), None
         else:
             x, attention = call(block, x, **options)
         hidden_states.append(x)
@@ -381,6 +352,6 @@ def run_blocks(
     return x, hidden_states, attentions
 
 
-def _without_attention(block, options):
-    """Wraps a block so that only its input is kept for the backward pass."""
+def _rematerialize(block, options):
+    """Wraps a block, without attentions, to keep only its input for the gradient."""
     return rematerialized(lambda x: block(x, **options)[0])

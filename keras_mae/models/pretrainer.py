@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.masking import (
-    TakesPatchMask,
+    PatchMaskMixin,
     check_mask_ratio,
     gather_tokens,
 )
@@ -43,7 +43,7 @@ def _images(data):
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEPretrainer(TakesPatchMask, FusedInference, TrainStep, Pretrained, keras.Model):
+class MAEPretrainer(PatchMaskMixin, FusedInference, TrainStep, Pretrained, keras.Model):
     """Masked autoencoder for pretraining with `fit` (He et al. 2021).
 
     Each step removes a random share of the patches, encodes the visible ones,

@@ -1,4 +1,4 @@
-"""Array maths without weights: patches, positions, and how graphs are fused."""
+"""Array operations without weights: patches, positions, fusion and tracing."""
 
 from keras_mae.ops.patches import normalize_patches, patchify, unpatchify
 from keras_mae.ops.positions import resize_positions, sincos_positions

@@ -1,4 +1,4 @@
-"""Callbacks: whole checkpoints or none, pictures, a stop on non-finite loss."""
+"""Callbacks: pictures, TensorBoard, validation, write errors, non-finite loss."""
 
 import keras
 import numpy as np
@@ -93,7 +93,7 @@ def test_a_non_finite_validation_loss_stops_as_well():
 
 
 @pytest.mark.slow
-def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
+def test_scalars_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
     history = {}
@@ -105,7 +105,7 @@ def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path)
             verbose=0,
             shuffle=False,
             validation_data=images,
-            callbacks=[callbacks.Curves(tmp_path, every=3)],
+            callbacks=[callbacks.TensorBoardScalars(tmp_path, every=3)],
         ).history
     train, held_out = (read_events(tmp_path / n) for n in ("train", "validation"))
     # every third update, and the last of each epoch of four
@@ -116,7 +116,7 @@ def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path)
     assert held_out["loss"][-1][1] == pytest.approx(history["val_loss"][-1])
     assert "gradient_norm" in train
     with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
-        callbacks.Curves(tmp_path, every=0)
+        callbacks.TensorBoardScalars(tmp_path, every=0)
 
 
 class FullDisk(keras.callbacks.Callback):

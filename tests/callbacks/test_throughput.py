@@ -1,4 +1,4 @@
-"""Speed: what the logs say of it, and what a step costs."""
+"""Throughput: what the logs say, and what a step costs."""
 
 import types
 

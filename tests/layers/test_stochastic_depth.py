@@ -1,4 +1,4 @@
-"""Stochastic depth: how often branches are left out, where, and for whom."""
+"""Stochastic depth: drop rates, rows, rematerialization."""
 
 import keras
 import numpy as np

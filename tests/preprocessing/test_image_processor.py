@@ -1,4 +1,4 @@
-"""Image processing: every kind of input, the way back, and what is refused."""
+"""Image processor: kinds of input, the inverse, Hugging Face parity, errors."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The train step: scaled losses, parts of a batch; and Keras's own export."""
+"""The train step: loss scaling, gradient accumulation; `keras.Model.export`."""
 
 import keras
 import numpy as np

@@ -122,10 +122,8 @@ def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     assert (got.source, got.out) == ("~x", f"{home}models")
 
 
-def test_scripts_keep_freed_memory_before_they_begin(monkeypatch):
+def test_scripts_tune_malloc_before_they_begin(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "keras_mae.utils.flags.keep_freed_memory", lambda: calls.append(0)
-    )
+    monkeypatch.setattr("keras_mae.utils.flags.tune_malloc", lambda: calls.append(0))
     flags.run_script(lambda config: calls.append(1), Saved, "Does.", [])
     assert calls == [0, 1]
