@@ -1,6 +1,5 @@
 """Image processor: decode, resize, rescale and normalize images, and undo it."""
 
-import io
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from keras import ops
 from PIL import Image
 
 from keras_mae.ops.patches import as_pair
+from keras_mae.preprocessing.image_decoding import decode_image
 from keras_mae.utils.typing import Images, PathLike, Size, Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -183,7 +183,7 @@ class MAEImageProcessor:
 
     def _decode_and_resize(self, image):
         """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
-        image = self._decode(image)
+        image = decode_image(image, self.num_channels)
         height, width = self.image_size
         channels = [
             Image.fromarray(np.ascontiguousarray(channel)).resize(
@@ -192,17 +192,6 @@ class MAEImageProcessor:
             for channel in np.moveaxis(image, -1, 0)
         ]
         return np.stack(channels, axis=-1)  # (H, W, C)
-
-    def _decode(self, image):
-        """Decodes one image to `(H, W, C)` uint8 of its own size."""
-        if isinstance(image, (str, Path, bytes, bytearray)):
-            image = _open(image)
-        if not isinstance(image, Image.Image):
-            image = _to_uint8_array(image)  # (H, W, C)
-            if image.shape[-1] == self.num_channels:
-                return image
-            image = _array_to_pil(image, self.num_channels)
-        return _pil_to_array(image, self.num_channels)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as a dict."""
@@ -302,69 +291,3 @@ def _check_supported(config):
     factor = config.get("rescale_factor") or 1 / 255
     if abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"rescale_factor must be 1/255. Received: {factor}")
-
-
-def _open(source):
-    """Opens a path or encoded bytes as a fully decoded PIL image."""
-    encoded = isinstance(source, (bytes, bytearray))
-    name = f"{len(source)} bytes" if encoded else str(source)
-    try:
-        # closed here: Pillow keeps the file of an animation open
-        with Image.open(io.BytesIO(source) if encoded else source) as image:
-            if image.format == "EPS":
-                raise ValueError("EPS is a program, which Ghostscript would run")
-            image.load()
-    except Exception as error:  # each format's reader fails in its own ways
-        raise ValueError(
-            f"An image must be a readable picture. Received: {name}: {error}"
-        ) from error
-    return image
-
-
-def _to_uint8_array(image):
-    """Checks an array and returns it as `(H, W, C)` uint8."""
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.size == 0 or image.dtype.kind not in "uif":
-        raise ValueError(
-            "An image array must be (height, width) or (height, width, channels) of "
-            f"numbers. Received: shape {image.shape}, dtype {image.dtype}"
-        )
-    limit = 1 if image.dtype.kind == "f" else 255
-    # so that NaN fails as well
-    if not (image.min() >= 0 and image.max() <= limit):
-        raise ValueError(
-            "An image array must hold integers in [0, 255] or floats in [0, 1]. "
-            f"Received: {image.dtype} in [{image.min()}, {image.max()}]"
-        )
-    return np.rint(image * (255 // limit)).astype("uint8")
-
-
-def _array_to_pil(image, num_channels):
-    """Turns a `(H, W, C)` uint8 array with 1, 3 or 4 channels into a PIL image."""
-    if image.shape[-1] not in (1, 3, 4) or num_channels not in (1, 3):
-        raise ValueError(
-            f"An image must be (height, width, {num_channels}), channels last. "
-            f"Received: shape {image.shape}"
-        )
-    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-
-
-def _pil_to_array(image, num_channels):
-    """Turns a PIL image of any mode into `(H, W, C)` uint8, grey or RGB."""
-    if num_channels not in (1, 3):
-        raise ValueError(
-            "Only arrays can have other than one or three channels. "
-            f"Received: an image for a model of {num_channels} channels"
-        )
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey to 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            "An image must have 8 or 16 bits a channel; pass others as arrays. "
-            f"Received: mode {image.mode}"
-        )
-    image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
-    return image.reshape(*image.shape[:2], num_channels)  # (H, W, C)

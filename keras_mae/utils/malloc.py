@@ -8,7 +8,6 @@ training step on a CPU frees and takes gigabytes. tcmalloc, preloaded, keeps the
 import ctypes
 import os
 
-
 # of glibc's malloc.h; the threshold is the largest int, about 2 GiB
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 _LARGEST_INT = 2**31 - 1
