@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from keras_mae.callbacks.iterations import optimizer_iterations
 from keras_mae.utils.files import atomic_write
+from keras_mae.utils.typing import PathLike
 
 # exit code of a run that was stopped and can be resumed (sysexits.h: try again)
 EX_TEMPFAIL = 75
@@ -114,14 +116,14 @@ class Checkpoints(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder,
-        model_file,
-        every_steps=None,
-        every_minutes=None,
-        keep=3,
-        steps_per_epoch=None,
-        write=True,
-    ):
+        folder: PathLike,
+        model_file: PathLike,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 3,
+        steps_per_epoch: int | None = None,
+        write: bool = True,
+    ) -> None:
         super().__init__()
         limits = {"every_steps": every_steps, "every_minutes": every_minutes}
         for name, value in {**limits, "keep": keep}.items():
@@ -134,15 +136,15 @@ class Checkpoints(keras.callbacks.Callback):
         self.keep = keep
         self.steps_per_epoch = steps_per_epoch
         self.write = write
-        self._saved_step = None
-        self._former_handler = None
+        self._saved_step: int | None = None
+        self._former_handler: Any = None
         self._terminated = False
 
-    def catch_sigterm(self):
+    def catch_sigterm(self) -> None:
         """Makes SIGTERM save and stop, until `release_sigterm`."""
         self._former_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def release_sigterm(self):
+    def release_sigterm(self) -> None:
         """Restores the former handler of SIGTERM."""
         if self._former_handler is not None:
             signal.signal(signal.SIGTERM, self._former_handler)
@@ -190,7 +192,7 @@ class Checkpoints(keras.callbacks.Callback):
         ):
             self.try_to_save(step)
 
-    def try_to_save(self, step):
+    def try_to_save(self, step: int) -> bool:
         """Saves step `step`, or prints the error; says whether it saved."""
         try:
             self.save(step)
@@ -200,7 +202,7 @@ class Checkpoints(keras.callbacks.Callback):
             return False
         return True
 
-    def save(self, step):
+    def save(self, step: int) -> None:
         """Saves the checkpoint of step `step`, if this process writes files."""
         if self.write:
             path = save_checkpoint(self.model, self.folder, self.keep)

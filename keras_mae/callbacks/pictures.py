@@ -6,6 +6,8 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
+from keras_mae.utils.typing import PathLike, Tensor
 from keras_mae.visualization.reconstructions import draw_reconstructions
 
 
@@ -32,7 +34,14 @@ class ReconstructionPictures(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, processor, images, folder, every=1, seed=0):
+    def __init__(
+        self,
+        processor: MAEImageProcessor,
+        images: Tensor,
+        folder: PathLike,
+        every: int = 1,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if not len(images):
             raise ValueError("A picture needs at least one image. Received: 0")

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.data.corrupt_images import CorruptImages
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -58,7 +59,7 @@ class StopOnCorruptImages(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, corrupt):
+    def __init__(self, corrupt: CorruptImages) -> None:
         super().__init__()
         self.corrupt = corrupt
 

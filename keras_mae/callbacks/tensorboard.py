@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval, optimizer_iterations
+from keras_mae.utils.typing import PathLike
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
@@ -28,7 +29,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, folder, every=1):
+    def __init__(self, folder: PathLike, every: int = 1) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.every = check_interval(every)

@@ -32,7 +32,13 @@ class Throughput(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, batch_size, total_steps, flops_per_image, peak_flops):
+    def __init__(
+        self,
+        batch_size: int,
+        total_steps: int,
+        flops_per_image: float,
+        peak_flops: float,
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.total_steps = total_steps

@@ -1,5 +1,7 @@
 """Callback that evaluates after each epoch, on one iterator for all epochs."""
 
+from collections.abc import Iterable
+
 import keras
 import numpy as np
 
@@ -26,7 +28,7 @@ class Validation(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, batches, steps):
+    def __init__(self, batches: Iterable, steps: int) -> None:
         super().__init__()
         self.batches = batches
         self.steps = steps

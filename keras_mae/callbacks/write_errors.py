@@ -18,7 +18,7 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, callback):
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
         super().__init__()
         self.callback = callback
 
