@@ -42,7 +42,7 @@ class Validation(keras.callbacks.Callback):
             self._iterator = iter(self.batches)
         for _ in range(0, self.steps, model.steps_per_execution):
             results = model.test_function(self._iterator)
-        # of all replicas together, as `evaluate` reads them
+        # over all replicas, as `evaluate` returns them
         metrics = model.get_metrics_result()
         if set(metrics) == set(results):
             results = metrics

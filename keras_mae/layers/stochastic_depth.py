@@ -14,13 +14,13 @@ _KEY = (0, 0x2545F491)
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class StochasticDepth(keras.layers.Layer):
-    """Draws factors for the residual branches of a stack (Huang et al. 2016).
+    """Draws stochastic depth factors of residual branches (Huang et al. 2016).
 
     A branch is dropped for an image with a probability that rises linearly from 0 at
-    the first block to `rate` at the last; kept branches are scaled by 1 / (1 -
-    probability). All blocks' factors are drawn at once and outside
-    of them, so that rematerialized blocks see the same ones twice, and an image's
-    factors depend on seed and row alone, whatever the number of replicas.
+    the first block to `rate` at the last; kept branches are scaled by the inverse of
+    the probability to stay. All factors are drawn at once, outside of the blocks:
+    rematerialized blocks see the same ones twice, and an image's factors depend on seed
+    and row alone, whatever the number of replicas.
 
     Args:
         rate: Float in [0, 1), the last block's.

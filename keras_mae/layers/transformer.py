@@ -15,7 +15,7 @@ from keras_mae.utils.typing import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class TransformerBlock(keras.layers.Layer):
-    """Norm, attention, residual; norm, MLP, residual (Dosovitskiy et al., eq. 2-3).
+    """Pre-norm transformer block (Dosovitskiy et al. 2021, eq. 2-3).
 
     Args:
         hidden_dim: Int, the tokens' width.

@@ -131,7 +131,7 @@ def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
         one.value if isinstance(one, keras.Variable) else one for one in variables
     )
     if decay:
-        # not earlier: each product is as large as the weight
+        # as late as possible: each product is as large as the weight
         with tf.control_dependencies([gradient]):
             weight.assign_sub(weight * (rate * decay))
     tf.raw_ops.ResourceApplyAdam(

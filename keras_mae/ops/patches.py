@@ -14,7 +14,7 @@ def as_pair(value: Size, name: str) -> tuple[int, int]:
     try:
         height, width = (int(size) for size in pair)
         whole = (height, width) == tuple(pair)
-    except (OverflowError, TypeError, ValueError):  # infinity has no int
+    except (OverflowError, TypeError, ValueError):  # int() of infinity overflows
         whole = False
     if not whole or height < 1 or width < 1:
         raise ValueError(

@@ -48,7 +48,7 @@ def _to_uint8_array(image):
             f"numbers. Received: shape {image.shape}, dtype {image.dtype}"
         )
     limit = 1 if image.dtype.kind == "f" else 255
-    # so that NaN fails as well
+    # written so that NaN fails as well
     if not (image.min() >= 0 and image.max() <= limit):
         raise ValueError(
             "An image array must hold integers in [0, 255] or floats in [0, 1]. "

@@ -18,7 +18,7 @@ def find_processor_file(source, **reading):
     try:
         return Location(source, **reading).find(CONFIG_NAME)
     except Unreached:
-        return None  # what the repository lacks, the cache may not know to be absent
+        return None  # offline, the cache may not tell whether there is one
 
 
 def default_processor(source, model):

@@ -29,7 +29,7 @@ class BackendStep(BaseStep):
         loss, outputs, gradients = self._differentiate(inputs)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
-            # each replica brings its share of the mean
+            # each replica has its share of the mean's gradient
             gradients = context.all_reduce("SUM", gradients)
         norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
         norm = norm / self.loss_scale()

@@ -34,7 +34,7 @@ def saver(folder, **options):
 
 
 @pytest.mark.slow
-def test_the_last_few_are_kept_and_the_newest_has_a_name_of_its_own(
+def test_the_last_few_are_kept_and_model_file_is_the_newest(
     make_model, images, tmp_path
 ):
     compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1, keep=2)], 3)
@@ -55,9 +55,7 @@ def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_restored_model_goes_on_as_if_nothing_had_happened(
-    make_model, images, tmp_path
-):
+def test_a_restored_model_trains_bit_equal(make_model, images, tmp_path):
     whole = make_model(dropout_rate=0.1)
     half = make_model(dropout_rate=0.1)
     compile_and_fit(half, images, [saver(tmp_path, every_steps=1)])
@@ -108,7 +106,7 @@ class Failing:
 
 
 @pytest.mark.slow
-def test_a_save_that_dies_leaves_the_older_checkpoints(make_model, images, tmp_path):
+def test_a_failing_save_leaves_the_older_checkpoints(make_model, images, tmp_path):
     model = make_model()
     compile_and_fit(model, images, [saver(tmp_path, every_steps=1)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -194,9 +192,7 @@ def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path
 
 
 @pytest.mark.slow
-def test_a_wish_to_stop_that_can_not_be_saved_still_stops(
-    make_model, images, tmp_path, capsys
-):
+def test_sigterm_stops_even_if_saving_fails(make_model, images, tmp_path, capsys):
     callback = saver(tmp_path / "nowhere")
     older = signal.getsignal(signal.SIGTERM)
     callback.catch_sigterm()

@@ -190,7 +190,7 @@ def test_two_workers_train_as_one_and_write_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_fail_together_where_one_refuses(tmp_path):
+def test_workers_fail_together_where_one_fails(tmp_path):
     pytest.importorskip("sklearn")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-000000001.keras").touch()
@@ -250,7 +250,7 @@ def test_a_killed_worker_comes_back_and_the_run_goes_on(tmp_path):
         '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": "x"}}',
     ],
 )
-def test_a_wrong_cluster_is_refused(text, monkeypatch):
+def test_an_invalid_tf_config_is_refused(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ValueError, match="TF_CONFIG must look like"):
         make_strategy("multiworker")

@@ -68,7 +68,7 @@ def test_freed_blocks_are_used_again_without_the_kernel():
         ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=10"),
     ],
 )
-def test_who_sets_malloc_up_or_switches_this_off_is_left_alone(name, value):
+def test_user_settings_are_left_alone(name, value):
     assert ask(**{name: value}) == ["False"]
 
 
@@ -100,7 +100,7 @@ def test_another_c_library_is_left_alone(monkeypatch, error):
     assert runpy.run_path(str(MODULE))["tune_malloc"]() is False
 
 
-def test_memory_can_be_given_back_anywhere(monkeypatch):
+def test_trim_malloc_runs_with_any_c_library(monkeypatch):
     give_back = runpy.run_path(str(MODULE))["trim_malloc"]
     give_back()
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
