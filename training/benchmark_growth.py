@@ -22,7 +22,7 @@ from pathlib import Path
 
 from keras_mae.presets import preset_sizes
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import growth_picture
+from keras_mae.visualization.plots import plot_scaling
 
 
 @dataclasses.dataclass
@@ -117,7 +117,7 @@ def main(config):
     if "memory" in rows:
         print(memory_table(rows.pop("memory")))
     if rows:
-        growth_picture(rows).save(f"{config.out}.png")
+        plot_scaling(rows).save(f"{config.out}.png")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,9 @@ from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING
 from keras_mae.runs import probing
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import accuracy_picture
+from keras_mae.visualization.plots import plot_accuracies
 
 LABELS = (1, 5, 20, None)
 PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")
@@ -75,7 +75,7 @@ def main(config):
     (folder / "table.md").write_text(table + "\n")
     names = [text(labels) for labels in LABELS]
     curves = {case: results.over_seeds(case) for case in cases()}
-    accuracy_picture(names, curves).save(folder / "accuracies.png")
+    plot_accuracies(names, curves).save(folder / "accuracies.png")
     print(f"{table}\nPlot: {folder / 'accuracies.png'}")
 
 
@@ -116,7 +116,7 @@ class Results:
         print(f"seed {seed}, {text(labels):>3} labels a class, {method:11}, "
               f"{features:10}: {value:.1%}", flush=True)  # fmt: skip
         rows = [[s, n, *case, v] for (s, n, case), v in self.values.items()]
-        with replacing(self.path) as part:
+        with atomic_write(self.path) as part:
             content = {"settings": self.settings, "values": rows}
             part.write_text(json.dumps(content) + "\n")
 

@@ -30,7 +30,7 @@ from keras_mae.recipes import FINE_TUNING, fill_in
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import confusion_picture
+from keras_mae.visualization.plots import plot_confusion_matrix
 
 
 @dataclasses.dataclass
@@ -156,7 +156,7 @@ def evaluate(training, model, processor):
             predicted.extend(model.predict_on_batch(images).argmax(axis=-1)[real])
         path = Path(training.config.output, "confusion.png")
         path.parent.mkdir(parents=True, exist_ok=True)
-        confusion_picture(labels, predicted, training.class_names).save(path)
+        plot_confusion_matrix(labels, predicted, training.class_names).save(path)
         print(f"Which class is taken for which: {path}")
     return results
 

@@ -34,9 +34,9 @@ from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.class_names import write_labels
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import METHODS, confusion_picture, feature_picture
+from keras_mae.visualization.plots import METHODS, plot_confusion_matrix, plot_features
 
 
 @dataclasses.dataclass
@@ -106,7 +106,7 @@ def evaluate_features(training, model, processor):
     ask = {"linear": ask_linear, "knn": ask_neighbours, "logistic": ask_logistic}
     scores = ask[config.method](training, model, features)
     if config.method == "linear":
-        with replacing(folder / "model.keras") as part:
+        with atomic_write(folder / "model.keras") as part:
             model.save(part)
         processor.save_pretrained(folder)
         write_labels(folder, training.class_names)
@@ -198,10 +198,10 @@ def ask_logistic(training, model, features):
 def draw(folder, features, scores, class_names):
     """Draws which class is taken for which, and the held-out features in a plane."""
     labels = features["held_out_labels"]
-    picture = confusion_picture(labels, scores.argmax(axis=-1), class_names)
+    picture = plot_confusion_matrix(labels, scores.argmax(axis=-1), class_names)
     picture.save(folder / "confusion.png")
     for method in METHODS:
-        picture = feature_picture(
+        picture = plot_features(
             features["held_out_features"], labels, class_names, method
         )
         picture.save(folder / f"features-{method}.png")

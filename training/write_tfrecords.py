@@ -26,7 +26,7 @@ from keras_mae.data.decoding import decode
 from keras_mae.data.folder import class_names, list_images
 from keras_mae.data.pretraining_pipeline import PARALLEL_CALLS, options
 from keras_mae.data.tfrecord import class_file
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 
 
@@ -67,7 +67,7 @@ def main(config):
                 f"Received: {config.shards}"
             )
         if classes:
-            with replacing(class_file(output / "shard", config.name)) as part:
+            with atomic_write(class_file(output / "shard", config.name)) as part:
                 text = "".join(f"{name}\n" for name in classes)
                 # a folder's name need not be UTF-8
                 part.write_bytes(text.encode(errors="replace"))
@@ -96,7 +96,7 @@ def check(config):
 def open_shard(stack, output, config, number):
     """Opens a file aside, which takes its place when the stack is left in peace."""
     name = f"{config.name}-{number:05}-of-{config.shards:05}.tfrecord"
-    part = stack.enter_context(replacing(output / name))
+    part = stack.enter_context(atomic_write(output / name))
     return stack.enter_context(tf.io.TFRecordWriter(str(part)))
 
 

@@ -1,20 +1,20 @@
-"""Callbacks of a training: checkpoints, curves, pictures, validation, early ends."""
+"""Keras callbacks: checkpoints, TensorBoard, throughput, validation, stopping."""
 
 from keras_mae.callbacks.checkpoints import Checkpoints
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
-from keras_mae.callbacks.tensorboard import Curves
+from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.callbacks.throughput import Throughput
 from keras_mae.callbacks.validation import Validation
 from keras_mae.callbacks.write_errors import IgnoreWriteErrors
 
 __all__ = [
     "Checkpoints",
-    "Curves",
     "IgnoreWriteErrors",
     "ReconstructionPictures",
     "StopOnCorruptImages",
     "StopOnNonFiniteLoss",
+    "TensorBoardScalars",
     "Throughput",
     "Validation",
 ]

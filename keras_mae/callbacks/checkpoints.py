@@ -1,9 +1,8 @@
-"""Checkpoints of a run: whole at every instant, the last few kept, found again.
+"""Save and restore training checkpoints, atomically, and keep the last few.
 
-A checkpoint is a `.keras` file `step-000001200.keras`, named by the updates it holds.
-It has all that the next step depends on: weights, optimizer, step, the state of the
-random seeds and the running means of loss and metrics. The position in the data is the
-step itself, from which the pipelines of `keras_mae.data` start.
+A checkpoint is a file `step-000001200.keras`, named by its optimizer iterations. It has
+all that the next step depends on: weights, optimizer, seeds, and running metrics. The
+position in the data is the step itself: the pipelines of `keras_mae.data` start there.
 """
 
 import json
@@ -13,34 +12,23 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.callbacks.updates import count_updates
-from keras_mae.utils.files import replacing
+from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.utils.files import atomic_write
+from keras_mae.utils.typing import PathLike
 
-# the exit code of a run that was told to stop, and can go on (sysexits: "try again")
-EXIT_TRY_AGAIN = 75
+# exit code of a run that was stopped and can be resumed (sysexits.h: try again)
+EX_TEMPFAIL = 75
 _PATTERN = "step-{:09d}.keras"
 
 
 def list_checkpoints(folder):
-    """Lists the checkpoints of a folder.
-
-    Args:
-        folder: Path.
-
-    Returns:
-        A dict from step to `Path`, the oldest first.
-
-    Example:
-
-    ```python
-    assert list_checkpoints("no-such-folder") == {}
-    ```
-    """
+    """Returns the checkpoints of a folder as a dict from step to path, oldest first."""
     found = {}
     for path in Path(folder).glob("step-*.keras"):
         step = path.stem.removeprefix("step-")
@@ -50,33 +38,9 @@ def list_checkpoints(folder):
 
 
 def save_checkpoint(model, folder, keep=3):
-    """Saves a compiled model under its step, and removes the oldest checkpoints.
-
-    Args:
-        model: A compiled Keras model.
-        folder: Path of an existing folder.
-        keep: Int, how many checkpoints stay.
-
-    Returns:
-        The `Path` of the checkpoint.
-
-    Raises:
-        OSError: If it can't be written; older ones are untouched.
-
-    Example:
-
-    ```python
-    import tempfile
-
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    model.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
-    with tempfile.TemporaryDirectory() as folder:
-        path = save_checkpoint(model, folder)
-        assert restore_checkpoint(model, path) == 0
-    ```
-    """
-    path = Path(folder, _PATTERN.format(count_updates(model)))
-    with replacing(path) as part:
+    """Saves a compiled model, removes all but the last `keep`; returns the path."""
+    path = Path(folder, _PATTERN.format(optimizer_iterations(model)))
+    with atomic_write(path) as part:
         model.save(part)
     for old in list(list_checkpoints(folder).values())[:-keep]:
         old.unlink()
@@ -84,82 +48,38 @@ def save_checkpoint(model, folder, keep=3):
 
 
 def restore_checkpoint(model, path):
-    """Fills a compiled model of the same configuration from a checkpoint.
-
-    Args:
-        model: A compiled Keras model.
-        path: Path of a checkpoint.
-
-    Returns:
-        Int, the step at which training goes on.
-
-    Raises:
-        ValueError: If the file is damaged or of another model.
-
-    Example: see `save_checkpoint`.
-    """
+    """Loads a checkpoint into a compiled model of the same config; returns the step."""
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     try:
         model.load_weights(path)
     except (tf.errors.UnavailableError, tf.errors.AbortedError):
-        raise  # another worker is gone, and the file as it was
+        raise  # another worker is gone; the file is fine
     except Exception as error:  # zip, HDF5 and Keras each raise their own
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} can't be read into this model; delete it to go on from an older "
-            f"one. Received: {reason}"
+            f"{path} can't be loaded into this model; delete it to resume from an "
+            f"older one. Received: {reason}"
         ) from error
-    step = count_updates(model)
+    step = optimizer_iterations(model)
     if path != path.with_name(_PATTERN.format(step)):
-        raise ValueError(f"{path} should hold the step of its name. Received: {step}")
+        raise ValueError(f"{path} must hold the step in its name. Received: {step}")
     return step
 
 
-def check_space(folder, size, count):
-    """Checks that a disk holds the checkpoints to come.
-
-    Args:
-        folder: Path of an existing folder.
-        size: Int, bytes of a checkpoint.
-        count: Int, how many more there will be, the one being written included.
-
-    Raises:
-        ValueError: If there is too little space.
-
-    Example:
-
-    ```python
-    check_space(".", size=1000, count=4)
-    ```
-    """
+def check_disk_space(folder, size, count):
+    """Raises `ValueError` if a disk lacks space for `count` files of `size` bytes."""
     needed, free = count * size, shutil.disk_usage(folder).free
     if free < needed:
         raise ValueError(
-            f"{folder} needs {needed / 2**20:,.0f} MiB for {count} checkpoints more. "
-            f"Received: a disk with {free / 2**20:,.0f} MiB left"
+            f"{folder} needs {needed / 2**20:,.0f} MiB for {count} more checkpoints. "
+            f"Received: a disk with {free / 2**20:,.0f} MiB free"
         )
 
 
-def place_copy(path, copy):
-    """Makes `copy` the same file as `path`, in one step.
-
-    Args:
-        path: Path of a file.
-        copy: Path to replace, on the same disk.
-
-    Example:
-
-    ```python
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "a").write_text("whole")
-        place_copy(Path(folder, "a"), Path(folder, "b"))
-        assert Path(folder, "b").read_text() == "whole"
-    ```
-    """
-    with replacing(copy) as part:
+def link_or_copy(path, copy):
+    """Makes `copy`, on the same disk, the same file as `path`, atomically."""
+    with atomic_write(copy) as part:
         part.unlink(missing_ok=True)
         try:
             os.link(path, part)
@@ -168,11 +88,11 @@ def place_copy(path, copy):
 
 
 class Checkpoints(keras.callbacks.Callback):
-    """Saves checkpoints while `fit` runs, at its end, and when told to stop.
+    """Saves checkpoints during `fit`, at its end, and on SIGTERM.
 
-    A run that receives SIGTERM finishes its step, saves, and raises `SystemExit` with
-    code 75. A save that fails half-way through a training is reported, and tried again
-    at the next interval; older checkpoints stay.
+    On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75. A
+    failed save during training is printed, and tried again at the next interval; older
+    checkpoints stay.
 
     Args:
         folder: Path of an existing folder.
@@ -180,9 +100,9 @@ class Checkpoints(keras.callbacks.Callback):
         every_steps: Int, updates between two checkpoints, or `None`.
         every_minutes: Float, minutes between two checkpoints, or `None`.
         keep: Int, how many stay.
-        steps_per_epoch: Int, by which an epoch is known that goes on in the middle; its
-            means then count the steps before.
-        write: Whether this process writes; one of several workers does.
+        steps_per_epoch: Int, to resume within an epoch; its metrics then include the
+            steps before.
+        write: Whether this process writes files; of several workers only one does.
 
     Raises:
         ValueError: If an interval or `keep` is not positive.
@@ -196,14 +116,14 @@ class Checkpoints(keras.callbacks.Callback):
 
     def __init__(
         self,
-        folder,
-        model_file,
-        every_steps=None,
-        every_minutes=None,
-        keep=3,
-        steps_per_epoch=None,
-        write=True,
-    ):
+        folder: PathLike,
+        model_file: PathLike,
+        every_steps: int | None = None,
+        every_minutes: float | None = None,
+        keep: int = 3,
+        steps_per_epoch: int | None = None,
+        write: bool = True,
+    ) -> None:
         super().__init__()
         limits = {"every_steps": every_steps, "every_minutes": every_minutes}
         for name, value in {**limits, "keep": keep}.items():
@@ -216,33 +136,33 @@ class Checkpoints(keras.callbacks.Callback):
         self.keep = keep
         self.steps_per_epoch = steps_per_epoch
         self.write = write
-        self._saved_step = None
-        self._older_handler = None
+        self._saved_step: int | None = None
+        self._former_handler: Any = None
         self._terminated = False
 
-    def listen(self):
-        """Takes SIGTERM for a wish to save and stop, from now to `stop_listening`."""
-        self._older_handler = signal.signal(signal.SIGTERM, self._note_signal)
+    def catch_sigterm(self) -> None:
+        """Makes SIGTERM save and stop, until `release_sigterm`."""
+        self._former_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def stop_listening(self):
-        """Gives SIGTERM back to whoever had it."""
-        if self._older_handler is not None:
-            signal.signal(signal.SIGTERM, self._older_handler)
-            self._older_handler = None
+    def release_sigterm(self) -> None:
+        """Restores the former handler of SIGTERM."""
+        if self._former_handler is not None:
+            signal.signal(signal.SIGTERM, self._former_handler)
+            self._former_handler = None
 
-    def _note_signal(self, number, frame):
+    def _on_sigterm(self, number, frame):
         self._terminated = True
 
     def on_train_begin(self, logs=None):
-        if self._older_handler is None:
-            self.listen()
+        if self._former_handler is None:
+            self.catch_sigterm()
         self._saved_at = time.monotonic()
-        step = count_updates(self.model)
+        step = optimizer_iterations(self.model)
         if self._saved_step is None:
             self._saved_step = step
         self._running_metrics = None
         if self.steps_per_epoch and step % self.steps_per_epoch:
-            # fit resets the running means, which an epoch begun before needs
+            # fit resets the metrics, which must include the epoch's steps before
             self._running_metrics = self.model.running_metrics
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -251,73 +171,53 @@ class Checkpoints(keras.callbacks.Callback):
             self._running_metrics = None
 
     def on_train_batch_end(self, batch, logs=None):
-        step = count_updates(self.model)
+        step = optimizer_iterations(self.model)
         if not self.steps_per_epoch or step % self.steps_per_epoch:
             self._save_if_due(step)
-        # else the end of the epoch follows: its row must be written before
+        # else on_epoch_end follows, before which loggers write the epoch
 
     def on_epoch_end(self, epoch, logs=None):
         if self.steps_per_epoch:
-            self._save_if_due(count_updates(self.model))
+            self._save_if_due(optimizer_iterations(self.model))
 
     def _save_if_due(self, step):
-        # other workers go on, for the one that writes may need them to end its step
+        # other workers go on: the one that writes may need them to finish its step
         if self._terminated and self.write:
             if self.try_to_save(step):
-                print(f"Told to stop: saved step {step}", file=sys.stderr, flush=True)
-            raise SystemExit(EXIT_TRY_AGAIN)
+                print(f"SIGTERM: saved step {step}", file=sys.stderr, flush=True)
+            raise SystemExit(EX_TEMPFAIL)
         minutes = (time.monotonic() - self._saved_at) / 60
         if (self.every_steps and step - self._saved_step >= self.every_steps) or (
             self.every_minutes and minutes >= self.every_minutes
         ):
             self.try_to_save(step)
 
-    def try_to_save(self, step):
-        """Saves, or says why not.
-
-        Args:
-            step: Int, the updates so far.
-
-        Returns:
-            Bool, whether it is saved.
-        """
+    def try_to_save(self, step: int) -> bool:
+        """Saves step `step`, or prints the error; says whether it saved."""
         try:
             self.save(step)
         except OSError as error:
-            print(f"Step {step} is not saved: {error}", file=sys.stderr, flush=True)
+            print(f"Cannot save step {step}: {error}", file=sys.stderr, flush=True)
             self._saved_step, self._saved_at = step, time.monotonic()
             return False
         return True
 
-    def save(self, step):
-        """Saves the model as the checkpoint of this step, if this process writes."""
+    def save(self, step: int) -> None:
+        """Saves the checkpoint of step `step`, if this process writes files."""
         if self.write:
             path = save_checkpoint(self.model, self.folder, self.keep)
-            place_copy(path, self.model_file)
+            link_or_copy(path, self.model_file)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def on_train_end(self, logs=None):
-        self.stop_listening()
-        step = count_updates(self.model)
+        self.release_sigterm()
+        step = optimizer_iterations(self.model)
         if step != self._saved_step:
             self.save(step)
 
 
-class KeepBest(keras.callbacks.Callback):
-    """Keeps the model of the epoch with the highest score so far.
-
-    The score lies beside it in a small file, from which a resumed run reads it.
-
-    Args:
-        path: Path of the model, say `best.keras`.
-        monitor: Name of the score in the logs, the higher the better.
-
-    Example:
-
-    ```python
-    callback = KeepBest("run/best.keras", monitor="val_top1")
-    ```
-    """
+class BestCheckpoint(keras.callbacks.Callback):
+    """Saves the model with the highest score, which a JSON file beside it keeps."""
 
     def __init__(self, path, monitor):
         super().__init__()
@@ -335,11 +235,11 @@ class KeepBest(keras.callbacks.Callback):
         if self.best is not None and score <= self.best:
             return
         try:
-            with replacing(self.path) as part:
+            with atomic_write(self.path) as part:
                 self.model.save(part)
-            with replacing(self.score_path) as part:
+            with atomic_write(self.score_path) as part:
                 part.write_text(json.dumps({self.monitor: score, "epoch": epoch + 1}))
         except OSError as error:
-            line = f"Epoch {epoch + 1} is not kept: {error}"
+            line = f"Cannot save the best model, of epoch {epoch + 1}: {error}"
             print(line, file=sys.stderr, flush=True)
         self.best = score

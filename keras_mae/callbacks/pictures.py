@@ -1,22 +1,24 @@
-"""Pictures of reconstructions while training."""
+"""Callback that draws reconstructions while training, for PNG and TensorBoard."""
 
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_mae.callbacks.updates import check_interval
+from keras_mae.callbacks.iterations import check_interval
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
+from keras_mae.utils.typing import PathLike, Tensor
 from keras_mae.visualization.reconstructions import draw_reconstructions
 
 
 class ReconstructionPictures(keras.callbacks.Callback):
-    """Draws the same images, with the same masks, after every few epochs.
+    """Draws reconstructions of the same images and masks after every few epochs.
 
     Args:
         processor: The `MAEImageProcessor` that made `images`.
         images: `(B, H, W, C)` float array.
-        folder: Path of an existing folder, for `epoch-0001.png` and so on; TensorBoard
-            reads the same pictures from its event files there.
+        folder: Path of an existing folder, for `epoch-0001.png` and so on, and
+            TensorBoard's event files with the same pictures.
         every: Int, epochs between two pictures; the last epoch has one as well.
         seed: Int, the seed of the masks.
 
@@ -32,7 +34,14 @@ class ReconstructionPictures(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, processor, images, folder, every=1, seed=0):
+    def __init__(
+        self,
+        processor: MAEImageProcessor,
+        images: Tensor,
+        folder: PathLike,
+        every: int = 1,
+        seed: int = 0,
+    ) -> None:
         super().__init__()
         if not len(images):
             raise ValueError("A picture needs at least one image. Received: 0")

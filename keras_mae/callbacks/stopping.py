@@ -1,18 +1,19 @@
-"""Callbacks that end a run: a loss that is NaN or infinite, corrupt images."""
+"""Callbacks that stop training: NaN or infinite loss, corrupt images."""
 
 import math
 
 import keras
 import numpy as np
 
-from keras_mae.callbacks.updates import count_updates
+from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.data.corrupt_images import CorruptImages
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
-    """Ends a run whose loss is no number, before such weights reach a checkpoint.
+    """Stops training when the loss is NaN or infinite, before a checkpoint is saved.
 
     Raises:
-        FloatingPointError: Out of `fit`, with the step named.
+        FloatingPointError: From `fit`, with the step.
 
     Example:
 
@@ -23,32 +24,32 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         optimizer = getattr(self.model, "optimizer", None)
-        # it finds its scale by trying: what overflows is left out, and tried smaller
-        tries = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        # dynamic loss scaling: an overflowing gradient is skipped, and the scale halved
+        dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
         for name, value in (logs or {}).items():
             value = float(np.mean(value))
-            if not math.isfinite(value) and not (tries and name == "gradient_norm"):
+            if not math.isfinite(value) and not (dynamic and name == "gradient_norm"):
                 raise FloatingPointError(f"the {name} is {value} at {self._steps()}")
 
     def _steps(self):
-        last = count_updates(self.model)
+        last = optimizer_iterations(self.model)
         several = getattr(self.model, "steps_per_execution", 1)
         if several == 1:
             return f"step {last}"
         return f"one of the steps {last - several + 1} to {last}"
 
-    # the last step of an epoch shows in the validation loss alone
+    # the validation loss shows what the last step of an epoch did
     on_epoch_end = on_train_batch_end
 
 
 class StopOnCorruptImages(keras.callbacks.Callback):
-    """Ends a run whose data has more corrupt images than it may.
+    """Stops training when the data has more corrupt images than allowed.
 
     Args:
         corrupt: The `keras_mae.data.CorruptImages` of the pipelines.
 
     Raises:
-        ValueError: Out of `fit`, with their number and some of their names.
+        ValueError: From `fit`, with their number and some of their names.
 
     Example:
 
@@ -58,7 +59,7 @@ class StopOnCorruptImages(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, corrupt):
+    def __init__(self, corrupt: CorruptImages) -> None:
         super().__init__()
         self.corrupt = corrupt
 

@@ -1,18 +1,19 @@
-"""Everything that `fit` logs, for TensorBoard."""
+"""Callback that writes the logs of `fit` for TensorBoard."""
 
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from keras_mae.callbacks.updates import check_interval, count_updates
+from keras_mae.callbacks.iterations import check_interval, optimizer_iterations
+from keras_mae.utils.typing import PathLike
 
 
-class Curves(keras.callbacks.Callback):
-    """Writes all that `fit` logs down for TensorBoard, by the number of the update.
+class TensorBoardScalars(keras.callbacks.Callback):
+    """Writes the logs of `fit` as TensorBoard scalars, by optimizer iteration.
 
-    Keras's own callback counts from 0 again in each `fit`, which lays a resumed run
-    over its beginning, and between its intervals keeps back the epochs' values, too.
+    Unlike `keras.callbacks.TensorBoard`, it goes on counting in a resumed run, and
+    writes every epoch's values, whatever the interval.
 
     Args:
         folder: Path of an existing folder, for `train` and `validation`.
@@ -24,11 +25,11 @@ class Curves(keras.callbacks.Callback):
     Example:
 
     ```python
-    callback = Curves("run/logs", every=50)
+    callback = TensorBoardScalars("run/logs", every=50)
     ```
     """
 
-    def __init__(self, folder, every=1):
+    def __init__(self, folder: PathLike, every: int = 1) -> None:
         super().__init__()
         self.folder = Path(folder)
         self.every = check_interval(every)
@@ -40,17 +41,17 @@ class Curves(keras.callbacks.Callback):
             name: tf.summary.create_file_writer(str(self.folder / name))
             for name in ("train", "validation")
         }
-        self._written = count_updates(self.model)
+        self._written = optimizer_iterations(self.model)
 
     def on_train_batch_end(self, batch, logs=None):
-        step = count_updates(self.model)
+        step = optimizer_iterations(self.model)
         # several updates may lie between two calls
         if step // self.every > self._written // self.every:
             self._write("train", logs, step)
             self._written = step
 
     def on_epoch_end(self, epoch, logs=None):
-        step = count_updates(self.model)
+        step = optimizer_iterations(self.model)
         prefix = "val_"
         theirs = {k: v for k, v in (logs or {}).items() if k.startswith(prefix)}
         ours = {k: v for k, v in (logs or {}).items() if k not in theirs}

@@ -1,26 +1,23 @@
-"""How fast a run trains: images a second, waiting for data, MFU, time left."""
+"""Callback that logs throughput: images a second, data wait, MFU, time left."""
 
 import time
 
 import keras
 
-from keras_mae.callbacks.updates import count_updates
+from keras_mae.callbacks.iterations import optimizer_iterations
 
 
 class Throughput(keras.callbacks.Callback):
-    """Adds a run's speed and learning rate to the logs of `fit`.
+    """Adds throughput and learning rate to the logs of `fit`.
 
-    Put it before callbacks that write logs down; the progress bar shows them as well:
-    `images_per_second`; `data_wait`, the share of time spent waiting for the next
-    batch; `mfu`, the share of `peak_flops` that the model's arithmetic takes;
-    `learning_rate`; `hours_left` of the whole training. The first step of `fit`, which
-    traces and compiles, is only counted where an epoch has no other.
+    Put it before callbacks that write the logs. It adds `images_per_second`;
+    `data_wait`, the share of time spent waiting for the next batch (not with several
+    steps per execution); `mfu`, model FLOPs utilization: the share of `peak_flops` that
+    the model uses; `learning_rate`; and `hours_left` of the whole training. The first
+    step of `fit`, which traces and compiles, only counts where an epoch has no other.
 
-    `epoch_seconds` leaves nothing out: it is the time since the last epoch's report, or
-    since `fit` began, with first step, validation and whatever other callbacks did.
-
-    With several steps per execution the device fetches its batches by itself, and
-    `data_wait` is not known.
+    `epoch_seconds` includes everything since the last epoch's end, or the begin of
+    `fit`: first step, validation and other callbacks.
 
     Args:
         batch_size: Int, images an update, over all replicas.
@@ -35,7 +32,13 @@ class Throughput(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, batch_size, total_steps, flops_per_image, peak_flops):
+    def __init__(
+        self,
+        batch_size: int,
+        total_steps: int,
+        flops_per_image: float,
+        peak_flops: float,
+    ) -> None:
         super().__init__()
         self.batch_size = batch_size
         self.total_steps = total_steps
@@ -45,9 +48,9 @@ class Throughput(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._first = True
         self._reported = time.perf_counter()
-        self._forget()
+        self._reset()
         self._timed = self.model.steps_per_execution == 1
-        # an interrupted fit left the wrap in place
+        # an interrupted fit left the wrapper in place
         wrapped = self.model.train_function == self._fetch_and_train
         if self._timed and not wrapped:
             self._train_function = self.model.train_function
@@ -58,24 +61,24 @@ class Throughput(keras.callbacks.Callback):
             self.model.train_function = self._train_function
 
     def _fetch_and_train(self, iterator):
-        """Runs a step of Keras's on a batch that it waits for itself."""
+        """Runs a train function on one batch, and times the wait for it."""
         start = time.perf_counter()
         batch = next(iterator)
         self._waited += time.perf_counter() - start
         return self._train_function(iter([batch]))
 
-    def _forget(self):
-        """Begins a new measurement, of an epoch."""
+    def _reset(self):
+        """Starts the measurement of an epoch."""
         self._waited = self._seconds = 0.0
         self._steps = 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._forget()
-        self._step = count_updates(self.model)
+        self._reset()
+        self._step = optimizer_iterations(self.model)
         self._last = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        step, now = count_updates(self.model), time.perf_counter()
+        step, now = optimizer_iterations(self.model), time.perf_counter()
         if self._first:
             self._first_steps, self._first_seconds = step - self._step, now - self._last
             self._first, self._waited = False, 0.0

@@ -1,4 +1,6 @@
-"""Evaluation after each epoch, on one iterator for all epochs."""
+"""Callback that evaluates after each epoch, on one iterator for all epochs."""
+
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -7,13 +9,13 @@ import numpy as np
 class Validation(keras.callbacks.Callback):
     """Evaluates the model after each epoch, on one iterator for all epochs.
 
-    `fit(validation_data=...)` makes an iterator an epoch, and the end of one may wait
-    many seconds for a thread of tf.data, most often under a distribution strategy. Put
-    this before callbacks that read `val_` values.
+    `fit(validation_data=...)` makes an iterator an epoch, whose end may wait many
+    seconds for a thread of tf.data, most often under a distribution strategy. Put this
+    before callbacks that read `val_` values.
 
     Args:
-        batches: Endless data set, distributed or not, that begins anew after `steps`.
-        steps: Int, batches of an evaluation.
+        batches: Infinite dataset, distributed or not, that repeats after `steps`.
+        steps: Int, number of batches of an evaluation.
 
     Example:
 
@@ -26,7 +28,7 @@ class Validation(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, batches, steps):
+    def __init__(self, batches: Iterable, steps: int) -> None:
         super().__init__()
         self.batches = batches
         self.steps = steps
@@ -40,7 +42,7 @@ class Validation(keras.callbacks.Callback):
             self._iterator = iter(self.batches)
         for _ in range(0, self.steps, model.steps_per_execution):
             results = model.test_function(self._iterator)
-        # of all replicas together, as `evaluate` reads them
+        # over all replicas, as `evaluate` returns them
         metrics = model.get_metrics_result()
         if set(metrics) == set(results):
             results = metrics

@@ -1,4 +1,4 @@
-"""Callbacks whose failed writes do not end the training."""
+"""Callback wrapper that ignores write errors, such as a full disk."""
 
 import sys
 
@@ -6,10 +6,10 @@ import keras
 
 
 class IgnoreWriteErrors(keras.callbacks.Callback):
-    """Lets a training go on where what another callback writes does not fit the disk.
+    """Wraps a callback so that its failed writes don't end the training.
 
     Args:
-        callback: A callback whose `OSError` is worth a line, and not the training.
+        callback: A callback, whose `OSError`s are printed to standard error.
 
     Example:
 
@@ -18,7 +18,7 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
     ```
     """
 
-    def __init__(self, callback):
+    def __init__(self, callback: keras.callbacks.Callback) -> None:
         super().__init__()
         self.callback = callback
 
@@ -29,7 +29,7 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
         self.callback.set_params(params)
 
     def on_train_begin(self, logs=None):
-        # what can't be written now is wrong from the start
+        # a path that can't be written at the start is an error
         self.callback.on_train_begin(logs)
 
     def on_train_batch_end(self, batch, logs=None):

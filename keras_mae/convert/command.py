@@ -17,7 +17,7 @@ from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import find_processor_file
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.formats import describe
@@ -63,7 +63,7 @@ def convert(config: Config) -> None:
         print(model.port_report)
     if destination.suffix == ".keras":
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(destination) as part:
+        with atomic_write(destination) as part:
             model.save(part)
         print(f"{destination}: {type(model).__name__}")
     else:
@@ -83,7 +83,7 @@ def _copy_processor(config):
     folder = place.parent if place.suffix == ".keras" else place
     if found is None or (folder / CONFIG_NAME).exists():
         return
-    with replacing(folder / CONFIG_NAME) as part:
+    with atomic_write(folder / CONFIG_NAME) as part:
         shutil.copyfile(found, part)
     print(f"{folder / CONFIG_NAME}: copied from {config.source}")
 

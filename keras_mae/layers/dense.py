@@ -1,24 +1,17 @@
-"""Keras's dense layer, whose bias and activation can be fused."""
+"""`keras.layers.Dense` with fused bias and activation on CPUs."""
 
 import keras
 from keras import ops
 
-from keras_mae.ops.fusion import fused, is_fusing
+from keras_mae.ops.fusion import fusible, fusion_enabled
 from keras_mae.utils.typing import Tensor
 
 
 class Dense(keras.layers.Dense):
-    """A dense layer whose bias and activation are one pass, where that pays.
-
-    Example:
-
-    ```python
-    assert Dense(4, activation="gelu")(np.ones((1, 2, 3))).shape == (1, 2, 4)
-    ```
-    """
+    """A `Dense` layer whose bias and activation are one pass in a `fusion_scope`."""
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if not is_fusing():
+        if not fusion_enabled():
             return super().call(inputs, training=training)
         rows = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B * N, D)
         x = ops.matmul(rows, self.kernel)
@@ -34,7 +27,7 @@ class Dense(keras.layers.Dense):
         return ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
 
 
-@fused
+@fusible
 def _activate(x, bias, activation):
     # float32: the bias's gradient is a sum over all rows
     y = ops.cast(x, "float32") + ops.cast(bias, "float32")

@@ -1,4 +1,4 @@
-"""Random masking: which patches are removed, and how to put tokens back in order."""
+"""Random masking of patches, and the seeded noise that it sorts."""
 
 from typing import Any
 
@@ -10,23 +10,7 @@ from keras_mae.utils.typing import Tensor
 
 
 def check_mask_ratio(mask_ratio: Any) -> float:
-    """Returns `mask_ratio` as a float, or raises.
-
-    Args:
-        mask_ratio: The share of patches to remove, in [0, 1).
-
-    Returns:
-        A float.
-
-    Raises:
-        ValueError: If it is no number in [0, 1).
-
-    Example:
-
-    ```python
-    assert check_mask_ratio(0.75) == 0.75
-    ```
-    """
+    """Returns `mask_ratio` as a float, or raises unless it is in [0, 1)."""
     try:
         valid = 0.0 <= float(mask_ratio) < 1.0
     except (TypeError, ValueError):
@@ -36,8 +20,8 @@ def check_mask_ratio(mask_ratio: Any) -> float:
     return float(mask_ratio)
 
 
-def _mix(x):
-    """Scrambles int32 values: xor-shift and multiply, twice (Wellons' lowbias32)."""
+def _hash(x):
+    """Hashes int32 values: xor-shift and multiply, twice (Wellons' lowbias32)."""
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
         low = (1 << (32 - shift)) - 1
         # the mask turns int32's arithmetic shift into a logical one
@@ -48,17 +32,16 @@ def _mix(x):
 
 
 def seeded_noise(seed: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Draws uniform noise that depends on nothing but seed, row and column.
+    """Draws uniform noise that depends on seed, row and column alone.
 
-    The generators of the backends draw other numbers with XLA than without; this one
-    gives one mask for a seed on every backend and device, compiled or not, whatever
-    the number of replicas.
+    A seed gives the same mask on every backend and device, with XLA or without, on any
+    number of replicas; the backends' own generators don't.
 
     Args:
-        seed: Int tensor `(2,)`, say from a `keras.random.SeedGenerator`, or `(B, 2)`
-            for a seed of each row's own.
-        rows: `(B,)` int tensor, the rows' numbers.
-        length: Int, the columns.
+        seed: Int tensor `(2,)`, such as a `keras.random.SeedGenerator`'s, or `(B, 2)`,
+            a seed a row.
+        rows: `(B,)` int tensor, row numbers.
+        length: Int, number of columns.
 
     Returns:
         `(B, length)` float32 tensor in [0, 1), in steps of 2 ** -24.
@@ -75,7 +58,7 @@ def seeded_noise(seed: Tensor, rows: Tensor, length: int) -> Tensor:
     rows = ops.cast(rows, "int32")[:, None]  # (B, 1)
     x = ops.full_like(seed[..., :1], 0x3C6EF372)
     for key in (seed[..., :1], seed[..., 1:], rows, columns):
-        x = _mix(ops.bitwise_xor(x, key))
+        x = _hash(ops.bitwise_xor(x, key))
     bits = ops.bitwise_and(ops.bitwise_right_shift(x, 8), 0xFFFFFF)  # (B, L)
     # float32: bfloat16 noise ties in every row, and ties bias the mask
     return ops.cast(bits, "float32") * 2.0**-24
@@ -89,11 +72,11 @@ def _check_seed(seed):
     return seed
 
 
-def _values_if_known(tensor):
-    """Returns the tensor as a NumPy array, or None while a graph is being traced."""
+def _concrete_values(tensor):
+    """Returns the tensor as a NumPy array; `None` while a graph is being traced."""
     try:
         return ops.convert_to_numpy(tensor)
-    except Exception:  # each backend has its own error for a tensor without a value
+    except Exception:  # each backend has its own error for a symbolic tensor
         return None
 
 
@@ -110,7 +93,7 @@ def _check_shape(name, tensor, batch, length):
 
 def _check_mask(mask):
     """Raises unless every row of a mask is 0/1 and keeps equally many, at least one."""
-    values = _values_if_known(mask)
+    values = _concrete_values(mask)
     if values is None:
         return
     if not np.isin(values, (0, 1)).all():
@@ -128,11 +111,11 @@ def _check_mask(mask):
         )
 
 
-class TakesPatchMask:
+class PatchMaskMixin:
     """Mixin for layers whose `mask` argument means removed patches.
 
-    Keras takes an argument of that name for a mask of time steps, and would hand it on
-    to the layers behind.
+    Keras takes an argument of that name for a mask of time steps, and would propagate
+    it to the next layers.
     """
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None = None) -> None:
@@ -140,15 +123,15 @@ class TakesPatchMask:
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class RandomMasking(TakesPatchMask, keras.layers.Layer):
-    """Chooses the patches to remove, for each image on its own (paper, section 3).
+class RandomMasking(PatchMaskMixin, keras.layers.Layer):
+    """Chooses the patches to remove from each image at random (paper, section 3).
 
     Noise is sorted in ascending order and the first `int(L * (1 - mask_ratio))`
     patches stay visible. Noise and mask are float32 under every dtype policy.
 
     Args:
         seed: Int or `None`, the seed of the layer's own generator, used when a call
-            brings no `noise`, `mask` or `seed`.
+            has no `noise`, `mask` or `seed`.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -195,7 +178,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         if mask is not None:
             if not (mask_ratio is None and noise is None and seed is None):
                 raise ValueError(
-                    "mask decides alone: give no mask_ratio, noise or seed beside it"
+                    "mask can't be combined with mask_ratio, noise or seed"
                 )
             mask = ops.cast(mask, "float32")
             _check_shape("mask", mask, batch, length)
@@ -203,7 +186,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
             # the rows agree; a maximum, unlike a first row, exists in an empty batch
             removed = ops.max(ops.sum(mask, axis=1), initial=0)
             num_keep = length - ops.cast(removed, "int32")
-            values = _values_if_known(num_keep)
+            values = _concrete_values(num_keep)
             # a known count keeps the shapes static, which XLA needs
             return self._sort(mask, num_keep if values is None else int(values))
         num_keep = int(length * (1 - check_mask_ratio(mask_ratio)))
@@ -214,7 +197,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
         if noise is None:
             noise = self.draw_noise(batch, length, seed)
         elif seed is not None:
-            raise ValueError("noise decides alone: give no seed beside it")
+            raise ValueError("noise can't be combined with seed")
         noise = ops.cast(noise, "float32")
         _check_shape("noise", noise, batch, length)
         return self._sort(noise, num_keep)
@@ -228,7 +211,7 @@ class RandomMasking(TakesPatchMask, keras.layers.Layer):
             batch: Int or int scalar tensor, the rows.
             length: Int, the patches.
             seed: Int; by default the layer's generator moves on by one.
-            first_row: Int or int scalar tensor, where these rows lie in a larger batch.
+            first_row: Int or int scalar tensor, the first row's number.
 
         Returns:
             `(batch, length)` float32 tensor.

@@ -1,24 +1,17 @@
-"""Keras's layer normalization, which can be fused."""
+"""`keras.layers.LayerNormalization`, fused on CPUs."""
 
 import keras
 from keras import ops
 
-from keras_mae.ops.fusion import is_fusing
+from keras_mae.ops.fusion import fusion_enabled
 from keras_mae.utils.typing import Tensor
 
 
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Normalizes the last axis, in one pass where that pays.
-
-    Example:
-
-    ```python
-    assert LayerNormalization(epsilon=1e-6)(np.ones((1, 2, 3))).shape == (1, 2, 3)
-    ```
-    """
+    """A `keras.layers.LayerNormalization` in one pass in a `fusion_scope`."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        if not is_fusing():
+        if not fusion_enabled():
             return super().call(inputs)
         from keras_mae.ops.fused_kernels import layer_norm
 

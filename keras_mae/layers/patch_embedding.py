@@ -1,4 +1,4 @@
-"""Patches to tokens: the linear projection, the CLS token and the positions."""
+"""Patch embedding: linear projection, CLS token and position embeddings."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from keras_mae.utils.typing import Grid, Tensor
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class PositionEmbedding(keras.layers.Layer):
-    """Adds a table of positions, born as the 2-D sin-cos one.
+    """Adds position embeddings, initialized to the 2-D sin-cos table.
 
     Args:
         hidden_dim: Int, the tokens' width; a multiple of 4.
@@ -84,10 +84,10 @@ class PositionEmbedding(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class PatchEmbedding(KeepsFrozenParts, keras.layers.Layer):
-    """Projects flattened patches, puts CLS before them and adds their positions.
+    """Projects flattened patches, prepends CLS and adds position embeddings.
 
-    Only the visible patches are projected: the linear map and the choice of patches
-    commute, and a quarter of the work is left at `mask_ratio=0.75`.
+    Only the visible patches are projected, which gives the same tokens for a quarter of
+    the work at `mask_ratio=0.75`.
 
     Args:
         hidden_dim: Int, the tokens' width.

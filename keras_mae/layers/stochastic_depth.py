@@ -1,4 +1,4 @@
-"""Stochastic depth: which images leave out which branches of which blocks."""
+"""Stochastic depth (drop path): randomly skip residual branches for each image."""
 
 from typing import Any
 
@@ -8,19 +8,19 @@ from keras import ops
 from keras_mae.layers.masking import seeded_noise
 from keras_mae.utils.typing import Tensor
 
-# else an equal seed would draw what the mask is drawn from
+# else an equal seed would draw the noise of the mask
 _KEY = (0, 0x2545F491)
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class StochasticDepth(keras.layers.Layer):
-    """Draws factors for the residual branches of a stack (Huang et al. 2016).
+    """Draws stochastic depth factors of residual branches (Huang et al. 2016).
 
-    A branch is left out of an image with a probability that rises linearly from 0 at
-    the first block to `rate` at the last, and is scaled by the inverse of the
-    probability to stay otherwise. All blocks' factors are drawn at once and outside
-    of them, so that rematerialized blocks see the same ones twice, and an image's
-    factors depend on seed and row alone, whatever the number of replicas.
+    A branch is dropped for an image with a probability that rises linearly from 0 at
+    the first block to `rate` at the last; kept branches are scaled by the inverse of
+    the probability to stay. All factors are drawn at once, outside of the blocks:
+    rematerialized blocks see the same ones twice, and an image's factors depend on seed
+    and row alone, whatever the number of replicas.
 
     Args:
         rate: Float in [0, 1), the last block's.
@@ -30,7 +30,7 @@ class StochasticDepth(keras.layers.Layer):
 
     Call arguments:
         x: `(B, ...)` tensor; only its shape is read.
-        first_row: Int or int scalar tensor, where these rows lie in a larger batch.
+        first_row: Int or int scalar tensor, the first row's number in a larger batch.
 
     Returns:
         `(B, depth, 2)` float32 tensor: factors of attention and MLP.
@@ -68,7 +68,7 @@ class StochasticDepth(keras.layers.Layer):
         noise = ops.reshape(noise, (-1, self.depth, 2))  # (B, depth, 2)
         rates = ops.linspace(0.0, self.rate, self.depth)[:, None]  # (depth, 1)
         rates = ops.cast(rates, "float32")
-        # noise is in [0, 1): of a rate of 0 nothing is below
+        # noise is in [0, 1): with a rate of 0 all is kept
         return ops.cast(noise >= rates, "float32") / (1 - rates)
 
     def compute_output_shape(self, input_shape: Any) -> tuple:

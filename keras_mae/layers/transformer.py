@@ -1,218 +1,22 @@
-"""The pre-norm Vision Transformer block: self-attention, MLP, and their residuals."""
+"""The pre-norm Vision Transformer block, and how to run a stack of them."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_mae.layers.dense import Dense
+from keras_mae.layers.attention import SelfAttention
 from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.layers.mlp import MLP
 from keras_mae.layers.normalization import LayerNormalization
-from keras_mae.ops.fusion import is_fusing
 from keras_mae.ops.rematerialization import rematerialized
-from keras_mae.ops.tracing import EqualLayers
+from keras_mae.ops.tracing import LayerTraceCache
 from keras_mae.utils.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2).
-
-    Args:
-        x: Float tensor.
-
-    Returns:
-        Tensor of the same shape and dtype.
-
-    Example:
-
-    ```python
-    layer = keras.layers.Dense(4, activation=keras_mae.layers.transformer.gelu_tanh)
-    ```
-    """
-    return keras.activations.gelu(x, approximate=True)
-
-
-def _split_heads(qkv, num_heads):
-    """Turns `(B, N, 3 * D)` into scaled queries, keys, and values."""
-    length, head_dim = ops.shape(qkv)[1], qkv.shape[-1] // (3 * num_heads)
-    qkv = ops.reshape(qkv, (-1, length, 3, num_heads, head_dim))
-    query, key, value = ops.unstack(
-        ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
-    )  # (B, heads, N, head_dim) each
-    return query * head_dim**-0.5, key, value
-
-
-@keras.saving.register_keras_serializable(package="keras_mae")
-class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
-    """Multi-head self-attention with one fused projection for query, key and value.
-
-    `softmax(q k^T / sqrt(head_dim)) v` (Vaswani et al. 2017, eq. 1); the softmax runs
-    in float32 under every dtype policy.
-
-    Args:
-        hidden_dim: Int, the tokens' width.
-        num_heads: Int, which divides `hidden_dim`.
-        dropout_rate: Float, dropout of the attention probabilities.
-        use_bias: Whether query, key and value have a bias.
-        kernel_initializer: Initializer of both projections.
-        **kwargs: Those of `keras.layers.Layer`.
-
-    Call arguments:
-        x: `(B, N, hidden_dim)` tensor.
-        training: Whether dropout is active.
-        first_query: Int; the outputs of the tokens before it are not computed.
-
-    Returns:
-        A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities, `None` where fused; with `first_query` N -
-        `first_query` of the N outputs.
-
-    Raises:
-        ValueError: If `num_heads` does not divide `hidden_dim`.
-
-    Example:
-
-    ```python
-    output, attention = SelfAttention(hidden_dim=8, num_heads=2)(np.ones((1, 5, 8)))
-    assert attention.shape == (1, 2, 5, 5)
-    ```
-    """
-
-    def __init__(
-        self,
-        hidden_dim: int,
-        num_heads: int,
-        dropout_rate: float = 0.0,
-        use_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if num_heads < 1 or hidden_dim % num_heads:
-            raise ValueError(
-                "hidden_dim must be divisible by num_heads. "
-                f"Received: hidden_dim={hidden_dim}, num_heads={num_heads}"
-            )
-        self.hidden_dim = hidden_dim
-        self.num_heads = num_heads
-        self.dropout_rate = dropout_rate
-        self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        # a config, not the instance, whose draws would repeat
-        initializer = keras.initializers.serialize(self.kernel_initializer)
-        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        dense = {"kernel_initializer": initializer, **policy}
-        self.qkv = Dense(3 * hidden_dim, use_bias=use_bias, name="qkv", **dense)
-        self.dropout = keras.layers.Dropout(dropout_rate, dtype=self.dtype_policy)
-        self.proj = Dense(hidden_dim, name="proj", **dense)
-        self.freeze_parts()
-
-    def build(self, input_shape: Any) -> None:
-        self.qkv.build(input_shape)
-        self.proj.build(input_shape)
-
-    def call(
-        self, x: Tensor, training: bool | None = None, first_query: int = 0
-    ) -> Any:
-        query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
-        if first_query:
-            query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
-        if is_fusing() and not (training and self.dropout_rate):
-            from keras_mae.ops.fused_kernels import attend
-
-            x, attention = attend(query, key, value), None
-        else:
-            x, attention = self._attend(query, key, value, training)
-        x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
-        return self.proj(x), attention
-
-    def _attend(self, query, key, value, training):
-        key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
-        scores = ops.matmul(query, key)  # (B, heads, Q, N)
-        attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
-        attention = ops.cast(attention, scores.dtype)
-        attention = self.dropout(attention, training=training)
-        return ops.matmul(attention, value), attention
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "hidden_dim": self.hidden_dim,
-            "num_heads": self.num_heads,
-            "dropout_rate": self.dropout_rate,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
-
-@keras.saving.register_keras_serializable(package="keras_mae")
-class MLP(KeepsFrozenParts, keras.layers.Layer):
-    """Two dense layers with an activation between them.
-
-    Args:
-        hidden_dim: Int, the tokens' width.
-        mlp_dim: Int, the width between the layers.
-        activation: Name or function; `"gelu"` is the exact one, by erf.
-        kernel_initializer: Initializer of both layers.
-        **kwargs: Those of `keras.layers.Layer`.
-
-    Call arguments:
-        x: `(B, N, hidden_dim)` tensor.
-
-    Returns:
-        `(B, N, hidden_dim)` tensor.
-
-    Example:
-
-    ```python
-    assert MLP(hidden_dim=8, mlp_dim=32)(np.ones((1, 5, 8))).shape == (1, 5, 8)
-    ```
-    """
-
-    def __init__(
-        self,
-        hidden_dim: int,
-        mlp_dim: int,
-        activation: Any = "gelu",
-        kernel_initializer: Any = "glorot_uniform",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.hidden_dim = hidden_dim
-        self.mlp_dim = mlp_dim
-        self.activation = keras.activations.get(activation)
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        # a config, not the instance, whose draws would repeat
-        initializer = keras.initializers.serialize(self.kernel_initializer)
-        policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        dense = {"kernel_initializer": initializer, **policy}
-        self.fc1 = Dense(mlp_dim, activation=self.activation, name="fc1", **dense)
-        self.fc2 = Dense(hidden_dim, name="fc2", **dense)
-        self.freeze_parts()
-
-    def build(self, input_shape: Any) -> None:
-        self.fc1.build(input_shape)
-        self.fc2.build((*input_shape[:-1], self.mlp_dim))
-
-    def call(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "hidden_dim": self.hidden_dim,
-            "mlp_dim": self.mlp_dim,
-            "activation": keras.activations.serialize(self.activation),
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
-
-@keras.saving.register_keras_serializable(package="keras_mae")
 class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
-    """Norm, attention, residual; norm, MLP, residual (Dosovitskiy et al., eq. 2-3).
+    """Pre-norm transformer block (Dosovitskiy et al. 2021, eq. 2-3).
 
     Args:
         hidden_dim: Int, the tokens' width.
@@ -342,32 +146,16 @@ def run_blocks(
     factors: Tensor | None = None,
     first_query: int = 0,
 ) -> Any:
-    """Runs blocks one after the other, remembering what passes between them.
+    """Runs blocks in turn; returns the output, `hidden_states` and `attentions`.
 
-    Args:
-        blocks: List of `TransformerBlock`.
-        x: `(B, N, D)` tensor.
-        training: Whether dropout is active.
-        rematerialize: Whether the backward pass computes each block anew instead of
-            keeping what is inside: less memory, a third more arithmetic.
-        factors: `(B, len(blocks), 2)` tensor, those of `StochasticDepth`, or `None`.
-        first_query: Int; the last block computes no output of the tokens before it.
-
-    Returns:
-        A tuple: the last output; `hidden_states`, a list of `len(blocks) + 1` tensors
-        `(B, N, D)` whose first is `x`; `attentions`, a list of `len(blocks)` tensors
-        `(B, num_heads, N, N)`, or of `None` where fused or rematerialized.
-
-    Example:
-
-    ```python
-    blocks = [TransformerBlock(8, 2, 32) for _ in range(3)]
-    x, hidden_states, attentions = run_blocks(blocks, np.ones((1, 5, 8)))
-    assert len(hidden_states) == 4 and len(attentions) == 3
-    ```
+    `factors` are those of `StochasticDepth`, `(B, len(blocks), 2)`; the last block
+    leaves out the queries before `first_query`. With `rematerialize` the backward pass
+    recomputes each block: less memory, a third more arithmetic. `hidden_states` are
+    `len(blocks) + 1` tensors, `x` the first; `attentions` are `None` where fused or
+    rematerialized.
     """
     hidden_states, attentions = [x], []
-    call = EqualLayers(TransformerBlock)
+    call = LayerTraceCache(TransformerBlock)
     for index, block in enumerate(blocks):
         options: dict[str, Any] = {"training": training}
         if factors is not None:
@@ -375,7 +163,7 @@ def run_blocks(
         if first_query and index == len(blocks) - 1:
             options["first_query"] = first_query
         if rematerialize:
-            x, attention = _without_attention(block, options)(x), None
+            x, attention = _rematerialize(block, options)(x), None
         else:
             x, attention = call(block, x, **options)
         hidden_states.append(x)
@@ -385,6 +173,6 @@ def run_blocks(
     return x, hidden_states, attentions
 
 
-def _without_attention(block, options):
-    """Wraps a block so that only its input is kept for the backward pass."""
+def _rematerialize(block, options):
+    """Wraps a block, without attentions, to keep only its input for the gradient."""
     return rematerialized(lambda x: block(x, **options)[0])

@@ -7,7 +7,7 @@ from typing import Any, Self
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import RandomMasking, TakesPatchMask
+from keras_mae.layers.masking import PatchMaskMixin, RandomMasking
 from keras_mae.layers.patch_embedding import PatchEmbedding
 from keras_mae.layers.stochastic_depth import StochasticDepth
 from keras_mae.models.mixins import FusedInference, allow_new_layers
@@ -16,12 +16,12 @@ from keras_mae.models.stack import TransformerStack
 from keras_mae.ops.patches import as_pair, grid_shape, patchify
 from keras_mae.presets import encoder_config
 from keras_mae.utils.devices import has_accelerator
-from keras_mae.utils.process_memory import keep_freed_memory
+from keras_mae.utils.malloc import tune_malloc
 from keras_mae.utils.typing import Grid, Size, Tensor
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
+class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
     """Vision Transformer whose plain call never masks (paper, section 3).
 
     Called with images alone it gives the tokens of every patch in raster order, the
@@ -107,7 +107,7 @@ class MAEEncoder(TakesPatchMask, FusedInference, Pretrained, TransformerStack):
     ) -> None:
         if not has_accelerator():
             # each of our models has an encoder, and weights are the first large tensors
-            keep_freed_memory()
+            tune_malloc()
         # no autocast: images become targets, which stay float32
         super().__init__(
             hidden_dim,

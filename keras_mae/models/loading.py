@@ -11,8 +11,8 @@ from keras_mae.models.pretrainer import MAEPretrainer
 from keras_mae.ops.positions import resize_positions
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
-from keras_mae.utils.class_names import LABELS_NAME, read_labels
-from keras_mae.utils.files import folder_of
+from keras_mae.utils.class_names import LABELS_FILE, read_labels
+from keras_mae.utils.files import local_folder
 from keras_mae.weights.formats import describe
 from keras_mae.weights.reader import open_checkpoint
 
@@ -168,9 +168,9 @@ def _parameters(encoder):
 
 def find_labels(source, num_classes):
     """Finds class names: in `labels.txt` beside a model, else in its configuration."""
-    folder = folder_of(source)
-    if folder is not None and (folder / LABELS_NAME).is_file():
-        return read_labels(folder / LABELS_NAME, num_classes)
+    folder = local_folder(source)
+    if folder is not None and (folder / LABELS_FILE).is_file():
+        return read_labels(folder / LABELS_FILE, num_classes)
     if is_run(source):
         return None
     names = (open_checkpoint(source).config or {}).get("id2label")

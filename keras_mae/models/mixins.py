@@ -4,8 +4,8 @@ import contextlib
 
 import keras
 
-from keras_mae.ops.fusion import fusing, fusing_pays, plain_cpu
-from keras_mae.ops.tracing import cpu_graph
+from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
+from keras_mae.ops.tracing import cpu_graph_scope
 
 
 class FusedInference:
@@ -18,8 +18,8 @@ class FusedInference:
     @contextlib.contextmanager
     def fused_inference(self):
         """Gives the context in which a step of `predict` or `evaluate` runs."""
-        fuses = fusing_pays(self.jit_compile, self.count_params())
-        with cpu_graph(plain_cpu(self.jit_compile)), fusing(fuses):
+        fuses = should_fuse(self.jit_compile, self.count_params())
+        with cpu_graph_scope(runs_as_cpu_graph(self.jit_compile)), fusion_scope(fuses):
             yield
 
     def export(self, filepath, *args, **kwargs):

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.hub import read_json
 
@@ -27,9 +27,9 @@ def save_to_preset(model: keras.Model, folder: PathLike) -> None:
     config = keras.saving.serialize_keras_object(model)
     config = {key: config[key] for key in ("class_name", "registered_name", "config")}
     config["module"] = type(model).__module__
-    with replacing(folder / WEIGHTS_NAME) as part:
+    with atomic_write(folder / WEIGHTS_NAME) as part:
         model.save_weights(part)
-    with replacing(folder / CONFIG_NAME) as part:
+    with atomic_write(folder / CONFIG_NAME) as part:
         part.write_text(json.dumps(config, indent=2))
 
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.freezing import KeepsFrozenParts
-from keras_mae.layers.masking import TakesPatchMask, check_mask_ratio
+from keras_mae.layers.masking import PatchMaskMixin, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
 from keras_mae.models.mixins import FusedInference
@@ -36,7 +36,7 @@ def _images(data):
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAEPretrainer(
-    TakesPatchMask,
+    PatchMaskMixin,
     FusedInference,
     TrainStep,
     Pretrained,

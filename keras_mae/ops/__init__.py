@@ -1,4 +1,4 @@
-"""Array maths without weights: patches, positions, and how graphs are fused."""
+"""Array operations without weights: patches, positions, fusion and tracing."""
 
 from keras_mae.ops.losses import removed_patch_loss
 from keras_mae.ops.patches import (

@@ -1,9 +1,9 @@
-"""LayerNorm, attention and bias with gradients that read each tensor once.
+"""Fused LayerNorm, attention, bias and AdamW for TensorFlow on CPUs.
 
-TensorFlow's own gradients of these are chains of small kernels, which keep and pass
-over many copies of their inputs. Here what lies between matrix products is compiled
-into one pass, forward and backward, and sums over an axis are products with ones, which
-vectorize. Values and gradients differ from the plain ones by rounding.
+TensorFlow's own gradients are chains of small kernels, which keep many copies of their
+inputs. Here XLA compiles what lies between matrix products into one pass, forward and
+backward, and sums over an axis are products with ones, which vectorize. Values and
+gradients differ from the plain ones by rounding.
 """
 
 import functools
@@ -51,24 +51,7 @@ def _layer_norm_kernels(epsilon):
 
 
 def layer_norm(x, gamma, beta, epsilon):
-    """Normalizes the last axis (Ba et al. 2016, eq. 4), in float32.
-
-    Args:
-        x: `(..., D)` float tensor.
-        gamma: `(D,)` float32 tensor.
-        beta: `(D,)` float32 tensor.
-        epsilon: Float.
-
-    Returns:
-        Tensor like `x`.
-
-    Example:
-
-    ```python
-    y = layer_norm(tf.constant([[1.0, 3.0]]), tf.ones(2), tf.zeros(2), epsilon=0.0)
-    np.testing.assert_allclose(y, [[-1.0, 1.0]], atol=1e-6)
-    ```
-    """
+    """Normalizes the last axis (Ba et al. 2016, eq. 4), in float32."""
     forward, backward = _layer_norm_kernels(epsilon)
 
     @tf.custom_gradient
@@ -87,27 +70,13 @@ def _add(x, bias):
 
 @tf.custom_gradient
 def add_bias(x, bias):
-    """Adds a bias to rows.
-
-    Args:
-        x: `(R, D)` float tensor.
-        bias: `(D,)` tensor of the same dtype.
-
-    Returns:
-        Tensor like `x`.
-
-    Example:
-
-    ```python
-    assert add_bias(tf.zeros((1, 2)), tf.constant([1.0, 2.0]))[0, 1] == 2.0
-    ```
-    """
+    """Adds a bias `(D,)` to rows `(R, D)`."""
     return _add(x, bias), lambda upstream: (upstream, _column_sums(upstream))
 
 
 @functools.cache
-def _softmax_is_wide():
-    """Finds out whether a softmax of bfloat16 runs in float32, as oneDNN's does."""
+def _softmax_runs_in_float32():
+    """Whether a softmax of bfloat16 runs in float32, as oneDNN's does."""
     with tf.init_scope():
         scores = tf.cast(tf.linspace(-4.0, 4.0, 512), "bfloat16")
         wide = tf.nn.softmax(tf.cast(scores, "float32"))
@@ -117,7 +86,7 @@ def _softmax_is_wide():
 
 @_compiled
 def _score_gradient(attention, upstream, output, output_upstream):
-    """Differentiates the softmax: its sum over keys is one over the outputs' width."""
+    """Differentiates softmax: its sum over keys is one over the output's width."""
     output, output_upstream, attention32, upstream = (
         tf.cast(x, "float32") for x in (output, output_upstream, attention, upstream)
     )
@@ -129,26 +98,12 @@ def _score_gradient(attention, upstream, output, output_upstream):
 def attend(query, key, value):
     """Computes `softmax(query key^T) value`, the softmax in float32.
 
-    Its gradient is that of FlashAttention (Dao et al. 2022, appendix B.2): nothing but
-    the probabilities and the outputs is kept, in the tensors' own dtype.
-
-    Args:
-        query: `(B, heads, Q, head_dim)` tensor, scaled.
-        key: `(B, heads, N, head_dim)` tensor.
-        value: `(B, heads, N, head_dim)` tensor.
-
-    Returns:
-        Tensor like `query`.
-
-    Example:
-
-    ```python
-    x = tf.ones((1, 1, 2, 4))
-    np.testing.assert_allclose(attend(x, x, x), x)
-    ```
+    Query, already scaled, key and value are `(B, heads, N, head_dim)`. The gradient is
+    that of FlashAttention (Dao et al. 2022, appendix B.2): it keeps the probabilities
+    and the output alone, in the tensors' own dtype.
     """
     scores = tf.matmul(query, key, transpose_b=True)
-    if not _softmax_is_wide():
+    if not _softmax_runs_in_float32():
         scores = tf.cast(scores, "float32")
     attention = tf.cast(tf.nn.softmax(scores), query.dtype)  # (B, heads, Q, N)
     output = tf.matmul(attention, value)  # (B, heads, Q, head_dim)
@@ -165,38 +120,18 @@ def attend(query, key, value):
     return output, differentiate
 
 
-def adamw_in_place(places, gradient, rate, betas, powers, epsilon, decay):
-    """Updates a weight and its moments by AdamW, where they stand.
+def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
+    """Updates a weight and its two moments by AdamW, in TensorFlow's fused kernel.
 
-    TensorFlow's kernel adds epsilon before it corrects the second moment's bias; scaled
-    by that correction, epsilon has the effect that it has in PyTorch (Loshchilov and
-    Hutter 2019, algorithm 2).
-
-    Args:
-        places: The weight and its two moments, float32 variables of
-            TensorFlow or Keras.
-        gradient: Tensor.
-        rate: Float32 scalar, the learning rate.
-        betas: Pair of float32 scalars.
-        powers: The betas to the power of the number of the update, 1 at the first one;
-            pair of float32 scalars.
-        epsilon: Float32 scalar, epsilon times `sqrt(1 - powers[1])`.
-        decay: Float, the decoupled weight decay.
-
-    Example:
-
-    ```python
-    places = [tf.Variable([x]) for x in (1.0, 0.0, 0.0)]
-    betas = 0.9, 0.95
-    adamw_in_place(places, tf.constant([2.0]), 0.1, betas, betas, 1e-9, decay=0.0)
-    np.testing.assert_allclose(places[0], [0.9], atol=1e-6)
-    ```
+    The kernel adds epsilon before it corrects the second moment's bias: `epsilon` is
+    PyTorch's times `sqrt(1 - powers[1])` (Loshchilov and Hutter 2019, algorithm 2), and
+    `powers` are the betas to the power of the update's number, from 1.
     """
     weight, *moments = (
-        place.value if isinstance(place, keras.Variable) else place for place in places
+        one.value if isinstance(one, keras.Variable) else one for one in variables
     )
     if decay:
-        # not earlier: each product is as large as the weight
+        # as late as possible: each product is as large as the weight
         with tf.control_dependencies([gradient]):
             weight.assign_sub(weight * (rate * decay))
     tf.raw_ops.ResourceApplyAdam(

@@ -1,4 +1,4 @@
-"""Images to patches and back: array maths without weights."""
+"""Split images into patches and back, and normalize patches."""
 
 from numbers import Integral
 from typing import Any
@@ -9,29 +9,12 @@ from keras_mae.utils.typing import Grid, Size, Tensor
 
 
 def as_pair(value: Size, name: str) -> tuple[int, int]:
-    """Spells a size as `(height, width)`.
-
-    Args:
-        value: A positive int, or a pair of positive ints `(height, width)`.
-        name: The argument's name, for the error message.
-
-    Returns:
-        A tuple of two ints.
-
-    Raises:
-        ValueError: If `value` is neither.
-
-    Example:
-
-    ```python
-    assert as_pair(16, "patch_size") == (16, 16)
-    ```
-    """
+    """Returns an int or a pair as `(height, width)`; `name` is for the error."""
     pair: Any = (value, value) if isinstance(value, Integral) else value
     try:
         height, width = (int(size) for size in pair)
         whole = (height, width) == tuple(pair)
-    except (OverflowError, TypeError, ValueError):  # infinity has no int
+    except (OverflowError, TypeError, ValueError):  # int() of infinity overflows
         whole = False
     if not whole or height < 1 or width < 1:
         raise ValueError(
@@ -42,24 +25,7 @@ def as_pair(value: Size, name: str) -> tuple[int, int]:
 
 
 def grid_shape(image_size: Size, patch_size: Size) -> Grid:
-    """Counts the patches along the height and the width of an image.
-
-    Args:
-        image_size: Int or pair `(height, width)`, in pixels.
-        patch_size: Int or pair `(height, width)`, in pixels.
-
-    Returns:
-        A tuple `(rows, columns)` of ints.
-
-    Raises:
-        ValueError: If the patch does not divide the image.
-
-    Example:
-
-    ```python
-    assert grid_shape((224, 160), 16) == (14, 10)
-    ```
-    """
+    """Counts an image's patches: `(rows, columns)`."""
     height, width = as_pair(image_size, "image_size")
     patch_height, patch_width = as_pair(patch_size, "patch_size")
     if height % patch_height or width % patch_width:
@@ -154,26 +120,9 @@ def unpatchify(patches: Tensor, patch_size: Size, image_size: Size) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes each patch's mean and deviation, as `norm_pix_loss` defines them.
+    """Returns each patch's mean and deviation, float32 `(B, L, 1)`.
 
-    The variance is the unbiased one (divided by `n - 1`) plus 1e-6 under the root,
-    as in the reference implementation's targets (paper, section 3).
-
-    Args:
-        patches: `(B, L, n)` tensor.
-
-    Returns:
-        A tuple `(mean, deviation)` of float32 tensors `(B, L, 1)`.
-
-    Raises:
-        ValueError: If a patch holds fewer than two values.
-
-    Example:
-
-    ```python
-    mean, deviation = patch_statistics(np.array([[[1.0, 3.0]]]))
-    assert float(mean[0, 0, 0]) == 2.0
-    ```
+    The variance is unbiased, plus 1e-6, as in the reference implementation's targets.
     """
     count = patches.shape[-1]
     if count < 2:
@@ -183,7 +132,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
         )
     patches = ops.cast(patches, "float32")
     mean = ops.mean(patches, axis=-1, keepdims=True)
-    # keras.ops.var divides by n, the reference by n - 1
+    # keras.ops.var divides by n, torch.var by n - 1
     variance = ops.var(patches, axis=-1, keepdims=True) * (count / (count - 1))
     return mean, ops.sqrt(variance + 1e-6)
 

@@ -1,4 +1,4 @@
-"""Position tables of a patch grid: the fixed 2-D sin-cos table, and its resizing."""
+"""2-D sin-cos position embeddings, and bicubic resizing to another patch grid."""
 
 import numpy as np
 from keras import ops
@@ -7,7 +7,7 @@ from keras_mae.utils.typing import Grid, Tensor
 
 
 def sincos_positions(hidden_dim: int, grid: Grid) -> np.ndarray:
-    """Builds the fixed 2-D sin-cos table of the paper, with a zero row for CLS.
+    """Builds fixed 2-D sin-cos position embeddings, with a zero row for CLS.
 
     The first half of the width encodes a patch's column, the second its row; each
     half is `[sin | cos]` of the coordinate times `10000 ** (-i / (hidden_dim / 4))`.
@@ -54,25 +54,11 @@ def _cubic(distance, a):
 
 
 def bicubic_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
-    """Builds the matrix that resizes one axis by bicubic interpolation.
+    """Returns the `(new, old)` float64 matrix that resizes one axis bicubically.
 
-    Pixel centres lie at half-integers. Without antialiasing the kernel has a = -0.75
-    and the edge is repeated, as in PyTorch; with it, a = -0.5, the kernel widens by
-    the shrinking factor, and weights outside the axis are left out.
-
-    Args:
-        old: Int, the length before.
-        new: Int, the length after.
-        antialias: Whether to widen the kernel when shrinking.
-
-    Returns:
-        `(new, old)` float64 array whose rows sum to one.
-
-    Example:
-
-    ```python
-    assert np.allclose(bicubic_matrix(14, 20).sum(axis=1), 1.0)
-    ```
+    Without antialiasing the kernel has a = -0.75 and the edge is repeated, as in
+    PyTorch; with it, a = -0.5, the kernel widens by the shrinking factor, and weights
+    outside the axis are left out. Pixel centres lie at half-integers.
     """
     scale = old / new
     centers = (np.arange(new) + 0.5) * scale - 0.5
@@ -92,7 +78,7 @@ def bicubic_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
 def resize_positions(
     table: Tensor, old_grid: Grid, new_grid: Grid, antialias: bool = False
 ) -> Tensor:
-    """Resizes a table of position embeddings to another patch grid, in two dimensions.
+    """Resizes position embeddings to another patch grid by bicubic interpolation.
 
     Args:
         table: `(1 + rows * columns, hidden_dim)` tensor, CLS first.

@@ -1,46 +1,31 @@
-"""Computing twice instead of remembering: less memory for more arithmetic."""
+"""Gradient checkpointing (rematerialization) of transformer blocks."""
 
 import keras
 
-from keras_mae.ops.fusion import fusing, is_fusing
+from keras_mae.ops.fusion import fusion_enabled, fusion_scope
 
 
 def rematerialized(function):
-    """Wraps a function of one tensor so that only its input is kept for the gradient.
+    """Wraps a function of one tensor to keep only its input for the backward pass.
 
-    `keras.remat` does so too on other backends. On TensorFlow it ties the second
-    computation to the gradient by a comparison of a boolean with itself, which the TPU
-    compiler folds away: it finds both computations equal, and keeps the first. Here
-    the tie is a comparison whose outcome no compiler knows.
-
-    Args:
-        function: Function of a tensor that returns a tensor; it may use variables, but
-            no randomness.
-
-    Returns:
-        A function of the same value and gradient.
-
-    Example:
-
-    ```python
-    layer = keras.layers.Dense(4, activation="gelu")
-    x = np.ones((2, 4), "float32")
-    wanted = layer(x)
-    np.testing.assert_array_equal(rematerialized(layer)(keras.ops.array(x)), wanted)
-    ```
+    `keras.remat` does so on other backends. On TensorFlow it ties the second
+    computation to the gradient by a comparison that the TPU compiler folds away; it
+    then finds both computations equal, and keeps what the first one made. Here no
+    compiler knows the outcome of the comparison. The function may use variables, but no
+    randomness.
     """
     if keras.backend.backend() != "tensorflow":
         return keras.remat(function)
     import tensorflow as tf
 
-    # the gradient is computed after the block in which this is called
-    on = is_fusing()
+    # the gradient is computed outside of this call's scope
+    enabled = fusion_enabled()
 
     @tf.custom_gradient
     def compute(x):
         def differentiate(upstream, variables=None):
             again = x + _zero_after(upstream, x.dtype)
-            with tf.GradientTape() as tape, fusing(on):
+            with tf.GradientTape() as tape, fusion_scope(enabled):
                 tape.watch(again)
                 y = function(again)
             sources = [again, *(variables or [])]
@@ -53,7 +38,7 @@ def rematerialized(function):
 
 
 def _zero_after(tensor, dtype):
-    """Makes a zero that is only known once a tensor is."""
+    """Returns a zero that is only known once a tensor is."""
     import tensorflow as tf
 
     first = tf.cast(tf.reshape(tensor, [-1])[0], "float32")

@@ -1,4 +1,4 @@
-"""The published optimizers and learning rate schedules."""
+"""Optimizers and learning rate schedules of MAE: AdamW, layer decay, LARS."""
 
 from keras_mae.optimizers.adamw import MatrixDecayAdamW, pretraining_optimizer
 from keras_mae.optimizers.lars import LARS

@@ -1,4 +1,4 @@
-"""The published optimisation: warm-up and half cosine, AdamW, what is not decayed."""
+"""AdamW for pretraining: weight decay for matrices alone, PyTorch's epsilon."""
 
 import contextvars
 from typing import Any, NamedTuple
@@ -6,23 +6,23 @@ from typing import Any, NamedTuple
 import keras
 from keras import ops
 
-from keras_mae.ops.tracing import is_cpu_graph, traced_once
+from keras_mae.ops.tracing import in_cpu_graph, traced_once
 from keras_mae.utils.typing import Tensor
 
-# what the variables of one update share, while it is traced or computed
+# values that all variables of one update share
 _SHARED: contextvars.ContextVar[dict[str, Any] | None] = contextvars.ContextVar(
     "shared", default=None
 )
 
 
-class _Corrections(NamedTuple):
-    """What corrects the moments' bias towards 0 (Kingma and Ba 2015, section 3)."""
+class _BiasCorrections(NamedTuple):
+    """Correct the moments' bias towards 0 (Kingma and Ba 2015, section 3)."""
 
     betas: list[Tensor]
     powers: list[Tensor]  # the betas to the power of the number of the update
     mean: Tensor
     deviation: Tensor
-    epsilon: Tensor  # where it is added before the deviation is corrected
+    epsilon: Tensor  # to add before the deviation is corrected
 
 
 @traced_once
@@ -47,9 +47,9 @@ def _adamw_update(
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MatrixDecayAdamW(keras.optimizers.AdamW):
-    """AdamW that decays matrices and tokens, and no vectors: biases and norms.
+    """AdamW without weight decay for vectors: biases and norms.
 
-    `exclude_from_weight_decay` says the same, but is forgotten by a saved model.
+    Unlike `exclude_from_weight_decay`, this survives saving the model.
     Epsilon is added as PyTorch adds it, after the correction of the second moment's
     bias (Loshchilov and Hutter 2019, algorithm 2); Keras's own AdamW adds it before,
     which makes the first updates smaller. The arithmetic is float32 under every dtype.
@@ -80,16 +80,16 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
             _SHARED.reset(token)
 
     def _corrections(self):
-        """Computes what depends on the number of the update alone, once if it can."""
+        """Returns the bias corrections, computed once an update where possible."""
         shared = _SHARED.get()
-        if shared is None:  # the thread of several replicas' common update
+        if shared is None:  # several replicas update in a thread of their own
             shared = {}
         if not shared:
             step = ops.cast(self.iterations + 1, "float32")
             betas = [ops.cast(beta, "float32") for beta in (self.beta_1, self.beta_2)]
             powers = [beta**step for beta in betas]
             mean, deviation = 1 - powers[0], ops.sqrt(1 - powers[1])
-            shared["corrections"] = _Corrections(
+            shared["corrections"] = _BiasCorrections(
                 betas, powers, mean, deviation, self.epsilon * deviation
             )
         return shared["corrections"]
@@ -98,20 +98,20 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
         index = self._get_variable_index(variable)
-        places = [variable, self._momentums[index], self._velocities[index]]
+        variables = [variable, self._momentums[index], self._velocities[index]]
         decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
         rate = ops.cast(learning_rate, "float32")
         corrections = self._corrections()
-        if is_cpu_graph() and all(place.dtype == "float32" for place in places):
+        if in_cpu_graph() and all(one.dtype == "float32" for one in variables):
             from keras_mae.ops.fused_kernels import adamw_in_place
 
             adamw_in_place(
-                *(places, gradient, rate, corrections.betas, corrections.powers),
+                *(variables, gradient, rate, corrections.betas, corrections.powers),
                 epsilon=corrections.epsilon,
                 decay=decay,
             )
             return
-        weight, momentum, velocity = map(ops.convert_to_tensor, places)
+        weight, momentum, velocity = map(ops.convert_to_tensor, variables)
         updated = _adamw_update(
             weight,
             momentum,
@@ -124,11 +124,11 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
             epsilon=self.epsilon,
             decay=decay,
         )
-        for place, value in zip(places, updated, strict=True):
-            self.assign(place, value)
+        for old, value in zip(variables, updated, strict=True):
+            self.assign(old, value)
 
     def _apply_weight_decay(self, variables):
-        """Does nothing: with the update, a bfloat16 weight is not rounded twice."""
+        """Does nothing: `update_step` decays, which rounds a bfloat16 weight once."""
 
     def _use_weight_decay(self, variable):
         return len(variable.shape) > 1 and super()._use_weight_decay(variable)

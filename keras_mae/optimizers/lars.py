@@ -1,4 +1,4 @@
-"""LARS, the optimizer of the published linear probe."""
+"""LARS, the optimizer of the linear probe."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from keras_mae.utils.typing import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class LARS(keras.optimizers.Optimizer):
-    """Momentum SGD that scales each matrix's gradient to the matrix's own norm.
+    """LARS: momentum SGD that scales each matrix's gradient by the matrix's norm.
 
     With weights `w`, gradient `g` and momentum buffer `m`, an update is
 
@@ -83,7 +83,7 @@ class LARS(keras.optimizers.Optimizer):
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
         buffer = self._momentums[self._get_variable_index(variable)]
-        # no `+=`, which under PyTorch would change the gradient that was handed in
+        # no `+=`, which under PyTorch would change the caller's gradient
         direction = ops.cast(gradient, "float32")
         if len(variable.shape) > 1:
             weights = ops.cast(variable, "float32")
@@ -96,7 +96,7 @@ class LARS(keras.optimizers.Optimizer):
         self.assign_sub(variable, ops.cast(update, variable.dtype))
 
     def _trust_ratio(self, weights, direction):
-        # ops.norm takes no tensor of three axes, such as CLS
+        # ops.norm takes no tensors of three axes, such as CLS
         weights_norm, norm = (
             ops.sqrt(ops.sum(ops.square(x))) for x in (weights, direction)
         )
@@ -105,7 +105,7 @@ class LARS(keras.optimizers.Optimizer):
         return ops.where(known, ratio, 1.0)
 
     def _apply_weight_decay(self, variables):
-        """Does nothing: the decay is part of the update, and not to be done twice."""
+        """Does nothing: `update_step` decays."""
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Fine-tuning's AdamW: the nearer a layer is to the image, the slower it learns."""
+"""AdamW with layer-wise learning rate decay, for fine-tuning."""
 
 import re
 from collections.abc import Sequence
@@ -10,35 +10,14 @@ from keras import ops
 from keras_mae.optimizers.adamw import MatrixDecayAdamW
 from keras_mae.utils.typing import Tensor
 
-# not decayed in fine-tuning, though they are no vectors
+# without weight decay in fine-tuning, though they are not vectors
 _TOKENS = re.compile(r"/patch_embedding/(cls_token|positions/embeddings)$")
 
 
-def layer_scale(path: str, layer_decay: float, depth: int) -> float:
-    """Tells which share of the learning rate a variable gets (paper, table 9).
+def lr_scale(path: str, layer_decay: float, depth: int) -> float:
+    """Returns a variable's share of the learning rate, by its path (paper, table 9).
 
-    It is `layer_decay ** (depth + 1 - id)`: CLS, positions and the projection of
-    patches have the id 0, block `i` has `i + 1`, and whatever follows the blocks has
-    `depth + 1`, the full rate.
-
-    Args:
-        path: The variable's `path`.
-        layer_decay: Float in (0, 1].
-        depth: Int, the encoder's blocks.
-
-    Returns:
-        Float in (0, 1].
-
-    Raises:
-        ValueError: If the path is of a block that an encoder so deep lacks.
-
-    Example:
-
-    ```python
-    assert layer_scale("mae_encoder/block_1/mlp/fc1/kernel", 0.5, depth=2) == 0.5
-    assert layer_scale("mae_encoder/patch_embedding/cls_token", 0.5, depth=2) == 0.125
-    assert layer_scale("mae_classifier/head/kernel", 0.5, depth=2) == 1.0
-    ```
+    Raises `ValueError` for a block that an encoder of this depth lacks.
     """
     return layer_decay ** (depth + 1 - _layer_id(path, depth))
 
@@ -58,38 +37,14 @@ def _layer_id(path, depth):
     return depth + 1
 
 
-def layer_scales(model: keras.Model, layer_decay: float) -> dict[str, float]:
-    """Lists which share of the learning rate each trainable variable gets.
-
-    Args:
-        model: A `MAEClassifier`.
-        layer_decay: Float in (0, 1].
-
-    Returns:
-        A dict from the variable's path to a float; see `layer_scale`.
-
-    Example:
-
-    ```python
-    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    model = keras_mae.MAEClassifier(encoder, num_classes=10)
-    assert layer_scales(model, 0.75)[model.head.kernel.path] == 1.0
-    ```
-    """
-    depth = len(model.encoder.blocks)
-    return {
-        variable.path: layer_scale(variable.path, layer_decay, depth)
-        for variable in model.trainable_variables
-    }
-
-
 @keras.saving.register_keras_serializable(package="keras_mae")
 class FineTuningAdamW(MatrixDecayAdamW):
-    """AdamW whose learning rate shrinks from layer to layer, the head's downwards.
+    """AdamW with layer-wise learning rate decay (paper, table 9).
 
-    A variable learns at its `layer_scale` times the learning rate, by which its weight
-    decay shrinks as well. Besides vectors, the CLS token and the positions are not
-    decayed, as in facebook's fine-tuning.
+    The learning rate of a variable, and its weight decay with it, is multiplied by
+    `layer_decay ** (depth + 1 - id)`: the patch embedding has the id 0, block `i` has
+    `i + 1`, and what follows the blocks `depth + 1`. Besides vectors, the CLS token and
+    the positions are not decayed, as in facebook's fine-tuning.
 
     Args:
         *args: Those of `keras.optimizers.AdamW`.
@@ -121,8 +76,8 @@ class FineTuningAdamW(MatrixDecayAdamW):
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         for variable in variables:
-            # a wrong depth is told here, not in the middle of the first update
-            layer_scale(variable.path, self.layer_decay, self.depth)
+            # a wrong depth raises here, not in the middle of the first update
+            lr_scale(variable.path, self.layer_decay, self.depth)
         super().build(variables)
 
     def add_variable(
@@ -132,7 +87,7 @@ class FineTuningAdamW(MatrixDecayAdamW):
         dtype: str | None = None,
         **kwargs: Any,
     ) -> keras.Variable:
-        # a bfloat16 second moment can't move by a thousandth of itself, 1 - beta_2
+        # a bfloat16 second moment can't change by a thousandth, 1 - beta_2
         if (kwargs.get("name") or "").endswith("_velocity"):
             dtype = "float32"
         return super().add_variable(shape, initializer, dtype, **kwargs)
@@ -140,7 +95,7 @@ class FineTuningAdamW(MatrixDecayAdamW):
     def update_step(
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
     ) -> None:
-        scale = layer_scale(self._path(variable), self.layer_decay, self.depth)
+        scale = lr_scale(self._path(variable), self.layer_decay, self.depth)
         rate = ops.cast(learning_rate, "float32") * scale
         super().update_step(gradient, variable, rate)
 
@@ -150,7 +105,7 @@ class FineTuningAdamW(MatrixDecayAdamW):
         return super()._use_weight_decay(variable)
 
     def _path(self, variable):
-        """Finds the path, which the variables that TensorFlow hands over lack."""
+        """Returns the path, which the `tf.Variable` passed by TensorFlow lacks."""
         return self._trainable_variables[self._get_variable_index(variable)].path
 
     def get_config(self) -> dict[str, Any]:

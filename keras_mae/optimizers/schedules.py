@@ -1,4 +1,4 @@
-"""Learning rate schedules: linear warm-up, then half a cosine."""
+"""Learning rate schedules: linear warm-up, then cosine decay."""
 
 import keras
 
@@ -9,7 +9,7 @@ def warmup_cosine(
     warmup_steps: int,
     min_learning_rate: float = 0.0,
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """Builds the schedule of the paper (appendix A.1): linear warm-up, half cosine.
+    """Builds the paper's schedule (appendix A.1): linear warm-up, cosine decay.
 
     Args:
         learning_rate: Float, the peak.

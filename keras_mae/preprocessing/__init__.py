@@ -1,4 +1,4 @@
-"""Images to what a model takes, and back."""
+"""Image preprocessing: `MAEImageProcessor`."""
 
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 

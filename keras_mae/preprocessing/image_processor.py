@@ -1,6 +1,5 @@
-"""Images as the weights expect them: decode, resize, rescale, normalize; and back."""
+"""Image processor: decode, resize, rescale and normalize images, and undo it."""
 
-import io
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from keras import ops
 from PIL import Image
 
 from keras_mae.ops.patches import as_pair
+from keras_mae.preprocessing.image_decoding import decode_image
 from keras_mae.utils.typing import Images, PathLike, Size, Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -23,18 +23,18 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-# what reading a configuration that lacks keys raises
+# raised by a configuration that lacks keys
 _MALFORMED = (AttributeError, KeyError, TypeError)
 
 
 class MAEImageProcessor:
-    """Turns pictures into the normalized batch that the models take.
+    """Turns images into the normalized batch that the models take.
 
-    A picture is brought to the wanted number of channels (alpha is dropped, colour
-    becomes luma by ITU-R 601, grey is repeated), squashed to `image_size` by Pillow's
-    antialiased resampling, multiplied by 1/255, and normalized by channel. The defaults
-    are those of the published weights. As there, a picture is taken as its pixels lie:
-    EXIF's orientation turns nothing. Of an animation the first frame is taken.
+    An image is converted to the wanted number of channels (alpha is dropped, colour
+    becomes luma by ITU-R 601, grey is repeated), resized to `image_size` by Pillow's
+    antialiased resampling, without regard to the aspect ratio, multiplied by 1/255, and
+    normalized by channel. The defaults are those of the published weights. As there,
+    EXIF's orientation is ignored. Of an animation the first frame is taken.
 
     Args:
         image_size: Int or pair `(height, width)`, in pixels.
@@ -114,7 +114,9 @@ class MAEImageProcessor:
             batch = [images]
         if not batch:
             return np.zeros((0, *self.image_size, self.num_channels), "float32")
-        return self.normalize(np.stack([self._resized(image) for image in batch]))
+        return self.normalize(
+            np.stack([self._decode_and_resize(image) for image in batch])
+        )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Rescales and normalizes images that already have the right size.
@@ -159,7 +161,7 @@ class MAEImageProcessor:
         return (pixels * std + mean) * np.float32(255)
 
     def to_uint8(self, pixels: Tensor) -> np.ndarray:
-        """Turns normalized pixels into a picture that can be looked at.
+        """Turns normalized pixels into uint8 images for display.
 
         Args:
             pixels: `(..., C)` array or tensor, normalized.
@@ -179,9 +181,9 @@ class MAEImageProcessor:
         levels = self.denormalize(np.asarray(ops.convert_to_numpy(pixels), "float32"))
         return np.rint(np.clip(levels, 0, 255)).astype("uint8")
 
-    def _resized(self, image):
+    def _decode_and_resize(self, image):
         """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
-        image = self._as_array(image)
+        image = decode_image(image, self.num_channels)
         height, width = self.image_size
         channels = [
             Image.fromarray(np.ascontiguousarray(channel)).resize(
@@ -190,17 +192,6 @@ class MAEImageProcessor:
             for channel in np.moveaxis(image, -1, 0)
         ]
         return np.stack(channels, axis=-1)  # (H, W, C)
-
-    def _as_array(self, image):
-        """Decodes one image to `(H, W, C)` uint8 of its own size."""
-        if isinstance(image, (str, Path, bytes, bytearray)):
-            image = _open(image)
-        if not isinstance(image, Image.Image):
-            image = _grey_levels(image)  # (H, W, C)
-            if image.shape[-1] == self.num_channels:
-                return image
-            image = _array_to_pil(image, self.num_channels)
-        return _pil_to_array(image, self.num_channels)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as a dict."""
@@ -260,7 +251,7 @@ class MAEImageProcessor:
             A `MAEImageProcessor`.
 
         Raises:
-            ValueError: If the file is missing, or says what can't be done here.
+            ValueError: If the file is missing, invalid or unsupported.
         """
         from keras_mae.weights.hub import Location, read_json
 
@@ -280,89 +271,23 @@ class MAEImageProcessor:
             )
         except _MALFORMED as error:
             raise ValueError(
-                f"{path} is no readable image processor configuration: {error!r}"
+                f"{path} is not a valid image processor configuration: {error!r}"
             ) from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
 
 def _check_supported(config):
-    """Raises where a configuration asks for steps that this processor doesn't take."""
+    """Raises if a configuration asks for other steps than this processor's."""
     for key, only in {
         "do_resize": True,
         "do_rescale": True,
         "do_normalize": True,
         "do_center_crop": False,
     }.items():
-        # an absent or null step is taken as the published configuration has it
+        # an absent or null key means the published configuration's value
         if config.get(key) not in (None, only):
             raise ValueError(f"{key} must be {only}. Received: {config[key]}")
     factor = config.get("rescale_factor") or 1 / 255
     if abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"rescale_factor must be 1/255. Received: {factor}")
-
-
-def _open(source):
-    """Opens a path or encoded bytes as a fully decoded PIL image."""
-    encoded = isinstance(source, (bytes, bytearray))
-    name = f"{len(source)} bytes" if encoded else str(source)
-    try:
-        # closed at once: Pillow keeps the file of an animation open
-        with Image.open(io.BytesIO(source) if encoded else source) as image:
-            if image.format == "EPS":
-                raise ValueError("EPS is a program, which another program would run")
-            image.load()
-    except Exception as error:  # each format's reader fails in its own ways
-        raise ValueError(
-            f"An image must be a readable picture. Received: {name}: {error}"
-        ) from error
-    return image
-
-
-def _grey_levels(image):
-    """Checks an array and returns it as `(H, W, C)` uint8."""
-    image = np.asarray(image)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.size == 0 or image.dtype.kind not in "uif":
-        raise ValueError(
-            "An image array must be (height, width) or (height, width, channels) of "
-            f"numbers. Received: shape {image.shape}, dtype {image.dtype}"
-        )
-    limit = 1 if image.dtype.kind == "f" else 255
-    # written so that NaN fails as well
-    if not (image.min() >= 0 and image.max() <= limit):
-        raise ValueError(
-            "An image array must hold integers in [0, 255] or floats in [0, 1]. "
-            f"Received: {image.dtype} in [{image.min()}, {image.max()}]"
-        )
-    return np.rint(image * (255 // limit)).astype("uint8")
-
-
-def _array_to_pil(image, num_channels):
-    """Turns a `(H, W, C)` uint8 array with 1, 3 or 4 channels into a PIL image."""
-    if image.shape[-1] not in (1, 3, 4) or num_channels not in (1, 3):
-        raise ValueError(
-            f"An image must be (height, width, {num_channels}), channels last. "
-            f"Received: shape {image.shape}"
-        )
-    return Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image)
-
-
-def _pil_to_array(image, num_channels):
-    """Turns a PIL image of any mode into `(H, W, C)` uint8, grey or RGB."""
-    if num_channels not in (1, 3):
-        raise ValueError(
-            "A picture has one or three channels; for others give arrays. "
-            f"Wanted: {num_channels} channels"
-        )
-    if image.mode.startswith("I;16"):
-        # Pillow would clip 16-bit grey to 255 instead of scaling it
-        image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
-    elif image.mode in ("I", "F"):
-        raise ValueError(
-            "A picture must have 8 or 16 bits a channel; give others as arrays. "
-            f"Received: mode {image.mode}"
-        )
-    image = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
-    return image.reshape(*image.shape[:2], num_channels)  # (H, W, C)

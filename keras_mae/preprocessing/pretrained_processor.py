@@ -1,83 +1,28 @@
-"""How a source wants its images: by what it brings along, or as published weights."""
+"""Find the image processor of a run or of published weights, or a default one."""
 
 from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
 from keras_mae.weights.hub import Location, Unreached
 
 
 def find_processor(source):
-    """Reads the image processor that a source brings along, if it does.
-
-    Args:
-        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
-
-    Returns:
-        A `MAEImageProcessor`; `None` where the source has none, or where it is not in
-        the hub's cache and the hub can't be reached.
-
-    Raises:
-        ValueError: If there is no such source, or its processor can't be read.
-
-    Example:
-
-    ```python
-    assert find_processor(".") is None
-    MAEImageProcessor(image_size=32).save_pretrained(".")
-    assert find_processor(".").image_size == (32, 32)
-    ```
-    """
+    """Loads a source's image processor; `None` without one, or offline."""
     path = find_processor_file(source)
     return None if path is None else MAEImageProcessor.from_pretrained(path)
 
 
 def find_processor_file(source, **reading):
-    """Finds the `preprocessor_config.json` that a source brings along.
+    """Returns the path of a source's `preprocessor_config.json`, or `None`.
 
-    Args:
-        source: As for `find_processor`.
-        **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a hub
-            id.
-
-    Returns:
-        A `Path`, or `None` as `find_processor`.
-
-    Raises:
-        ValueError: If there is no such source.
-
-    Example:
-
-    ```python
-    MAEImageProcessor(image_size=32).save_pretrained(".")
-    assert find_processor_file(".").name == "preprocessor_config.json"
-    ```
+    `reading` are the hub's options, as for `MAEImageProcessor.from_pretrained`.
     """
     try:
         return Location(source, **reading).find(CONFIG_NAME)
     except Unreached:
-        return None  # what the repository lacks, the cache may not know to be absent
+        return None  # offline, the cache may not tell whether there is one
 
 
 def default_processor(source, model):
-    """Makes the published weights' processor for a model that came without one.
-
-    It prints that it was made.
-
-    Args:
-        source: What the model was loaded from, for messages.
-        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
-
-    Returns:
-        A `MAEImageProcessor`.
-
-    Raises:
-        ValueError: If the model has other than three channels.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    assert default_processor("mae_tiny.pth", model).image_size == (32, 32)
-    ```
-    """
+    """Returns the published weights' processor, and prints that it does."""
     encoder = getattr(model, "encoder", model)
     if encoder.num_channels != 3:
         raise ValueError(
@@ -93,28 +38,12 @@ def default_processor(source, model):
 
 
 def load_processor(source, image_size, channel_mean, channel_std):
-    """Finds how the encoder of a source wants its images, for training pipelines.
+    """Returns a bicubic processor for training, normalized as the source's is.
 
-    Args:
-        source: As for `load_classifier`, or `None`.
-        image_size: Int or pair `(height, width)`, in pixels.
-        channel_mean: Sequence of floats, what to subtract where nothing tells it.
-        channel_std: Sequence of floats, what to divide by where nothing tells it.
-
-    Returns:
-        A `MAEImageProcessor` that resizes bicubically, for as many channels as
-        `channel_mean` has.
-
-    Raises:
-        ValueError: If there is no such source, or its processor can't be read.
-
-    Example:
-
-    ```python
-    assert load_processor(None, 32, [0.5], [0.2]).num_channels == 1
-    ```
+    `channel_mean` and `channel_std` apply where the source has no processor, or one for
+    other channels.
     """
-    told = None if source is None else find_processor(source)
-    if told is not None and told.num_channels == len(channel_mean):
-        channel_mean, channel_std = told.image_mean, told.image_std
+    found = None if source is None else find_processor(source)
+    if found is not None and found.num_channels == len(channel_mean):
+        channel_mean, channel_std = found.image_mean, found.image_std
     return MAEImageProcessor(image_size, channel_mean, channel_std, resample="bicubic")

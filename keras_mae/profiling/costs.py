@@ -5,7 +5,7 @@ import time
 import numpy as np
 from keras import ops
 
-from keras_mae.utils.distribution import cluster
+from keras_mae.utils.distribution import read_tf_config
 
 GIB = 2**30
 # dense FLOP/s of a device, by a part of its name: bfloat16, and float32 (as TF32)
@@ -145,7 +145,7 @@ def peak_flops(strategy, precision, accelerator=None):
         return replicas * measured_flops(precision)
     # logical devices share the CPU; workers don't
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return (len(cluster()[0]) if several else 1) * measured_flops(precision)
+    return (len(read_tf_config()[0]) if several else 1) * measured_flops(precision)
 
 
 def measured_flops(precision, size=2048, repeats=5):

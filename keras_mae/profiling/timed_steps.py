@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_mae.models import MAEClassifier, MAEEncoder
 from keras_mae.models.pretrainer import MAEPretrainer
-from keras_mae.ops.fusion import xla_pays
+from keras_mae.ops.fusion import auto_jit_compile
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.profiling.costs import flops_per_image
@@ -69,7 +69,7 @@ def make_step(
         return _training_step(model, data, strategy), flops
     if replicas > 1:
         raise ValueError(f"Only a training step has replicas. Received: {replicas}")
-    compiled = xla_pays() if xla == "auto" else xla
+    compiled = auto_jit_compile() if xla == "auto" else xla
     if mode == "encode":
         overrides.pop("mask_ratio", None)
         model = MAEEncoder.from_preset(preset, **overrides)

@@ -5,7 +5,7 @@ import dataclasses
 import keras
 
 from keras_mae import data
-from keras_mae.callbacks.checkpoints import KeepBest
+from keras_mae.callbacks.checkpoints import BestCheckpoint
 from keras_mae.models import MAEClassifier
 from keras_mae.models.loading import load_classifier
 from keras_mae.runs.training_run import Training, TrainingConfig
@@ -158,7 +158,7 @@ class ClassifierTraining(Training):
                 corrupt=self.corrupt,
             )
 
-        best = KeepBest(self.run.best, monitor="val_top1")
+        best = BestCheckpoint(self.run.best, monitor="val_top1")
         names = keras.callbacks.LambdaCallback(
             on_train_begin=lambda logs: write_labels(self.run.path, self.class_names)
         )

@@ -7,7 +7,7 @@ import zipfile
 import keras
 import numpy as np
 
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 
 # Wu et al. 2018, section 3.4, as DINO uses it
 NEIGHBOURS, TEMPERATURE = 20, 0.07
@@ -98,7 +98,7 @@ def cached(path, key, compute):
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass  # cut off, or another file: made anew
     arrays = compute()
-    with replacing(path) as part, open(part, "wb") as file:
+    with atomic_write(path) as part, open(part, "wb") as file:
         np.savez(file, key=key, **arrays)
     return arrays
 

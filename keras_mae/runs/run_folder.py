@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from keras_mae.callbacks.checkpoints import list_checkpoints
-from keras_mae.utils.files import PART, replacing
+from keras_mae.utils.files import PART_PREFIX, atomic_write
 
 
 class RunFolder:
@@ -112,7 +112,7 @@ class RunFolder:
             place = bisect.bisect(header[1:], "epoch_seconds") + 1
             for row, value in [(header, "epoch_seconds"), *((row, "") for row in rows)]:
                 row.insert(place, value)
-        with replacing(self.history) as part, open(part, "w", newline="") as file:
+        with atomic_write(self.history) as part, open(part, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows] if rows else [])
 
     def prepare(self, config, leave_out, data):
@@ -126,11 +126,11 @@ class RunFolder:
         for folder in (self.checkpoints, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.checkpoints):
-            for part in folder.glob(f"{PART}*"):
+            for part in folder.glob(f"{PART_PREFIX}*"):
                 part.unlink()
-        with replacing(self.data) as part:
+        with atomic_write(self.data) as part:
             part.write_text(json.dumps(data) + "\n")
         flags = dataclasses.asdict(config)
         flags = {name: flags[name] for name in flags if name not in leave_out}
-        with replacing(self.config) as part:
+        with atomic_write(self.config) as part:
             part.write_text(json.dumps(flags, indent=2) + "\n")

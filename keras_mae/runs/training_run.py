@@ -16,7 +16,7 @@ import tensorflow as tf
 from keras_mae import data
 from keras_mae.callbacks import checkpoints
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
-from keras_mae.callbacks.tensorboard import Curves
+from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.callbacks.throughput import Throughput
 from keras_mae.callbacks.validation import Validation
 from keras_mae.callbacks.write_errors import IgnoreWriteErrors
@@ -246,7 +246,7 @@ class Training:
             callbacks.insert(0, Validation(*validation))
         # a pipeline that can't be made must not cost an older run
         self._distribute(batches, 0)
-        saving.listen()
+        saving.catch_sigterm()
         try:
             step = self._begin(model, processor)
             count = model.count_params()
@@ -266,7 +266,7 @@ class Training:
                 )
                 step = last * self.steps
         finally:
-            saving.stop_listening()
+            saving.release_sigterm()
         print(f"The run lies in {self.config.output}")
 
     def _distribute(self, batches, step):
@@ -301,7 +301,7 @@ class Training:
         if not is_chief(self.strategy):
             return watching
         logs = keras.callbacks.CSVLogger(self.run.history, append=True)
-        writing = [*extra, logs, Curves(self.run.logs, config.log_every)]
+        writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
         return [*watching, *map(IgnoreWriteErrors, writing)]
 
     def _begin(self, model, processor):
@@ -342,9 +342,9 @@ class Training:
         """Saves at once: what can't be saved now will not be saved later."""
         run, keep = self.run, self.config.keep
         path = checkpoints.save_checkpoint(model, run.checkpoints, keep)
-        checkpoints.place_copy(path, run.model)
+        checkpoints.link_or_copy(path, run.model)
         there = len(checkpoints.list_checkpoints(run.checkpoints))
-        checkpoints.check_space(run.path, path.stat().st_size, keep + 1 - there)
+        checkpoints.check_disk_space(run.path, path.stat().st_size, keep + 1 - there)
 
     def _segments(self, step):
         """Divides what is left into `(first epoch, last, steps)` of fits."""
@@ -383,6 +383,6 @@ def exit_on_lost_worker(main):
             print(f"Another worker is gone: {line}", file=sys.stderr, flush=True)
             sys.stdout.flush()
             # TensorFlow's own farewell would wait for that worker
-            os._exit(checkpoints.EXIT_TRY_AGAIN)
+            os._exit(checkpoints.EX_TEMPFAIL)
 
     return main_or_try_again

@@ -1,12 +1,12 @@
-"""How a step of training, evaluation and prediction runs on each Keras backend."""
+"""Train, test and predict steps for each Keras backend."""
 
 import importlib
 
 import keras
 
-# JAX's steps take the variables in and give them back; those of the others don't
+# JAX's steps take variables as arguments and return them; the others' don't
 BackendStep = importlib.import_module(
-    f"keras_mae.trainers.on_{keras.backend.backend()}"
+    f"keras_mae.trainers.{keras.backend.backend()}_step"
 ).BackendStep
 
 __all__ = ["BackendStep"]

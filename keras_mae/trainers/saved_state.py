@@ -1,20 +1,11 @@
-"""What a model's files hold beside its layers' weights: seeds, and metrics so far."""
+"""Save random seeds and running metrics with the weights, to resume bit-equal."""
 
 import numpy as np
 from keras import ops
 
 
 class ResumableState:
-    """Mixin for a `keras.Model` whose files hold seeds and running metrics as well.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    model.compile(optimizer="adam")
-    assert model.running_metrics.tolist() == [0.0, 0.0]
-    ```
-    """
+    """Mixin for a `keras.Model` that saves its seeds and running metrics."""
 
     _resumed_metrics = None
 
@@ -23,10 +14,9 @@ class ResumableState:
 
     @property
     def running_metrics(self):
-        """Flat float array, what this epoch's means have summed up so far.
+        """Flat float array: the sums behind this epoch's metrics, of this worker.
 
-        Of several workers, that of this one: asking the others would need all of them
-        to ask. What a file restored stands here until `fit` resets its metrics.
+        After loading a file they are the file's, until `fit` resets its metrics.
         """
         if self._resumed_metrics is not None:
             return self._resumed_metrics
@@ -38,11 +28,11 @@ class ResumableState:
 
     @running_metrics.setter
     def running_metrics(self, values):
-        # they are one worker's, and are dealt out to all
+        # one worker's, divided among all
         first, workers = 0, self.count_workers()
         for variable in self._metric_variables():
             last = first + int(np.prod(variable.shape))
-            if last <= len(values):  # else its file had fewer metrics
+            if last <= len(values):  # else the file had fewer metrics
                 value = np.reshape(values[first:last], variable.shape)
                 variable.assign(value * workers)
             first = last
@@ -52,7 +42,7 @@ class ResumableState:
         self._resumed_metrics = None
 
     def _seeds(self):
-        """Lists the states of the random seeds, which Keras leaves out of files."""
+        """Lists the seed generators' states, which Keras doesn't save."""
         return [
             variable
             for variable in self.non_trainable_variables
@@ -60,7 +50,7 @@ class ResumableState:
         ]
 
     def _own_variables(self):
-        """Lists what a subclass added to the model itself, not to a layer of it."""
+        """Lists the weights of the model itself, outside of its layers."""
         return self._trainable_variables + self._non_trainable_variables
 
     def save_own_variables(self, store):

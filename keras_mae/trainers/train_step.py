@@ -1,4 +1,4 @@
-"""What the train step of every model here shares: its hooks, `compile`, clipping."""
+"""The train step of all models: hooks, `compile`, gradient clipping."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mae.ops.fusion import fusing_pays, plain_cpu, xla_pays
+from keras_mae.ops.fusion import auto_jit_compile, runs_as_cpu_graph, should_fuse
 from keras_mae.trainers import BackendStep
 from keras_mae.trainers.saved_state import ResumableState
 from keras_mae.utils.typing import Tensor
@@ -15,78 +15,37 @@ from keras_mae.utils.typing import Tensor
 class TrainStep(ResumableState, BackendStep):
     """Mixin that trains a `keras.Model` alike on every backend and number of replicas.
 
-    A model says what it trains on in `training_inputs`, what it minimizes in
-    `training_loss`, what it reports in `track`, and how it is evaluated and used in
-    `evaluation` and `prediction`.
-
-    Attributes:
-        fuses: Whether loss and gradients are computed under `fusing`; `compile`
-            decides.
-        is_cpu_graph: Whether a step is a `keras_mae.ops.tracing.cpu_graph`.
+    Models implement `training_inputs`, `training_loss`, `track`, `evaluation` and, if
+    need be, `prediction`.
     """
 
-    fuses = False
-    is_cpu_graph = False
+    fuses = False  # whether a step runs in an enabled `fusion_scope`; set by `compile`
+    is_cpu_graph = False  # and whether in an enabled `cpu_graph_scope`
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
-        """Takes a replica's batch apart.
-
-        Args:
-            data: What `fit` was given, a batch of it.
-
-        Returns:
-            A dict of tensors whose first axis is the batch, `images` among them.
-        """
+        """Returns a batch of `fit` as a dict of tensors with `images` among them."""
         raise NotImplementedError
 
     def training_loss(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Computes what to minimize.
+        """Returns the mean loss, and outputs for `track`, of a batch or a part of it.
 
-        Args:
-            **inputs: What `training_inputs` returned, or equal parts of it.
-
-        Returns:
-            A tuple: the mean loss over these inputs, a float32 scalar, and the outputs
-            that `track` wants, a float32 tensor whose first axis is the batch, or
-            `None`.
+        The loss is a float32 scalar; outputs are float32 with the batch first, or
+        `None`.
         """
         raise NotImplementedError
 
     def track(
         self, loss: Tensor, outputs: Tensor | None, data: Any
     ) -> dict[str, Tensor]:
-        """Updates the metrics.
-
-        Args:
-            loss: The mean loss of this replica's batch.
-            outputs: Those of `training_loss`, of the whole batch.
-            data: What `fit` was given, a batch of it.
-
-        Returns:
-            A dict of metric results.
-        """
+        """Updates the metrics with a whole batch of `fit`; returns their results."""
         raise NotImplementedError
 
     def evaluation(self, data: Any) -> dict[str, Tensor]:
-        """Computes metrics of a batch of validation data.
-
-        Args:
-            data: What `evaluate` was given, a batch of it.
-
-        Returns:
-            A dict of metric results.
-        """
+        """Updates the metrics with a batch of `evaluate`; returns their results."""
         raise NotImplementedError
 
     def prediction(self, data: Any) -> Any:
-        """Computes what `predict` returns for a batch.
-
-        Args:
-            data: What `predict` was given, a batch of it.
-
-        Returns:
-            Tensors whose first axis is the batch.
-        """
+        """Returns the outputs of `predict` for a batch."""
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self(images, training=False)
 
@@ -132,11 +91,11 @@ class TrainStep(ResumableState, BackendStep):
         self.accumulation_steps = accumulation_steps
         self.clip_norm = clip_norm
         self._jit_compile_asked = jit_compile
-        xla = xla_pays() if jit_compile == "auto" else jit_compile
+        xla = auto_jit_compile() if jit_compile == "auto" else jit_compile
         whole = xla and not self._is_distributed()
-        compiled = xla or self._is_on_tpu()  # which may be another machine's
-        self.fuses = fusing_pays(compiled, self.count_params())
-        self.is_cpu_graph = plain_cpu(compiled)
+        compiled = xla or self._is_on_tpu()  # devices of another machine, maybe
+        self.fuses = should_fuse(compiled, self.count_params())
+        self.is_cpu_graph = runs_as_cpu_graph(compiled)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 
@@ -155,25 +114,13 @@ class TrainStep(ResumableState, BackendStep):
         self.optimizer.build(self.trainable_variables)
 
     def loss_scale(self) -> Tensor:
-        """Says by what the optimizer multiplies the loss, and with it the gradients.
-
-        Returns:
-            1, but for float16, whose small gradients would be 0, or a
-            `loss_scale_factor`.
-        """
+        """Returns the optimizer's loss scale, 1 unless float16 or the user set one."""
         return self.optimizer.scale_loss(1.0)
 
-    def clipped(self, gradients: Sequence[Tensor], norm: Tensor) -> Sequence[Tensor]:
-        """Shortens gradients to `clip_norm`, where that is set.
-
-        Args:
-            gradients: List of tensors.
-            norm: Scalar tensor, the norm of all of them together, without the
-                optimizer's scale.
-
-        Returns:
-            List of tensors.
-        """
+    def clip_gradients(
+        self, gradients: Sequence[Tensor], norm: Tensor
+    ) -> Sequence[Tensor]:
+        """Scales gradients of this global norm down to `clip_norm`, if set."""
         if self.clip_norm is None:
             return gradients
         scale = self.clip_norm / ops.maximum(norm, self.clip_norm)

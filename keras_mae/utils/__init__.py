@@ -1,1 +1,1 @@
-"""Helpers without any idea of models."""
+"""Utilities that know nothing about models: flags, files, distribution, memory."""

@@ -1,19 +1,21 @@
-"""The names of a classifier's classes: a text file `labels.txt`, one a line."""
+"""Read and write `labels.txt`: a classifier's class names, one a line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
+from keras_mae.utils.typing import PathLike
 
-LABELS_NAME = "labels.txt"
+LABELS_FILE = "labels.txt"
 
 
-def write_labels(folder, names):
-    """Writes the names of classes into a folder, as `labels.txt`.
+def write_labels(folder: PathLike, names: Sequence[str]) -> Path:
+    """Writes class names into a folder, as `labels.txt`.
 
     Args:
         folder: Path of the folder.
         names: Sequence of str; an end of line in one becomes a space, and what UTF-8
-            can't say, as in a folder's name, a question mark.
+            can't encode, as in a folder's name, a question mark.
 
     Returns:
         The file's `Path`.
@@ -25,17 +27,17 @@ def write_labels(folder, names):
     assert read_labels(path) == ("cat", "dog")
     ```
     """
-    path = Path(folder, LABELS_NAME)
+    path = Path(folder, LABELS_FILE)
     lines = [name.replace("\r", " ").replace("\n", " ") for name in names]
-    with replacing(path) as part:
+    with atomic_write(path) as part:
         # no translation to another system's line ends: TensorFlow reads it as well
         text = "".join(f"{line}\n" for line in lines)
         part.write_bytes(text.encode(errors="replace"))
     return path
 
 
-def read_labels(path, num_classes=None):
-    """Reads the names of classes.
+def read_labels(path: PathLike, num_classes: int | None = None) -> tuple[str, ...]:
+    """Reads class names from a text file.
 
     Args:
         path: Path of a text file of one name a line.
@@ -45,7 +47,7 @@ def read_labels(path, num_classes=None):
         A tuple of str.
 
     Raises:
-        ValueError: If the file is no text, or has another number of lines.
+        ValueError: If the file is not text, or has another number of lines.
         OSError: If there is no such file.
 
     Example:

@@ -1,20 +1,10 @@
-"""The devices that Keras's backend computes on."""
+"""Which devices the Keras backend sees."""
 
 import keras
 
 
 def has_accelerator() -> bool:
-    """Says whether the backend sees a GPU or a TPU.
-
-    Returns:
-        Bool.
-
-    Example:
-
-    ```python
-    assert has_accelerator() in (True, False)
-    ```
-    """
+    """Whether the backend sees a GPU or a TPU."""
     if keras.backend.backend() == "jax":
         import jax
 

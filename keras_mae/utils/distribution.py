@@ -1,4 +1,4 @@
-"""Names of strategies to `tf.distribute` strategies, and what a worker is told."""
+"""`tf.distribute` strategies of `--strategy`, and multi-worker helpers."""
 
 import json
 import os
@@ -11,31 +11,10 @@ STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
 
 
 def make_strategy(name, replicas=None, tpu=None):
-    """Builds the strategy that a script's `--strategy` names.
+    """Returns the `tf.distribute.Strategy` that a script's `--strategy` names.
 
-    Args:
-        name: `"cpu"` or `"gpu"`, one device; `"mirrored"`, a copy of the model on each
-            GPU, or, without GPUs, on each of `replicas` logical CPU devices;
-            `"multiworker"`, a copy on each device of each worker that the environment
-            variable `TF_CONFIG` lists; `"tpu"`, on each core of a TPU.
-        replicas: Int, how many devices `"mirrored"` uses; by default all GPUs, or two
-            logical CPU devices.
-        tpu: Str, the name or address of the TPU; by default `"local"`, the one this
-            machine belongs to.
-
-    Returns:
-        A `tf.distribute.Strategy`.
-
-    Raises:
-        ValueError: If the name is unknown or the machine lacks the devices.
-
-    Example:
-
-    ```python
-    strategy = make_strategy("cpu")
-    with strategy.scope():
-        model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    ```
+    `"mirrored"` uses all GPUs, or `replicas` of them; without GPUs `replicas` logical
+    CPU devices, by default two. `tpu` is the TPU's name or address, or `"local"`.
     """
     if name not in STRATEGIES:
         raise ValueError(
@@ -50,38 +29,23 @@ def make_strategy(name, replicas=None, tpu=None):
     if name == "mirrored":
         return tf.distribute.MirroredStrategy(_mirrored_devices(replicas))
     if name == "multiworker":
-        cluster()  # raises where TF_CONFIG is wrong
+        read_tf_config()  # raises where TF_CONFIG is wrong
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _connect_to_tpu(tpu or "local")
     if name == "gpu" and not tf.config.list_physical_devices("GPU"):
-        raise ValueError("strategy 'gpu' needs a GPU. TensorFlow sees none here")
+        raise ValueError("strategy 'gpu' needs a GPU. TensorFlow found none")
     if not tf.config.list_physical_devices("GPU"):
         # one CPU is TensorFlow's default, whose data sets need no copy to a device
         return tf.distribute.get_strategy()
     return tf.distribute.OneDeviceStrategy(f"/{name}:0")
 
 
-def cluster():
-    """Reads from `TF_CONFIG` who the workers are, and which of them this process is.
-
-    Returns:
-        A tuple: list of addresses, the first of which is the chief's, and this
-        process's place in it. Without `TF_CONFIG` one worker, of no address.
-
-    Raises:
-        ValueError: If `TF_CONFIG` is not as TensorFlow wants it.
-
-    Example:
-
-    ```python
-    addresses, index = cluster()
-    is_chief = index == 0
-    ```
-    """
+def read_tf_config():
+    """Returns the workers' addresses, the chief's first, and this process's index."""
     text = os.environ.get("TF_CONFIG")
     if not text:
-        return [None], 0
+        return [None], 0  # one worker, without an address
     try:
         config = json.loads(text)
         workers = config["cluster"].get("chief", []) + config["cluster"]["worker"]
@@ -91,55 +55,24 @@ def cluster():
         workers[index]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
-            'TF_CONFIG must be as {"cluster": {"worker": ["host:port", ...]}, "task": '
-            f'{{"type": "worker", "index": 0}}}}. Received: {text}'
+            'TF_CONFIG must look like {"cluster": {"worker": ["host:port", ...]}, '
+            f'"task": {{"type": "worker", "index": 0}}}}. Received: {text}'
         ) from error
     return workers, index
 
 
 def is_chief(strategy):
-    """Says whether this process is the one that writes files.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-
-    Returns:
-        Bool; `True` except on all but the first worker of several.
-
-    Example:
-
-    ```python
-    assert is_chief(make_strategy("cpu"))
-    ```
-    """
+    """Whether this process writes files: of several workers, the first does."""
     if isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return cluster()[1] == 0
+        return read_tf_config()[1] == 0
     return True
 
 
 def run_on_all_workers(strategy, function):
-    """Runs a function on each worker, which all fail where one of them does.
+    """Runs a function on each worker, and raises on all of them where one raises.
 
-    Else the others would wait for one that is gone, and take it for a lost worker.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-        function: Function without arguments that returns an int of at least 0, the same
-            on all workers, and raises `ValueError` or `OSError` where it must not go
-            on.
-
-    Returns:
-        Int, what the function returned.
-
-    Raises:
-        ValueError: If the function raised on another worker, or returned something
-            else there.
-
-    Example:
-
-    ```python
-    assert run_on_all_workers(make_strategy("cpu"), lambda: 3) == 3
-    ```
+    Else the others would wait for the one that is gone. The function takes no arguments
+    and returns an int of at least 0, the same on all workers.
     """
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return function()
@@ -153,7 +86,7 @@ def run_on_all_workers(strategy, function):
     if error is not None:
         raise error
     if -1 in values:
-        raise ValueError("Another worker refused; it says why")
+        raise ValueError("Another worker failed; its log says why")
     if len(values) > 1:
         raise ValueError(
             "All workers must see the same checkpoints: --output must be a folder that "
@@ -163,7 +96,7 @@ def run_on_all_workers(strategy, function):
 
 
 def _connect_to_tpu(address):
-    """Connects to a TPU and starts its system, which clears its memory."""
+    """Connects to a TPU and initializes its system, which clears its memory."""
     try:
         _check_reachable(address)
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu=address)
@@ -181,14 +114,14 @@ def _connect_to_tpu(address):
 
 
 def _check_reachable(address):
-    """Raises where nobody listens at a `grpc://host:port`: TensorFlow would wait."""
+    """Raises if a `grpc://host:port` refuses connections: TensorFlow would wait."""
     place = urllib.parse.urlsplit(address)
     if place.scheme == "grpc":
         socket.create_connection((place.hostname, place.port or 8470), 10).close()
 
 
 def _mirrored_devices(replicas):
-    """Lists the devices to mirror over, splitting the CPU where there is no GPU."""
+    """Lists the devices to mirror over: GPUs, else logical CPU devices."""
     gpus = tf.config.list_physical_devices("GPU")
     if replicas is not None and (replicas < 1 or (gpus and replicas > len(gpus))):
         raise ValueError(
@@ -202,10 +135,10 @@ def _mirrored_devices(replicas):
     try:
         tf.config.set_logical_device_configuration(cpu, devices)
     except RuntimeError as error:
-        # TensorFlow is running: its devices can't change any more
+        # TensorFlow is initialized: its devices can't change any more
         if len(tf.config.list_logical_devices("CPU")) < replicas:
             raise ValueError(
-                f"{replicas} CPU replicas must be asked for before TensorFlow's first "
-                "operation"
+                f"{replicas} logical CPU devices can only be created before "
+                "TensorFlow's first operation"
             ) from error
     return [f"/cpu:{index}" for index in range(replicas)]

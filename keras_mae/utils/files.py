@@ -1,4 +1,4 @@
-"""Files that are whole at every instant, and the folders that files lie in."""
+"""Atomic file writes, and the local folder of a model source."""
 
 import contextlib
 import os
@@ -7,59 +7,26 @@ from pathlib import Path
 
 from keras_mae.utils.typing import PathLike
 
-# what files are called while they are written
-PART = ".part-"
+# of files that are being written
+PART_PREFIX = ".part-"
 
 
 @contextlib.contextmanager
-def replacing(path: PathLike) -> Iterator[Path]:
-    """Gives a path to write to, which takes the place of `path` in one step.
-
-    Args:
-        path: Path of the file; an older one stays until the new one is on the disk.
-
-    Yields:
-        A `Path` beside it, with the same ending.
-
-    Example:
-
-    ```python
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        with replacing(f"{folder}/notes.txt") as part:
-            part.write_text("whole")
-        assert Path(folder, "notes.txt").read_text() == "whole"
-    ```
-    """
+def atomic_write(path: PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, which replaces it when written."""
     path = Path(path)
-    part = path.with_name(f"{PART}{path.name}")
+    part = path.with_name(f"{PART_PREFIX}{path.name}")
     try:
         yield part
-        with open(part, "rb+") as file:  # Windows syncs what may be written alone
+        with open(part, "rb+") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def folder_of(source: PathLike) -> Path | None:
-    """Finds the folder that a source lies in, if it lies on this machine.
-
-    Args:
-        source: A run, a `.keras` file, a hub id, or a folder or file of PyTorch's.
-
-    Returns:
-        A `Path`, or `None`.
-
-    Example:
-
-    ```python
-    Path("best.keras").touch()
-    assert folder_of("best.keras") == Path(".")
-    assert folder_of("facebook/vit-mae-base") is None
-    ```
-    """
+def local_folder(source: PathLike) -> Path | None:
+    """Returns the folder of a run, `.keras` file or weights; `None` for a hub id."""
     path = Path(os.path.expanduser(source))
     if path.is_dir():
         return path

@@ -10,23 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from keras_mae.utils.process_memory import keep_freed_memory
+from keras_mae.utils.malloc import tune_malloc
 
 _Config = TypeVar("_Config", bound=Any)
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that says in one line what is wrong, without the whole usage before it.
-
-    Args:
-        **kwargs: Those of `argparse.ArgumentParser`.
-
-    Example:
-
-    ```python
-    assert Parser(prog="train").prog == "train"
-    ```
-    """
+    """An `ArgumentParser` whose errors are one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")
@@ -38,31 +28,13 @@ def flag(
     choices: Sequence[str] | None = None,
     positional: bool = False,
 ) -> Any:
-    """Describes a flag: a field of a script's dataclass.
-
-    Args:
-        text: What `--help` says of it.
-        default: Its value where it is not given; without one it must be given.
-        choices: The values it may have.
-        positional: Whether it is given by its place, without its name.
-
-    Returns:
-        A `dataclasses.field`.
-
-    Example:
-
-    ```python
-    @dataclasses.dataclass
-    class Config:
-        epochs: int = flag("how long", default=1)
-    ```
-    """
+    """Returns a `dataclasses.field` that is a flag with this help text."""
     metadata = {"help": text, "choices": choices, "positional": positional}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names defaults, where there is one."""
+    """Shows defaults other than `None`."""
 
     def _get_help_string(self, action):
         if action.default is None:
@@ -70,54 +42,21 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
         return super()._get_help_string(action)
 
 
-def summary(docstring: str) -> str:
-    """Takes what a script does out of its docstring.
-
-    Args:
-        docstring: Str.
-
-    Returns:
-        The first line, less how to run the script: usage shows that.
-
-    Example:
-
-    ```python
-    assert summary("Trains. Run: python train.py") == "Trains."
-    ```
-    """
+def _summary(docstring):
+    """The first line of a script's docstring, without how to run it."""
     return docstring.partition("\n")[0].partition(" Run: ")[0]
 
 
 def parse_flags(
     config_class: type[_Config], description: str, argv: Sequence[str] | None = None
 ) -> _Config:
-    """Reads a dataclass from the command line: a flag for each field.
+    """Parses the command line into a dataclass: a flag for each field.
 
     Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
-    without a default is a required flag. `flag` gives a field its help text. Where a
-    field is called `config`, `--config=FILE` reads flags from a JSON object first;
-    those of the command line win. A `~/` at the beginning is the user's own folder.
-
-    Args:
-        config_class: The dataclass.
-        description: The script's docstring; `--help` begins with its first line.
-        argv: List of arguments; by default those of the process.
-
-    Returns:
-        An instance of `config_class`. A wrong flag ends the process with one line on
-        standard error and exit code 2.
-
-    Example:
-
-    ```python
-    @dataclasses.dataclass
-    class Config:
-        epochs: int = flag("how long", default=1)
-
-    assert parse_flags(Config, "Trains.", ["--epochs=3"]).epochs == 3
-    ```
+    without a default is a required flag. Where a field is called `config`,
+    `--config=FILE` reads flags from a JSON object first; those of the command line win.
     """
-    parser = Parser(description=summary(description), formatter_class=_HelpFormatter)
+    parser = Parser(description=_summary(description), formatter_class=_HelpFormatter)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
         kinds = typing.get_args(hints[field.name]) or (hints[field.name],)
@@ -132,23 +71,25 @@ def parse_flags(
         if kinds[0] is bool:
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = _text if kinds[0] is str else kinds[0]
+            options["type"] = _expand_user if kinds[0] is str else kinds[0]
             options["choices"] = field.metadata.get("choices")
         parser.add_argument(name, **options)
-    argv = [_spelled(word) for word in (sys.argv[1:] if argv is None else argv)]
+    argv = [
+        _with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)
+    ]
     if "config" in hints:
         path = parser.parse_args(argv).config
-        argv = [*(_flags_of_file(path, parser) if path else ()), *argv]
+        argv = [*(_flags_from_json(path, parser) if path else ()), *argv]
     return config_class(**vars(parser.parse_args(argv)))
 
 
-def _text(value):
-    """Expands `~/`, as a shell does it only where a word begins with it."""
+def _expand_user(value):
+    """Expands `~/`, which a shell leaves alone in `--flag=~/x`."""
     return os.path.expanduser(value) if value.startswith("~/") else value
 
 
-def _spelled(word):
-    """Takes `--dry-run=...` for `--dry_run=...`, as both spellings are common."""
+def _with_underscores(word):
+    """Reads `--dry-run=...` as `--dry_run=...`."""
     name, equals, value = word.partition("=")
     if not name.startswith("--"):
         return word
@@ -156,8 +97,8 @@ def _spelled(word):
     return no + name.removeprefix(no).replace("-", "_") + equals + value
 
 
-def _flags_of_file(path, parser):
-    """Turns the JSON object of a file into flags, which the parser then checks."""
+def _flags_from_json(path, parser):
+    """Turns a file's JSON object into flags, for the parser to check."""
     try:
         values = json.loads(Path(path).read_text())
         return [
@@ -176,31 +117,13 @@ def run_script(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parses flags, runs a script's `main`, and turns its errors into an exit code.
+    """Parses flags and runs a script's `main`; its errors become exit codes.
 
-    Args:
-        main: Function of one argument, the config.
-        config_class: The dataclass of flags.
-        description: The script's docstring; `--help` begins with its first line.
-        argv: List of arguments; by default those of the process.
-
-    Raises:
-        SystemExit: With code 2 and one line on standard error for a `ValueError` (what
-            was wanted and what came) or an `OSError`, with code 3 for a
-            `FloatingPointError` (the loss is no number).
-
-    Example:
-
-    ```python
-    @dataclasses.dataclass
-    class Config:
-        epochs: int = flag("how long", default=1)
-
-    run_script(print, Config, "Prints its flags.", ["--epochs=2"])
-    ```
+    `ValueError` and `OSError` exit with code 2, `FloatingPointError` (the loss is NaN
+    or infinite) with code 3, and one line on standard error.
     """
     config = parse_flags(config_class, description, argv)
-    keep_freed_memory()
+    tune_malloc()
     try:
         main(config)
     except (ValueError, OSError) as error:

@@ -1,9 +1,8 @@
-"""Imports TensorFlow without its start-up messages, where silence is asked for.
+"""Import TensorFlow without its start-up messages, if `TF_CPP_MIN_LOG_LEVEL` is set.
 
-While it is being loaded, TensorFlow 2.21 ignores `TF_CPP_MIN_LOG_LEVEL` and writes
-straight to file descriptor 2 (tensorflow issue 100442). Where the variable asks for
-silence, this module keeps it; what was written is shown if the import fails. The
-project's own commands and scripts always ask for it.
+TensorFlow 2.21 ignores the variable while it is being imported and writes to file
+descriptor 2 (tensorflow issue 100442). What it wrote is shown if the import fails. The
+project's own commands and scripts set the variable.
 """
 
 import os
@@ -20,15 +19,15 @@ def _import_quietly():
     try:
         saved = os.dup(2)
     except OSError:
-        return  # standard error is closed: there is nothing to quieten
-    with tempfile.TemporaryFile() as chatter:
-        os.dup2(chatter.fileno(), 2)
+        return  # standard error is closed: there is nothing to silence
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
         try:
             import keras  # noqa: F401
         except BaseException:
-            chatter.seek(0)
+            captured.seek(0)
             with os.fdopen(os.dup(saved), "wb") as stderr:
-                shutil.copyfileobj(chatter, stderr)
+                shutil.copyfileobj(captured, stderr)
             raise
         finally:
             os.dup2(saved, 2)
@@ -36,7 +35,7 @@ def _import_quietly():
 
 
 def _is_own_command():
-    """Whether the process is a command or script of this project."""
+    """Whether this process is a command or script of this project."""
     if not sys.argv or not sys.argv[0]:
         return False
     if sys.argv == ["-m"]:  # Python is looking for a module of this package

@@ -1,4 +1,4 @@
-"""What annotations call the things that the package takes and gives."""
+"""Type aliases."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ __all__ = ["ArrayLike", "Grid", "Images", "PathLike", "Size", "Tensor"]
 
 # an array or tensor of the Keras backend, or NumPy's, also inside a graph
 Tensor: TypeAlias = Any
-# a picture as path, bytes, PIL image or array, or a list of these
+# an image as path, bytes, PIL image or array, or a list of these
 Images: TypeAlias = Any
 PathLike: TypeAlias = str | os.PathLike[str]
 # pixels: an int, or (height, width)

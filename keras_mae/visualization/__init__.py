@@ -1,4 +1,4 @@
-"""Pictures of reconstructions, and plots."""
+"""Visualize reconstructions; plots of classifiers and benchmarks."""
 
 from keras_mae.visualization.reconstructions import draw_reconstructions
 

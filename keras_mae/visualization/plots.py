@@ -1,4 +1,4 @@
-"""Pictures of what a classifier does, and of what a training step costs."""
+"""Matplotlib plots: confusion matrix, PCA and t-SNE, accuracies, step costs."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -12,30 +12,11 @@ from keras_mae.utils.typing import ArrayLike
 METHODS = ("pca", "tsne")
 
 
-def confusion_picture(
+def plot_confusion_matrix(
     labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str]
 ) -> Image.Image:
-    """Draws which class is taken for which, as shares of the true class.
-
-    Args:
-        labels: `(N,)` ints, the true classes.
-        predicted: `(N,)` ints.
-        class_names: Sequence of str.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ValueError: If scikit-learn or matplotlib is missing.
-
-    Example:
-
-    ```python
-    picture = confusion_picture([0, 0, 1], [0, 1, 1], ("cat", "dog"))
-    assert picture.mode == "RGB"
-    ```
-    """
-    metrics, pyplot = _require()
+    """Draws a confusion matrix, in shares of the true class."""
+    metrics, pyplot = _import_plotting()
     side = max(4.0, 0.45 * len(class_names))
     figure, axes = pyplot.subplots(figsize=(side, side))
     metrics.ConfusionMatrixDisplay.from_predictions(
@@ -52,42 +33,24 @@ def confusion_picture(
         text_kw={"fontsize": 7},
         ax=axes,
     )
-    return _as_picture(figure)
+    return _to_pil(figure)
 
 
-def feature_picture(
+def plot_features(
     features: ArrayLike,
     labels: ArrayLike,
     class_names: Sequence[str],
     method: str = "pca",
     seed: int = 0,
 ) -> Image.Image:
-    """Draws features in a plane, a point an image, coloured by class.
+    """Draws features `(N, D)` as points in a plane, coloured by class.
 
-    Args:
-        features: `(N, D)` float array.
-        labels: `(N,)` int array.
-        class_names: Sequence of str.
-        method: `"pca"`, the plane of the largest variance, or `"tsne"` (van der Maaten
-            and Hinton 2008), which keeps neighbours together.
-        seed: Int, t-SNE's.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ValueError: If the method is unknown, or scikit-learn or matplotlib is missing.
-
-    Example:
-
-    ```python
-    features = np.random.default_rng(0).normal(size=(20, 8))
-    picture = feature_picture(features, np.arange(20) % 2, ("cat", "dog"))
-    ```
+    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008), whose seed `seed`
+    is.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
-    _, pyplot = _require()
+    _, pyplot = _import_plotting()
     features, labels = np.asarray(features, "float32"), np.asarray(labels)
     if method == "pca":
         from sklearn.decomposition import PCA
@@ -106,32 +69,18 @@ def feature_picture(
     axes.set(xticks=[], yticks=[], title={"pca": "PCA", "tsne": "t-SNE"}[method])
     if len(class_names) <= 20:
         axes.legend(markerscale=2, fontsize=7)
-    return _as_picture(figure)
+    return _to_pil(figure)
 
 
-def accuracy_picture(
+def plot_accuracies(
     names: Sequence[str], curves: Mapping[tuple[str, str], Sequence[Sequence[float]]]
 ) -> Image.Image:
-    """Draws accuracies by the number of labels, with deviations, a panel a method.
+    """Draws accuracies by the number of labels, a panel a method.
 
-    Args:
-        names: List of str, the numbers of labels.
-        curves: Dict from `(method, features)` to lists of accuracies, one list a name.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ValueError: If scikit-learn or matplotlib is missing.
-
-    Example:
-
-    ```python
-    curves = {("k-NN", "pixels"): [[0.5, 0.6], [0.7, 0.8]]}
-    picture = accuracy_picture(["1", "all"], curves)
-    ```
+    `curves` maps `(method, features)` to lists of accuracies, one list for each name;
+    their mean and standard deviation are drawn.
     """
-    _, pyplot = _require()
+    _, pyplot = _import_plotting()
     methods = list(dict.fromkeys(method for method, _ in curves))
     size = 3.2 * len(methods), 3.0
     figure, panels = pyplot.subplots(
@@ -149,30 +98,16 @@ def accuracy_picture(
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("held-out accuracy, %")
-    return _as_picture(figure)
+    return _to_pil(figure)
 
 
-def growth_picture(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
-    """Draws time and memory of a step, a column for each thing that grows.
+def plot_scaling(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
+    """Draws time and peak memory of a step, a column for each thing that grows.
 
-    Args:
-        rows: Dict from the name of what grows to its points: dicts that hold a value
-            under that name, `seconds`, and `peak_memory` in bytes.
-
-    Returns:
-        A PIL image.
-
-    Raises:
-        ValueError: If scikit-learn or matplotlib is missing.
-
-    Example:
-
-    ```python
-    points = [{"depth": n, "seconds": 0.1 * n, "peak_memory": 2**30} for n in (1, 2)]
-    picture = growth_picture({"depth": points})
-    ```
+    `rows` maps its name to points: dicts with a value under that name, `seconds`, and
+    `peak_memory` in bytes.
     """
-    _, pyplot = _require()
+    _, pyplot = _import_plotting()
     size = 2.6 * len(rows), 4.6
     figure, panels = pyplot.subplots(2, len(rows), figsize=size, squeeze=False)
     for (name, points), (above, below) in zip(rows.items(), panels.T, strict=True):
@@ -187,26 +122,25 @@ def growth_picture(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Ima
     panels[0][0].set_ylabel("seconds a step")
     panels[1][0].set_ylabel("peak memory, GiB")
     figure.tight_layout()
-    return _as_picture(figure)
+    return _to_pil(figure)
 
 
-def _require():
-    """Imports scikit-learn's metrics and matplotlib, or says what to install."""
+def _import_plotting():
+    """Imports scikit-learn's metrics and `pyplot`, or says how to install them."""
     try:
         import matplotlib
         from sklearn import metrics
 
-        matplotlib.use("Agg")  # no screen
+        matplotlib.use("Agg")  # no display
         from matplotlib import pyplot
     except ImportError as error:
         raise ValueError(
-            "Pictures of classes need scikit-learn and matplotlib: "
-            "pip install 'keras-mae[demo]'"
+            "Plots need scikit-learn and matplotlib: pip install 'keras-mae[demo]'"
         ) from error
     return metrics, pyplot
 
 
-def _as_picture(figure):
+def _to_pil(figure):
     file = io.BytesIO()
     figure.savefig(file, dpi=110, bbox_inches="tight")
     figure.clear()

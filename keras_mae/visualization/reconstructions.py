@@ -1,4 +1,4 @@
-"""One picture of a reconstruction: original | masked | reconstruction | pasted."""
+"""Draw original, masked and reconstructed images side by side."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,8 @@ from keras_mae.models.pretrainer import MAEPretrainer
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import Tensor
 
-TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
-NORMALIZED_CAPTION = (
+_TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
+_NORMALIZED_CAPTION = (
     "Patches were predicted normalized and are shown with the mean and deviation of "
     "the original patches."
 )
@@ -28,7 +28,7 @@ def draw_reconstructions(
     interpolate: bool = False,
     panel_size: int = 160,
 ) -> Image.Image:
-    """Draws what a model makes of images, a row for each.
+    """Draws a model's reconstructions, a row for each image.
 
     Args:
         model: A `MAEPretrainer`.
@@ -42,10 +42,11 @@ def draw_reconstructions(
 
     Returns:
         A `PIL.Image` with four panels a row, titles above and a caption below. With
-        `norm_pix_loss` the caption says what the picture owes to the originals.
+        `norm_pix_loss` the caption says that the originals' statistics were used.
 
     Raises:
-        ValueError: If images can't be drawn, or for what `reconstruct` rejects.
+        ValueError: If images have other than one or three channels, or `reconstruct`
+            rejects them.
 
     Example:
 
@@ -64,9 +65,9 @@ def draw_reconstructions(
     loss = float(np.mean(outputs["loss"]))
     caption = f"{removed:.0%} of the patches removed; loss {loss:.4f}."
     if model.norm_pix_loss:
-        caption = f"{caption} {NORMALIZED_CAPTION}"
+        caption = f"{caption} {_NORMALIZED_CAPTION}"
     panels = [processor.to_uint8(panel) for panel in panels]
-    return draw_panels(panels, TITLES, caption, panel_size)
+    return draw_panels(panels, _TITLES, caption, panel_size)
 
 
 def draw_panels(
@@ -75,27 +76,10 @@ def draw_panels(
     caption: str,
     panel_size: int = 160,
 ) -> Image.Image:
-    """Lays out batches of images as the columns of one picture.
+    """Draws batches of uint8 images as the columns of one RGB image.
 
-    Args:
-        panels: List of `(B, H, W, C)` uint8 arrays with one or three channels.
-        titles: A title for each column.
-        caption: A sentence for the foot, wrapped to the width.
-        panel_size: Int, the least width of a panel in pixels.
-
-    Returns:
-        A `PIL.Image` in RGB.
-
-    Raises:
-        ValueError: If the batch is empty or has neither one nor three channels.
-
-    Example:
-
-    ```python
-    batch = np.zeros((2, 32, 32, 1), "uint8")
-    picture = draw_panels([batch, batch], ["left", "right"], "two black rows")
-    assert picture.mode == "RGB"
-    ```
+    The caption is wrapped to the width. Images are enlarged by a whole factor to at
+    least `panel_size` pixels.
     """
     count, height, width, channels = panels[0].shape
     if channels not in (1, 3) or not count:

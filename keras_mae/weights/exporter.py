@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mae.utils.files import replacing
+from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
 from keras_mae.weights.formats import COUNTER
@@ -120,10 +120,10 @@ def _write_safetensors(state, config, folder):
     from safetensors.numpy import save_file
 
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    with replacing(folder / _SAFETENSORS) as path:
+    with atomic_write(folder / _SAFETENSORS) as path:
         # the mark that transformers looks for
         save_file(state, path, metadata={"format": "pt"})
-    with replacing(folder / CONFIG_FILE) as path:
+    with atomic_write(folder / CONFIG_FILE) as path:
         path.write_text(text)
 
 
@@ -134,7 +134,7 @@ def _write_torch(state, args, folder):
         # PyTorch doesn't know NumPy's bfloat16; nothing is lost on the way
         wide = value.astype("float32") if value.dtype.name == "bfloat16" else value
         tensors[key] = torch.tensor(wide).to(getattr(torch, value.dtype.name))
-    with replacing(folder / _TORCH) as path:
+    with atomic_write(folder / _TORCH) as path:
         torch.save({"model": tensors, "args": args}, path)
 
 

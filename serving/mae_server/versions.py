@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from keras_mae.utils.process_memory import return_freed_memory
+from keras_mae.utils.malloc import trim_malloc
 from mae_server.bundle import Bundle
 from mae_server.errors import RequestError, invalid
 
@@ -332,7 +332,7 @@ class Models:
         held.bundle.close()
         held.bundle, held.state = None, "END"
         gc.collect()  # graphs hold themselves
-        return_freed_memory()
+        trim_malloc()
 
 
 def _stamp(path):

@@ -1,4 +1,4 @@
-"""Callbacks: whole checkpoints or none, pictures, a stop on non-finite loss."""
+"""Callbacks: pictures, TensorBoard, validation, write errors, non-finite loss."""
 
 import keras
 import numpy as np
@@ -41,9 +41,7 @@ def test_a_non_finite_loss_stops_before_the_checkpoint(make_model, images, tmp_p
 
 
 @pytest.mark.slow
-def test_pictures_are_drawn_for_people_and_for_tensorboard(
-    make_model, images, tmp_path
-):
+def test_reconstructions_go_to_png_and_tensorboard(make_model, images, tmp_path):
     pytest.importorskip("tensorboard")
     processor = keras_mae.MAEImageProcessor(image_size=32)
     callback = callbacks.ReconstructionPictures(processor, images[:2], tmp_path, 2)
@@ -70,7 +68,7 @@ def test_steps_of_one_execution_are_named_together(make_model, images):
         model.fit(dataset, verbose=0, callbacks=[callbacks.StopOnNonFiniteLoss()])
 
 
-def test_a_gradient_that_overflows_float16_is_no_reason_to_stop():
+def test_an_overflowing_float16_gradient_does_not_stop():
     """The optimizer leaves such a step out, and scales the next ones less."""
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
     callback = callbacks.StopOnNonFiniteLoss()
@@ -93,7 +91,7 @@ def test_a_non_finite_validation_loss_stops_as_well():
 
 
 @pytest.mark.slow
-def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
+def test_scalars_go_by_updates_and_have_every_epoch(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=keras.optimizers.AdamW(1e-3))
     history = {}
@@ -105,7 +103,7 @@ def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path)
             verbose=0,
             shuffle=False,
             validation_data=images,
-            callbacks=[callbacks.Curves(tmp_path, every=3)],
+            callbacks=[callbacks.TensorBoardScalars(tmp_path, every=3)],
         ).history
     train, held_out = (read_events(tmp_path / n) for n in ("train", "validation"))
     # every third update, and the last of each epoch of four
@@ -116,7 +114,7 @@ def test_curves_go_by_updates_and_have_every_epoch(make_model, images, tmp_path)
     assert held_out["loss"][-1][1] == pytest.approx(history["val_loss"][-1])
     assert "gradient_norm" in train
     with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
-        callbacks.Curves(tmp_path, every=0)
+        callbacks.TensorBoardScalars(tmp_path, every=0)
 
 
 class FullDisk(keras.callbacks.Callback):
@@ -125,7 +123,7 @@ class FullDisk(keras.callbacks.Callback):
 
 
 @pytest.mark.slow
-def test_what_can_not_be_written_does_not_end_a_training(make_model, images, capsys):
+def test_write_errors_do_not_end_training(make_model, images, capsys):
     history = fit(
         make_model(), images, callbacks.IgnoreWriteErrors(FullDisk()), epochs=2
     )
@@ -144,7 +142,7 @@ class CountedIterators:
         return iter(self.dataset)
 
 
-def test_validation_keeps_one_iterator_and_says_what_evaluate_says(make_model, images):
+def test_validation_keeps_one_iterator_and_equals_evaluate(make_model, images):
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(1e-3))
     batches = tf.data.Dataset.from_tensor_slices(images).batch(2).repeat()

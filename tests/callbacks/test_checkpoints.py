@@ -1,4 +1,4 @@
-"""Checkpoints: whole, resumable bit for bit, few, and never at the price of a run."""
+"""Checkpoints: atomic, resumed bit-equal, the last few, and failing saves."""
 
 import signal
 
@@ -34,7 +34,7 @@ def saver(folder, **options):
 
 
 @pytest.mark.slow
-def test_the_last_few_are_kept_and_the_newest_has_a_name_of_its_own(
+def test_the_last_few_are_kept_and_model_file_is_the_newest(
     make_model, images, tmp_path
 ):
     compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1, keep=2)], 3)
@@ -55,9 +55,7 @@ def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_restored_model_goes_on_as_if_nothing_had_happened(
-    make_model, images, tmp_path
-):
+def test_a_restored_model_trains_bit_equal(make_model, images, tmp_path):
     whole = make_model(dropout_rate=0.1)
     half = make_model(dropout_rate=0.1)
     compile_and_fit(half, images, [saver(tmp_path, every_steps=1)])
@@ -108,7 +106,7 @@ class Failing:
 
 
 @pytest.mark.slow
-def test_a_save_that_dies_leaves_the_older_checkpoints(make_model, images, tmp_path):
+def test_a_failing_save_leaves_the_older_checkpoints(make_model, images, tmp_path):
     model = make_model()
     compile_and_fit(model, images, [saver(tmp_path, every_steps=1)])
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -131,7 +129,7 @@ def test_a_failing_disk_does_not_end_a_training(
 
     monkeypatch.setattr(checkpoints, "save_checkpoint", fail_once)
     compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1)], epochs=2)
-    assert "Step 1 is not saved: No space left" in capsys.readouterr().err
+    assert "Cannot save step 1: No space left" in capsys.readouterr().err
     assert list(checkpoints.list_checkpoints(tmp_path)) == [2, 3, 4]
 
 
@@ -157,20 +155,20 @@ def test_a_file_of_another_model_or_step_is_refused(make_model, images, tmp_path
     path = checkpoints.list_checkpoints(tmp_path)[2]
     other = make_model(hidden_dim=64)
     other.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
-    with pytest.raises(ValueError, match="can't be read into this model"):
+    with pytest.raises(ValueError, match="can't be loaded into this model"):
         checkpoints.restore_checkpoint(other, path)
     renamed = path.rename(tmp_path / "step-000000009.keras")
-    with pytest.raises(ValueError, match=r"the step of its name. Received: 2"):
+    with pytest.raises(ValueError, match=r"the step in its name. Received: 2"):
         checkpoints.restore_checkpoint(model, renamed)
     renamed.write_bytes(renamed.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="can't be read into this model"):
+    with pytest.raises(ValueError, match="can't be loaded into this model"):
         checkpoints.restore_checkpoint(model, renamed)
 
 
 def test_too_little_space_is_found_before_training(tmp_path):
-    with pytest.raises(ValueError, match=r"for 3 checkpoints more. Received: a disk"):
-        checkpoints.check_space(tmp_path, size=2**60, count=3)
-    checkpoints.check_space(tmp_path, size=2**60, count=0)
+    with pytest.raises(ValueError, match=r"for 3 more checkpoints. Received: a disk"):
+        checkpoints.check_disk_space(tmp_path, size=2**60, count=3)
+    checkpoints.check_disk_space(tmp_path, size=2**60, count=0)
 
 
 @pytest.mark.parametrize("name", ["every_steps", "every_minutes", "keep"])
@@ -194,18 +192,16 @@ def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path
 
 
 @pytest.mark.slow
-def test_a_wish_to_stop_that_can_not_be_saved_still_stops(
-    make_model, images, tmp_path, capsys
-):
+def test_sigterm_stops_even_if_saving_fails(make_model, images, tmp_path, capsys):
     callback = saver(tmp_path / "nowhere")
     older = signal.getsignal(signal.SIGTERM)
-    callback.listen()
+    callback.catch_sigterm()
     signal.raise_signal(signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         compile_and_fit(make_model(), images, [callback])
-    callback.stop_listening()
-    assert stopped.value.code == checkpoints.EXIT_TRY_AGAIN
-    assert "Step 1 is not saved" in capsys.readouterr().err
+    callback.release_sigterm()
+    assert stopped.value.code == checkpoints.EX_TEMPFAIL
+    assert "Cannot save step 1" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) == older
 
 
@@ -223,11 +219,11 @@ def test_the_best_epoch_is_kept_also_over_runs(make_model, tmp_path):
             kept.append(path.read_bytes() != before)
         return kept
 
-    first = checkpoints.KeepBest(path, "val_top1")
+    first = checkpoints.BestCheckpoint(path, "val_top1")
     first.set_model(model)
     first.on_train_begin()
     assert score([0.2, 0.5, 0.4], first) == [True, True, False]
-    resumed = checkpoints.KeepBest(path, "val_top1")
+    resumed = checkpoints.BestCheckpoint(path, "val_top1")
     resumed.set_model(model)
     resumed.on_train_begin()
     assert resumed.best == 0.5

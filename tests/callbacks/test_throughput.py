@@ -1,4 +1,4 @@
-"""Speed: what the logs say of it, and what a step costs."""
+"""Throughput: what the logs say, and what a step costs."""
 
 import types
 
@@ -63,7 +63,7 @@ def test_rates_and_waiting_are_those_of_the_clock(monkeypatch):
     assert clock.train_function == Clock.train_function.__get__(clock)
 
 
-def test_an_epoch_takes_what_lies_between_its_steps_as_well(monkeypatch):
+def test_epoch_seconds_include_time_between_steps(monkeypatch):
     clock = Clock(monkeypatch, waiting=0.0, training=0.1)
     speed = Throughput(2, total_steps=16, flops_per_image=1e9, peak_flops=1e12)
     logs = run_epochs(clock, speed, pause=8.0)
@@ -80,7 +80,7 @@ def test_fit_reports_speed(make_model, images):
     assert model.train_function.__name__ == "function"
 
 
-def test_a_base_models_image_costs_what_its_matrices_say():
+def test_flops_and_memory_of_the_base_model():
     # a forward pass of 8.6 + 10 GFLOP, and twice that again
     model = keras_mae.MAEPretrainer.from_preset("mae_base")
     assert costs.flops_per_image(model) == pytest.approx(56.5e9, rel=0.03)

@@ -5,7 +5,7 @@ import pytest
 
 import keras_mae
 from keras_mae.models.loading import load_model, with_precision
-from keras_mae.utils.files import folder_of
+from keras_mae.utils.files import local_folder
 
 
 @pytest.mark.parametrize("kind", ["pretrainer", "classifier", "probe", "encoder"])
@@ -68,6 +68,6 @@ def test_a_run_is_loaded_with_its_processor(make_model, tmp_path):
         model, processor = load_model(source)
         assert isinstance(model, keras_mae.MAEPretrainer)
         assert processor.image_size == (32, 32)
-        assert folder_of(source) == tmp_path
+        assert local_folder(source) == tmp_path
     with pytest.raises(ValueError, match="which does not exist"):
         load_model(tmp_path / "nowhere")

@@ -1,12 +1,9 @@
-"""What single layers do beside the contract (test_contract.py)."""
+"""Attention and position layers, beyond the contract (test_contract.py)."""
 
 import numpy as np
 import pytest
 
-from keras_mae.layers import (
-    PositionEmbedding,
-    SelfAttention,
-)
+from keras_mae.layers import PositionEmbedding, SelfAttention
 
 
 def test_attention_rows_sum_to_one_and_dropout_needs_training():

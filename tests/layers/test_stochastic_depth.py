@@ -1,4 +1,4 @@
-"""Stochastic depth: how often branches are left out, where, and for whom."""
+"""Stochastic depth: drop rates, rows, rematerialization."""
 
 import keras
 import numpy as np
@@ -44,14 +44,14 @@ def encoder():
     return MAEEncoder.from_preset("mae_tiny", drop_path_rate=0.9, seed=0)
 
 
-def test_features_never_lose_a_branch(encoder, images):
+def test_inference_drops_no_branch(encoder, images):
     plain = MAEEncoder.from_config({**encoder.get_config(), "drop_path_rate": 0.0})
     plain.set_weights(encoder.get_weights()[: len(plain.get_weights())])
     np.testing.assert_array_equal(encoder(images), encoder(images))
     assert plain.stochastic_depth is None
 
 
-def test_a_branch_left_out_of_an_image_leaves_the_others_alone(encoder, images):
+def test_a_dropped_branch_changes_no_other_image(encoder, images):
     factors = np.ones((4, 4, 2), "float32")
     whole = np.asarray(encoder(images, factors=factors))
     np.testing.assert_allclose(whole, encoder(images), atol=1e-6)

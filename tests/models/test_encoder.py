@@ -129,7 +129,7 @@ def test_a_model_on_a_cpu_keeps_freed_memory(make_model, monkeypatch, accelerate
     calls = []
     place = "keras_mae.models.encoder"
     monkeypatch.setattr(f"{place}.has_accelerator", lambda: accelerated)
-    monkeypatch.setattr(f"{place}.keep_freed_memory", lambda: calls.append(None))
+    monkeypatch.setattr(f"{place}.tune_malloc", lambda: calls.append(None))
     make_model()
     assert bool(calls) != accelerated
 

@@ -1,4 +1,4 @@
-"""Fused work between matrix products, and training on removed patches alone."""
+"""Fused ops: the same values and gradients as plain ones; loss on removed patches."""
 
 import keras
 import numpy as np
@@ -7,8 +7,8 @@ import tensorflow as tf
 
 import keras_mae
 from keras_mae.ops import fused_kernels
-from keras_mae.ops.fusion import fused, fusing, fusing_pays
-from keras_mae.ops.tracing import cpu_graph
+from keras_mae.ops.fusion import fusible, fusion_scope, should_fuse
+from keras_mae.ops.tracing import cpu_graph_scope
 
 NOISE = np.random.default_rng(1).random((4, 16)).astype("float32")
 
@@ -38,24 +38,24 @@ def assert_close(model, got, wanted, tolerance=1e-5):
 @pytest.mark.parametrize(
     "norm_pix_loss", [True, pytest.param(False, marks=pytest.mark.slow)]
 )
-def test_fusing_and_removed_patches_change_no_gradient(
+def test_fusion_and_removed_patches_change_no_gradient(
     make_model, images, norm_pix_loss
 ):
     model = make_model(norm_pix_loss=norm_pix_loss, decoder_depth=2)
     wanted_loss, wanted = step(model, images)
     for on in (False, True):
         for loss_only in (False, True):
-            with cpu_graph(on), fusing(on):
+            with cpu_graph_scope(on), fusion_scope(on):
                 loss, got = step(model, images, loss_only=loss_only)
             np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
             assert_close(model, got, wanted)
 
 
 @pytest.mark.slow
-def test_fusing_in_bfloat16_differs_by_rounding(make_model, images):
+def test_fusion_in_bfloat16_differs_by_rounding(make_model, images):
     model = make_model(dtype="mixed_bfloat16")
     _, wanted = step(model, images)
-    with fusing(True):
+    with fusion_scope(True):
         _, got = step(model, images)
     assert_close(model, got, wanted, tolerance=0.1)
 
@@ -64,8 +64,8 @@ def test_fusing_in_bfloat16_differs_by_rounding(make_model, images):
 @pytest.mark.parametrize("strategy", [None, "mirrored"])
 def test_fused_training_is_plain_training(make_model, images, monkeypatch, strategy):
     weights = []
-    for large in (10**12, 0):
-        monkeypatch.setattr("keras_mae.ops.fusion._LARGE", large)
+    for minimum in (10**12, 0):
+        monkeypatch.setattr("keras_mae.ops.fusion._MIN_PARAMETERS", minimum)
         keras.utils.set_random_seed(0)
         scope = tf.distribute.get_strategy()
         if strategy:
@@ -76,7 +76,7 @@ def test_fused_training_is_plain_training(make_model, images, monkeypatch, strat
             # leaves a gradient of mere rounding, the key bias's, small
             optimizer.epsilon = 1e-4
             model.compile(optimizer=optimizer, jit_compile=False)
-        assert model.fuses == (large == 0)
+        assert model.fuses == (minimum == 0)
         model.fit(images, batch_size=4, epochs=3, shuffle=False, verbose=0)
         weights.append([np.asarray(w) for w in model.trainable_variables])
     for mine, theirs in zip(*weights, strict=True):
@@ -160,8 +160,8 @@ def test_predict_and_evaluate_fuse_to_the_same_numbers(make_model, images, monke
     model = make_model()
     model.compile(jit_compile=False)
     found = []
-    for large in (10**12, 0):
-        monkeypatch.setattr("keras_mae.ops.fusion._LARGE", large)
+    for minimum in (10**12, 0):
+        monkeypatch.setattr("keras_mae.ops.fusion._MIN_PARAMETERS", minimum)
         for part in (model, model.encoder):
             part.predict_function = part.test_function = None
         predicted = model.predict(images, verbose=0)["logits"]
@@ -171,22 +171,22 @@ def test_predict_and_evaluate_fuse_to_the_same_numbers(make_model, images, monke
         np.testing.assert_allclose(fused_ones, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_where_fusing_pays(monkeypatch):
-    assert fusing_pays(compiled=False, parameters=10**8)
-    assert not fusing_pays(compiled=False, parameters=10**6)
+def test_large_models_fuse_on_cpus(monkeypatch):
+    assert should_fuse(compiled=False, parameters=10**8)
+    assert not should_fuse(compiled=False, parameters=10**6)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
-    assert not fusing_pays(compiled=False, parameters=10**8)
+    assert not should_fuse(compiled=False, parameters=10**8)
 
 
 def test_several_outputs_and_inputs_without_gradient():
-    @fused
+    @fusible
     def both(x, y, power):
         return x**power * y, x + 0 * y
 
     x, y = tf.constant([1.0, 2.0]), tf.constant([3.0, 4.0])
     found = []
     for on in (False, True):
-        with tf.GradientTape() as tape, fusing(on):
+        with tf.GradientTape() as tape, fusion_scope(on):
             tape.watch([x, y])
             product, total = both(x, y, power=2)
             loss = tf.reduce_sum(product) + tf.reduce_sum(total)

@@ -1,4 +1,4 @@
-"""Graphs on CPUs: blocks that are alike are traced once, with the same numbers."""
+"""Tracing: identical blocks are traced once on CPUs, with the same numbers."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mae.layers import TransformerBlock
-from keras_mae.ops.tracing import EqualLayers, cpu_graph, traced_once
+from keras_mae.ops.tracing import LayerTraceCache, cpu_graph_scope, traced_once
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def test_run_eagerly_is_eager(make_model, images, monkeypatch):
     model, eager = make_model(), []
     call = TransformerBlock.call
 
-    def looked_into(self, *arguments, **options):
+    def recorded(self, *arguments, **options):
         eager.append(tf.executing_eagerly())
         return call(self, *arguments, **options)
 
-    monkeypatch.setattr(TransformerBlock, "call", looked_into)
+    monkeypatch.setattr(TransformerBlock, "call", recorded)
     model.compile(optimizer=keras.optimizers.SGD(1e-2), run_eagerly=True)
     model.fit(images, batch_size=4, verbose=0)
     assert eager and all(eager)
@@ -66,8 +66,8 @@ def run(layers, x, on):
 
     @tf.function(autograph=False)
     def compute(x):
-        call = EqualLayers(TransformerBlock)
-        with tf.GradientTape() as tape, cpu_graph(on):
+        call = LayerTraceCache(TransformerBlock)
+        with tf.GradientTape() as tape, cpu_graph_scope(on):
             for layer in layers:
                 x, _ = call(layer, x, training=True)
             loss = tf.reduce_sum(x * tf.cos(tf.range(8.0)))
@@ -81,7 +81,7 @@ def stack(**options):
 
 
 class Scaled(TransformerBlock):
-    """A subclass whose objects differ without a configuration."""
+    """A subclass with an attribute that its config leaves out."""
 
     scale = 1.0
 
@@ -162,7 +162,7 @@ def test_a_function_is_traced_once_a_signature():
 
     @tf.function(autograph=False)
     def compute(x):
-        with cpu_graph(True):
+        with cpu_graph_scope(True):
             return double(x) + double(x) + double(x, times=3) + double(x[:1])[0]
 
     np.testing.assert_array_equal(compute(tf.ones(2)), [9.0, 9.0])

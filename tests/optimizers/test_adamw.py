@@ -1,4 +1,4 @@
-"""Optimisation: the schedule by update, what is decayed, and torch's numbers."""
+"""AdamW and schedules: weight decay, and PyTorch's numbers."""
 
 import math
 
@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mae.ops.tracing import cpu_graph
+from keras_mae.ops.tracing import cpu_graph_scope
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 
@@ -89,7 +89,7 @@ def test_twenty_updates_equal_torchs(make_model, in_place, size):
             parameter.grad = torch.from_numpy(gradient)
         reference.step()
         tensors = [keras.ops.convert_to_tensor(gradient) for gradient in gradients]
-        with cpu_graph(in_place):
+        with cpu_graph_scope(in_place):
             update(optimizer, tensors, variables, in_place)
     for variable, parameter in zip(variables, parameters, strict=True):
         wanted = parameter.detach().numpy()

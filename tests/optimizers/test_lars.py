@@ -1,4 +1,4 @@
-"""LARS: PyTorch's numbers, what vectors skip, and its life in Keras."""
+"""LARS: PyTorch's numbers, vectors, saving and loading."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Layer-wise decay: each layer's share of the rate, what is decayed, and saving."""
+"""Layer-wise learning rate decay: scales, weight decay, saving."""
 
 import contextlib
 import json
@@ -15,8 +15,7 @@ from keras_mae import MAEClassifier, MAEEncoder
 from keras_mae.optimizers.layer_decay import (
     FineTuningAdamW,
     finetuning_optimizer,
-    layer_scale,
-    layer_scales,
+    lr_scale,
 )
 from keras_mae.optimizers.schedules import warmup_cosine
 from tests.comparison import assert_goes_on_as_before
@@ -129,6 +128,13 @@ def make_variable(value, path="root/head/kernel", dtype="float32"):
         return keras.Variable(value, dtype=dtype, name=name)
 
 
+def lr_scales(model, layer_decay):
+    """Returns each trainable variable's share of the learning rate, by path."""
+    depth = len(model.encoder.blocks)
+    paths = [variable.path for variable in model.trainable_variables]
+    return {path: lr_scale(path, layer_decay, depth) for path in paths}
+
+
 @pytest.fixture
 def classifier():
     sizes = {"hidden_dim": 8, "depth": 12, "num_heads": 2, "mlp_dim": 8}
@@ -138,7 +144,7 @@ def classifier():
 
 def test_scales_of_base_are_the_published_ones(classifier):
     found = {}
-    for path, scale in layer_scales(classifier, 0.65).items():
+    for path, scale in lr_scales(classifier, 0.65).items():
         found.setdefault("/".join(path.split("/")[1:2]), set()).add(scale)
     wanted = {"patch_embedding": SCALES[0], "head_norm": 1.0, "head": 1.0}
     wanted |= {f"block_{index}": SCALES[index + 1] for index in range(12)}
@@ -149,7 +155,7 @@ def test_scales_of_base_are_the_published_ones(classifier):
 
 
 def test_every_trainable_variable_has_a_scale(classifier):
-    scales = layer_scales(classifier, 0.65)
+    scales = lr_scales(classifier, 0.65)
     assert set(scales) == {v.path for v in classifier.trainable_variables}
     assert len(scales) == len(classifier.trainable_variables) == 4 + 12 * 12 + 4
 
@@ -157,7 +163,7 @@ def test_every_trainable_variable_has_a_scale(classifier):
 def test_final_norm_and_positions(classifier):
     encoder = classifier.encoder
     probe = MAEClassifier(encoder, num_classes=3, pooling="cls")
-    scales = layer_scales(probe, 0.65)
+    scales = lr_scales(probe, 0.65)
     assert scales[encoder.norm.gamma.path] == 1.0
     positions = encoder.patch_embedding.positions.embeddings
     assert scales[positions.path] == pytest.approx(SCALES[0], rel=1e-12)
@@ -184,7 +190,7 @@ def test_final_norm_and_positions(classifier):
     }.items(),
 )
 def test_paths_are_read_by_component(path, exponent):
-    assert layer_scale(path, 0.5, depth=23) == 0.5**exponent
+    assert lr_scale(path, 0.5, depth=23) == 0.5**exponent
 
 
 def test_vectors_cls_and_positions_are_not_decayed(classifier):
@@ -291,9 +297,9 @@ def test_names_of_models_do_not_matter():
     sizes = {"hidden_dim": 8, "depth": 2, "num_heads": 2, "mlp_dim": 8}
     encoder = MAEEncoder(image_size=32, **sizes, name="block_9")
     model = MAEClassifier(encoder, 3, name="patch_embedding")
-    scales = set(layer_scales(model, 0.5).values())
+    scales = set(lr_scales(model, 0.5).values())
     assert scales == {0.125, 0.25, 0.5, 1.0}
-    assert layer_scales(model, 0.5)[model.head.kernel.path] == 1.0
+    assert lr_scales(model, 0.5)[model.head.kernel.path] == 1.0
 
 
 @pytest.mark.nightly

@@ -1,4 +1,4 @@
-"""Image processing: every kind of input, the way back, and what is refused."""
+"""Image processor: kinds of input, the inverse, Hugging Face parity, errors."""
 
 import io
 import json
@@ -26,7 +26,7 @@ def encode(image, kind="PNG"):
     return file.getvalue()
 
 
-def test_one_picture_in_every_form_gives_one_answer(photo, tmp_path):
+def test_all_kinds_of_input_give_the_same_array(photo, tmp_path):
     processor = MAEImageProcessor(image_size=(24, 32))
     photo.save(tmp_path / "photo.png")
     wanted = processor(photo)
@@ -99,7 +99,7 @@ def test_normalization_is_the_published_one():
     np.testing.assert_allclose(pixels[0, 0, 0], wanted, rtol=1e-6)
 
 
-def test_every_grey_level_survives_the_way_back():
+def test_to_uint8_inverts_the_processor():
     processor = MAEImageProcessor(image_size=16, image_mean=(0.3,), image_std=(0.17,))
     levels = np.arange(256, dtype="uint8").reshape(16, 16, 1)
     np.testing.assert_array_equal(processor.to_uint8(processor(levels))[0], levels)
@@ -240,7 +240,7 @@ def test_steps_that_are_not_taken_are_refused(tmp_path, key, value):
         MAEImageProcessor.from_pretrained(tmp_path)
 
 
-def test_nothing_runs_a_program_that_calls_itself_a_picture(monkeypatch):
+def test_eps_files_are_not_executed(monkeypatch):
     started = []
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: started.append(a))
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nquit\n"
@@ -249,7 +249,7 @@ def test_nothing_runs_a_program_that_calls_itself_a_picture(monkeypatch):
     assert not started
 
 
-def test_a_file_stands_for_the_folder_it_lies_in(tmp_path):
+def test_from_pretrained_takes_a_file_beside_the_config(tmp_path):
     weights = tmp_path / "model.pth"
     weights.touch()
     with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
@@ -259,7 +259,7 @@ def test_a_file_stands_for_the_folder_it_lies_in(tmp_path):
         assert MAEImageProcessor.from_pretrained(path).image_size == (48, 48)
 
 
-def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "mine").mkdir()
     MAEImageProcessor(image_size=48).save_pretrained("~/mine")

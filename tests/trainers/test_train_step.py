@@ -1,4 +1,4 @@
-"""The train step: scaled losses, parts of a batch; and Keras's own export."""
+"""The train step: loss scaling, gradient accumulation; `keras.Model.export`."""
 
 import keras
 import numpy as np
@@ -43,7 +43,7 @@ def test_a_scaled_loss_changes_neither_norm_nor_clipping(scaled, make_model, ima
 
 
 @pytest.mark.slow
-def test_float16_trains_by_keras_own_scale(make_model, images):
+def test_float16_trains_with_a_loss_scale(make_model, images):
     model = make_model(dtype="mixed_float16")
     logs, change = one_update(model, images, optimizer=SGD(1.0), clip_norm=0.1)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
@@ -51,7 +51,7 @@ def test_float16_trains_by_keras_own_scale(make_model, images):
 
 
 @pytest.mark.slow
-def test_parts_of_a_batch_leave_out_the_same_branches(make_model, images):
+def test_accumulation_drops_the_same_branches(make_model, images):
     losses = []
     for steps in (1, 2):
         model = make_model(seed=0, drop_path_rate=0.5)
@@ -64,7 +64,7 @@ def test_parts_of_a_batch_leave_out_the_same_branches(make_model, images):
 
 
 @pytest.mark.slow
-def test_a_pretrainer_brings_its_own_loss_on_every_backend(make_model, images):
+def test_a_pretrainer_ignores_compiled_losses(make_model, images):
     keras.utils.set_random_seed(0)
     plain, _ = one_update(make_model(seed=0), images, optimizer=SGD(0.1))
     keras.utils.set_random_seed(0)
@@ -75,7 +75,7 @@ def test_a_pretrainer_brings_its_own_loss_on_every_backend(make_model, images):
 @pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["pretrainer", "encoder", "classifier", "segmenter"])
-def test_keras_exports_what_was_never_called(kind, make_model, images, tmp_path):
+def test_a_model_that_was_never_called_is_exported(kind, make_model, images, tmp_path):
     pretrainer = make_model(depth=1)
     model = {
         "pretrainer": lambda: pretrainer,

@@ -229,7 +229,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_equal(digits_run, tmp_path):
     wait_for(lambda: (folder / "checkpoints/step-000000026.keras").exists(), process)
     process.terminate()
     assert process.wait() == 75
-    assert "Told to stop: saved step" in process.stderr.read()
+    assert "SIGTERM: saved step" in process.stderr.read()
     step = max(list_checkpoints(folder / "checkpoints"))
     assert 26 <= step < 44
     assert "give --resume" in refusal(SCRIPT, *SMALL, f"--output={folder}")

@@ -1,4 +1,4 @@
-"""Strategies: several replicas train exactly as one does with the same batch."""
+"""Strategies: several replicas and workers train as one does; wrong settings."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mae.callbacks.checkpoints import list_checkpoints
-from keras_mae.utils.distribution import cluster, make_strategy
+from keras_mae.utils.distribution import make_strategy, read_tf_config
 from tests.scripts import ROOT, run
 
 # a process of its own: logical devices must be set before TensorFlow's first operation
@@ -190,7 +190,7 @@ def test_two_workers_train_as_one_and_write_once(tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_fail_together_where_one_refuses(tmp_path):
+def test_workers_fail_together_where_one_fails(tmp_path):
     pytest.importorskip("sklearn")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "step-000000001.keras").touch()
@@ -199,7 +199,7 @@ def test_workers_fail_together_where_one_refuses(tmp_path):
         assert process.wait(timeout=180) == 2
     logs = [(tmp_path / f"{index}.log").read_text() for index in range(2)]
     assert "holds a run already" in logs[0]
-    assert "Another worker refused; it says why" in logs[1]
+    assert "Another worker failed; its log says why" in logs[1]
 
 
 @pytest.mark.nightly
@@ -250,9 +250,9 @@ def test_a_killed_worker_comes_back_and_the_run_goes_on(tmp_path):
         '{"cluster": {"worker": "a:1"}, "task": {"type": "worker", "index": "x"}}',
     ],
 )
-def test_a_wrong_cluster_is_refused(text, monkeypatch):
+def test_an_invalid_tf_config_is_refused(text, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
-    with pytest.raises(ValueError, match="TF_CONFIG must be as"):
+    with pytest.raises(ValueError, match="TF_CONFIG must look like"):
         make_strategy("multiworker")
 
 
@@ -267,9 +267,9 @@ def test_workers_behind_a_chief_are_counted_on(monkeypatch):
         "task": {"type": "worker", "index": 1},
     }
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
-    assert cluster() == (["a:1", "b:1", "c:1"], 2)
+    assert read_tf_config() == (["a:1", "b:1", "c:1"], 2)
     monkeypatch.delenv("TF_CONFIG")
-    assert cluster() == ([None], 0)
+    assert read_tf_config() == ([None], 0)
 
 
 @pytest.mark.parametrize("address", [None, "no-such-tpu", "grpc://127.0.0.1:9"])

@@ -93,7 +93,7 @@ def test_hyphens_and_underscores_are_one():
 
 
 @pytest.mark.parametrize("text", ['{"speed": 1}', '{"epochs": "x"}', "[1]", "{"])
-def test_a_wrong_file_of_flags_ends_in_one_line_and_code_2(text, tmp_path, capsys):
+def test_a_wrong_config_file_ends_in_one_line_and_code_2(text, tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(SystemExit) as stop:
@@ -102,7 +102,7 @@ def test_a_wrong_file_of_flags_ends_in_one_line_and_code_2(text, tmp_path, capsy
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     """A shell expands it only where a word begins with it: not in --out=~/x."""
 
     @dataclasses.dataclass
@@ -122,10 +122,8 @@ def test_a_tilde_is_the_users_own_folder(tmp_path, monkeypatch):
     assert (got.source, got.out) == ("~x", f"{home}models")
 
 
-def test_scripts_keep_freed_memory_before_they_begin(monkeypatch):
+def test_scripts_tune_malloc_before_they_begin(monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        "keras_mae.utils.flags.keep_freed_memory", lambda: calls.append(0)
-    )
+    monkeypatch.setattr("keras_mae.utils.flags.tune_malloc", lambda: calls.append(0))
     flags.run_script(lambda config: calls.append(1), Saved, "Does.", [])
     assert calls == [0, 1]

@@ -1,4 +1,4 @@
-"""Pictures: layout, captions, and what can't be drawn."""
+"""Drawn reconstructions: layout, captions, errors."""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_small_images_are_enlarged_by_whole_factors():
 
 
 @pytest.mark.parametrize("norm_pix_loss", [False, True])
-def test_the_caption_admits_what_normalization_gives_away(
+def test_the_caption_tells_of_normalized_patches(
     make_model, images, norm_pix_loss, monkeypatch
 ):
     captions = []

@@ -1,23 +1,23 @@
-"""Steps on Keras's PyTorch backend: one device, gradients by autograd."""
+"""Train, test and predict steps on PyTorch: one device, gradients by autograd."""
 
 import torch
 
-from keras_mae.trainers.replica_step import (
-    OneReplica,
+from keras_mae.trainers.base_step import (
+    BaseStep,
     global_norm,
     mean_gradients,
     part_size,
 )
 
 
-class BackendStep(OneReplica):
-    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes."""
+class BackendStep(BaseStep):
+    """Mixin for a `keras.Model`: the steps that `TrainStep` describes."""
 
     def train_step(self, data):
         loss, outputs, gradients = self._accumulate(self.training_inputs(data))
         with torch.no_grad():
             norm = global_norm(gradients) / self.loss_scale()
-            gradients = self.clipped(gradients, norm)
+            gradients = self.clip_gradients(gradients, norm)
             self.optimizer.apply(gradients, self.trainable_variables)
             return {**self.track(loss, outputs, data), "gradient_norm": norm}
 

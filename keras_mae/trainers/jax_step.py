@@ -1,7 +1,6 @@
-"""Steps on Keras's JAX backend: pure functions of the variables' values.
+"""Train, test and predict steps on JAX: pure functions of the variables' values.
 
-Under `keras.distribution` a step sees the batch of all devices, so nothing is said of
-replicas here.
+Under `keras.distribution` a step sees the batch of all devices: there are no replicas.
 """
 
 from itertools import chain
@@ -9,16 +8,16 @@ from itertools import chain
 import jax
 import keras
 
-from keras_mae.trainers.replica_step import (
-    OneReplica,
+from keras_mae.trainers.base_step import (
+    BaseStep,
     global_norm,
     mean_gradients,
     part_size,
 )
 
 
-class _Holding(keras.StatelessScope):
-    """Scope in which lists of variables have these values, until they are assigned."""
+class _VariableScope(keras.StatelessScope):
+    """A stateless scope with initial values for lists of variables."""
 
     def __init__(self, variables, values):
         pairs = zip(chain(*variables), chain(*values), strict=True)
@@ -28,24 +27,24 @@ class _Holding(keras.StatelessScope):
         return [self.get_current_value(variable) for variable in variables]
 
 
-class BackendStep(OneReplica):
-    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes."""
+class BackendStep(BaseStep):
+    """Mixin for a `keras.Model`: the steps that `TrainStep` describes."""
 
     def train_step(self, state, data):
         trainable, others, optimizer, metrics = state
-        with _Holding([self.non_trainable_variables], [others]) as scope:
+        with _VariableScope([self.non_trainable_variables], [others]) as scope:
             inputs = self.training_inputs(data)
         others = scope.values(self.non_trainable_variables)
         loss, outputs, gradients, others = self._accumulate(
             inputs, trainable, others, optimizer
         )
-        with _Holding([self.optimizer.variables], [optimizer]):
+        with _VariableScope([self.optimizer.variables], [optimizer]):
             norm = global_norm(gradients) / self.loss_scale()
-        gradients = self.clipped(gradients, norm)
+        gradients = self.clip_gradients(gradients, norm)
         trainable, optimizer = self.optimizer.stateless_apply(
             optimizer, gradients, trainable
         )
-        with _Holding([self.metrics_variables], [metrics]) as scope:
+        with _VariableScope([self.metrics_variables], [metrics]) as scope:
             results = self.track(loss, outputs, data)
         metrics = scope.values(self.metrics_variables)
         state = trainable, others, optimizer, metrics
@@ -57,18 +56,18 @@ class BackendStep(OneReplica):
             self.non_trainable_variables,
             self.metrics_variables,
         )
-        with _Holding(kinds, state) as scope:
+        with _VariableScope(kinds, state) as scope:
             results = self.evaluation(data)
         return results, tuple(scope.values(variables) for variables in kinds)
 
     def predict_step(self, state, data):
         kinds = self.trainable_variables, self.non_trainable_variables
-        with _Holding(kinds, state) as scope:
+        with _VariableScope(kinds, state) as scope:
             outputs = self.prediction(data)
         return outputs, scope.values(self.non_trainable_variables)
 
     def _loss_and_gradients(self, inputs, trainable, others, optimizer):
-        """Computes loss, outputs, gradients, and the other variables' new values."""
+        """Returns loss, outputs, gradients, and the other variables' new values."""
         kinds = (
             self.trainable_variables,
             self.non_trainable_variables,
@@ -76,7 +75,7 @@ class BackendStep(OneReplica):
         )
 
         def compute(trainable):
-            with _Holding(kinds, (trainable, others, optimizer)) as scope:
+            with _VariableScope(kinds, (trainable, others, optimizer)) as scope:
                 loss, outputs = self.training_loss(**inputs)
                 scaled = self.optimizer.scale_loss(loss)
             return scaled, (loss, outputs, scope.values(self.non_trainable_variables))

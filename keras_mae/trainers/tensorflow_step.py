@@ -1,18 +1,18 @@
-"""Steps on Keras's TensorFlow backend: one replica, many, several workers, TPUs."""
+"""Train, test and predict steps on TensorFlow, under any `tf.distribute` strategy."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from keras_mae.ops.fusion import fusing
-from keras_mae.ops.tracing import cpu_graph
-from keras_mae.trainers.replica_step import OneReplica, mean_gradients, part_size
+from keras_mae.ops.fusion import fusion_scope
+from keras_mae.ops.tracing import cpu_graph_scope
+from keras_mae.trainers.base_step import BaseStep, mean_gradients, part_size
 from keras_mae.utils.typing import Tensor
 
 
-class BackendStep(OneReplica):
-    """Mixin that gives a `keras.Model` the steps that its `TrainStep` describes.
+class BackendStep(BaseStep):
+    """Mixin for a `keras.Model`: the steps that `TrainStep` describes.
 
     The gradient is that of the mean over the batch of all replicas, by Keras's own
     scaling.
@@ -21,7 +21,7 @@ class BackendStep(OneReplica):
     distribute_strategy: Any  # that of `keras.Model`
 
     def train_step(self, data):
-        with cpu_graph(self.is_cpu_graph):
+        with cpu_graph_scope(self.is_cpu_graph):
             return self._train_step(data)
 
     def _train_step(self, data):
@@ -29,11 +29,11 @@ class BackendStep(OneReplica):
         loss, outputs, gradients = self._differentiate(inputs)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
-            # each replica brings its share of the mean
+            # each replica has its share of the mean's gradient
             gradients = context.all_reduce("SUM", gradients)
         norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
         norm = norm / self.loss_scale()
-        gradients = self.clipped(gradients, norm)
+        gradients = self.clip_gradients(gradients, norm)
         variables = self.trainable_variables
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         results = self.track(loss, outputs, data)
@@ -52,7 +52,7 @@ class BackendStep(OneReplica):
         if xla and not self._is_on_tpu():
             # one XLA cluster can't hold the variables of several replicas
             self._differentiate = tf.function(self._accumulate, jit_compile=True)
-        # train_step sums gradients over replicas, to know their norm: once is enough
+        # train_step has summed the gradients over replicas already, for their norm
         inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         inner._all_reduce_sum_gradients = list
 
@@ -65,9 +65,9 @@ class BackendStep(OneReplica):
         return strategy.num_replicas_in_sync > 1 or isinstance(strategy, kinds)
 
     def _loss_and_gradients(self, inputs):
-        """Computes loss, outputs and this replica's share of the gradient."""
+        """Returns loss, outputs and this replica's share of the gradient."""
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        with tf.GradientTape() as tape, fusing(self.fuses):
+        with tf.GradientTape() as tape, fusion_scope(self.fuses):
             loss, outputs = self.training_loss(**inputs)
             scaled = self.optimizer.scale_loss(loss / replicas)
         return loss, outputs, tape.gradient(scaled, self.trainable_variables)
@@ -102,7 +102,7 @@ class BackendStep(OneReplica):
         return loss / steps, parts.concat() if has_outputs else None, gradients
 
     def _replica_results(self, results):
-        """Gives results the axis over which Keras takes their mean among workers."""
+        """Adds the axis over which Keras averages results of several workers."""
         workers = tf.distribute.MultiWorkerMirroredStrategy
         if isinstance(self.distribute_strategy, workers):
             return {name: value[None] for name, value in results.items()}
@@ -122,6 +122,6 @@ class BackendStep(OneReplica):
     def count_workers(self) -> int:
         if not self._is_distributed():
             return 1
-        from keras_mae.utils.distribution import cluster
+        from keras_mae.utils.distribution import read_tf_config
 
-        return len(cluster()[0])
+        return len(read_tf_config()[0])

@@ -1,4 +1,4 @@
-"""Memory that glibc keeps: where it is set up, and where it is left alone."""
+"""glibc malloc settings: where they are set, and where malloc is left alone."""
 
 import os
 import runpy
@@ -10,9 +10,9 @@ import pytest
 
 from tests.scripts import ROOT
 
-MODULE = ROOT / "keras_mae/utils/process_memory.py"
+MODULE = ROOT / "keras_mae/utils/malloc.py"
 # without the package, whose import takes seconds
-ASK = f"import runpy; print(runpy.run_path({str(MODULE)!r})['keep_freed_memory']())"
+ASK = f"import runpy; print(runpy.run_path({str(MODULE)!r})['tune_malloc']())"
 # blocks above 32 MiB, which malloc gives back to the kernel however it adapts
 FAULTS = """
 import ctypes, resource
@@ -68,7 +68,7 @@ def test_freed_blocks_are_used_again_without_the_kernel():
         ("GLIBC_TUNABLES", "glibc.malloc.mmap_max=10"),
     ],
 )
-def test_who_sets_malloc_up_or_switches_this_off_is_left_alone(name, value):
+def test_user_settings_are_left_alone(name, value):
     assert ask(**{name: value}) == ["False"]
 
 
@@ -97,11 +97,11 @@ def test_another_c_library_is_left_alone(monkeypatch, error):
             raise error(name)
 
     monkeypatch.setattr(os, "confstr", confstr)
-    assert runpy.run_path(str(MODULE))["keep_freed_memory"]() is False
+    assert runpy.run_path(str(MODULE))["tune_malloc"]() is False
 
 
-def test_memory_can_be_given_back_anywhere(monkeypatch):
-    give_back = runpy.run_path(str(MODULE))["return_freed_memory"]
+def test_trim_malloc_runs_with_any_c_library(monkeypatch):
+    give_back = runpy.run_path(str(MODULE))["trim_malloc"]
     give_back()
     monkeypatch.setattr("ctypes.CDLL", lambda name: object())
     give_back()

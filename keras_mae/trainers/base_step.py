@@ -1,0 +1,65 @@
+"""What the steps of all backends share: gradient accumulation, the global norm."""
+
+from collections.abc import Sequence
+
+from keras import ops
+
+from keras_mae.utils.typing import Tensor
+
+
+def part_size(batch: int | None, steps: int) -> int:
+    """Returns the rows of one of `steps` equal parts of a batch."""
+    if batch is None or batch % steps:
+        raise ValueError(
+            "The batch size of a replica must be fixed and divisible by "
+            f"accumulation_steps={steps}: use batch(..., drop_remainder=True). "
+            f"Received: batch_size={batch}"
+        )
+    return batch // steps
+
+
+def mean_gradients(
+    sums: Sequence[Tensor], steps: int, variables: Sequence[Tensor]
+) -> list[Tensor]:
+    """Turns float32 sums over parts of a batch into gradients in variables' dtypes."""
+    return [
+        ops.cast(total / steps, variable.dtype)
+        for total, variable in zip(sums, variables, strict=True)
+    ]
+
+
+def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Computes the float32 Euclidean norm of all gradients together."""
+    squares = [ops.sum(ops.square(ops.cast(one, "float32"))) for one in gradients]
+    return ops.sqrt(sum(squares))
+
+
+class BaseStep:
+    """Defaults for a model that is trained on one device."""
+
+    def first_row(self, batch: Tensor) -> Tensor:
+        """Returns where this replica's rows begin in the batch of all replicas."""
+        return 0
+
+    def unscaled(self, loss: Tensor) -> Tensor:
+        """Undoes Keras's scaling of a loss by the number of replicas."""
+        return loss
+
+    def local_values(self, value: Tensor) -> Sequence[Tensor]:
+        """Returns the values of a variable on this process's replicas."""
+        return [value]
+
+    def count_workers(self) -> int:
+        """Returns how many processes train this model together."""
+        return 1
+
+    def _prepare_step(self, xla):
+        """Prepares the step, at the end of `compile`."""
+
+    def _is_on_tpu(self):
+        """Whether TensorFlow's strategy for TPUs trains this model."""
+        return False
+
+    def _is_distributed(self):
+        """Whether several replicas, several workers or a TPU train this model."""
+        return False
