@@ -16,8 +16,8 @@ from keras_mae.export.pillow_resize import resize_like_pillow
 from keras_mae.layers import RandomMasking, gather_tokens
 from keras_mae.ops.positions import bicubic_matrix
 from keras_mae.weights import PortError, export_weights, load_weights
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE
-from keras_mae.weights.port import sizes_of
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
+from keras_mae.weights.state_dict import sizes_of
 from tests.comparison import assert_same_weights
 
 

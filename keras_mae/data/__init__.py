@@ -13,7 +13,6 @@ from keras_mae.data.augmentation import (
     resize,
 )
 from keras_mae.data.builtin import SOURCES, load_digits, load_photos
-from keras_mae.data.by_name import load_source
 from keras_mae.data.classification_pipeline import (
     Mixing,
     evaluation_pipeline,
@@ -25,6 +24,7 @@ from keras_mae.data.fingerprint import describe_contents
 from keras_mae.data.labels import few_labels, with_labels
 from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
 from keras_mae.data.pretraining_pipeline import held_out_images, training_pipeline
+from keras_mae.data.registry import load_source
 from keras_mae.data.source import Source, epoch_size
 
 __all__ = [

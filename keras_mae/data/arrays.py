@@ -17,21 +17,7 @@ KEPT_BYTES = 256 * 2**20
 
 
 class ImageArrays:
-    """Images in memory, which may differ in size.
-
-    Args:
-        images: List of `(H, W, C)` uint8 arrays.
-        crop: Whether held-out images are random windows, or whole.
-        repeats: Int, how often an epoch visits an image.
-        labels: `(N,)` int array, or `None`.
-
-    Example:
-
-    ```python
-    images = ImageArrays([np.zeros((9, 7, 3), "uint8")], crop=True, repeats=4)
-    assert len(images) == 1 and images.channels == 3
-    ```
-    """
+    """Images in memory, which may differ in size."""
 
     def __init__(self, images, crop, repeats=1, labels=None):
         self._crop = crop
@@ -49,23 +35,12 @@ class ImageArrays:
         return self._count
 
     def training_items(self, order):
-        """Orders the images: endless `(position, index)`.
-
-        Args:
-            order: An `Order`.
-
-        Returns:
-            A `tf.data.Dataset`.
-        """
+        """Orders the images: endless `(position, index)`."""
         indices = order.indices(self._count * self._repeats)
         return indices.map(lambda position, index: (position, index % self._count))
 
     def held_out_items(self):
-        """Lists the images, again and again: photographs get other crops each time.
-
-        Returns:
-            A `tf.data.Dataset` of indices.
-        """
+        """Lists the images, again and again: photographs get other crops each time."""
         return tf.data.Dataset.range(self._count).repeat()
 
     def training_image(self, index, processor, seed, augmentation):

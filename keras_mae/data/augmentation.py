@@ -98,24 +98,7 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
 
 
 def random_window(shape, seed, scale=(0.2, 1.0)):
-    """Draws the window of a random resized crop.
-
-    Args:
-        shape: `(3,)` int tensor, the image's.
-        seed: `(2,)` int tensor; the same seed gives the same window.
-        scale: Pair of floats, the least and the largest share of the area.
-
-    Returns:
-        A tuple of `(3,)` int32 tensors: where the window begins, and its size; all
-        channels (-1).
-
-    Example:
-
-    ```python
-    begin, size = random_window((90, 70, 3), seed=[0, 1])
-    assert begin.shape == size.shape == (3,)
-    ```
-    """
+    """Draws the window of a random resized crop."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         bounding_boxes=tf.zeros((1, 0, 4)),
@@ -129,24 +112,7 @@ def random_window(shape, seed, scale=(0.2, 1.0)):
 
 
 def resize_and_flip(window, image_size, seed, flip=True):
-    """Resizes a window bicubically and flips it half of the time.
-
-    Args:
-        window: `(H, W, C)` uint8 tensor.
-        image_size: Pair `(height, width)`, in pixels.
-        seed: `(2,)` int tensor, the window's.
-        flip: Whether it is flipped at all.
-
-    Returns:
-        `(height, width, C)` float32 tensor of grey levels in [0, 255].
-
-    Example:
-
-    ```python
-    window = np.zeros((9, 7, 3), "uint8")
-    assert resize_and_flip(window, (8, 8), seed=[0, 1]).shape == (8, 8, 3)
-    ```
-    """
+    """Resizes a window bicubically and flips it half of the time."""
     image = resize(window, image_size, "bicubic")
     return tf.image.stateless_random_flip_left_right(image, seed) if flip else image
 
@@ -186,25 +152,7 @@ def random_resized_crop(
 
 
 def centre_crop(image, image_size):
-    """Resizes bicubically and cuts out the middle, as evaluations on ImageNet do.
-
-    The image keeps its aspect ratio; `image_size` covers 7/8 of it in at least one
-    direction and no more in the other.
-
-    Args:
-        image: `(H, W, C)` uint8 tensor.
-        image_size: Pair `(height, width)`, in pixels.
-
-    Returns:
-        `(height, width, C)` float32 tensor of grey levels in [0, 255].
-
-    Example:
-
-    ```python
-    photo = np.zeros((90, 70, 3), "uint8")
-    assert centre_crop(photo, (32, 32)).shape == (32, 32, 3)
-    ```
-    """
+    """Resizes bicubically and cuts out the middle, as evaluations on ImageNet do."""
     shape = tf.shape(image)
     wanted = tf.constant(image_size, tf.float32) / CENTRE_SHARE
     old = tf.cast(shape[:2], tf.float32)

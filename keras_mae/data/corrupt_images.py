@@ -113,46 +113,14 @@ class CorruptImages:
 
 
 class Guard:
-    """Puts a `CorruptImages` into a graph.
-
-    Args:
-        corrupt: A `CorruptImages`, or `None` for one with the default limit that stops
-            the pipeline itself.
-
-    Example:
-
-    ```python
-    guard = Guard(CorruptImages())
-    number, good = guard.read(lambda: tf.strings.to_number("no"), "no number", ())
-    assert not good and number == 0
-    ```
-    """
+    """Puts a `CorruptImages` into a graph."""
 
     def __init__(self, corrupt=None):
         self._strict = corrupt is None
         self.corrupt = CorruptImages() if corrupt is None else corrupt
 
     def read(self, read, name, shape, label=None):
-        """Reads an image, or reports that it can't be read.
-
-        Args:
-            read: Function that returns a `shape` float32 tensor.
-            name: Scalar string tensor.
-            shape: Tuple of ints.
-            label: Function that returns a scalar int64 tensor, an error in which counts
-                as one in the image; by default there are no labels.
-
-        Returns:
-            A tuple: the image, or zeros; its label, where there are labels; and whether
-            it is an image.
-
-        Example:
-
-        ```python
-        image, good = Guard().read(lambda: tf.zeros((2, 2, 3)), "zeros", (2, 2, 3))
-        assert good
-        ```
-        """
+        """Reads an image, or reports that it can't be read."""
         no_label = () if label is None else (tf.constant(0, tf.int64),)
 
         def failed(_):
@@ -171,23 +139,7 @@ class Guard:
         return both.take(1).get_single_element()
 
     def replace_corrupt(self, batch, good):
-        """Puts good images of a batch in the places of corrupt ones.
-
-        Args:
-            batch: `(B, H, W, C)` tensor of images, or a tuple of this and their labels.
-            good: `(B,)` bool tensor.
-
-        Returns:
-            What `batch` is. Good images stay where they are.
-
-        Example:
-
-        ```python
-        images = tf.reshape([1.0, 0.0, 3.0], (3, 1, 1, 1))
-        kept = Guard().replace_corrupt(images, tf.constant([True, False, True]))
-        assert tf.squeeze(kept).numpy().tolist() == [1.0, 1.0, 3.0]
-        ```
-        """
+        """Puts good images of a batch in the places of corrupt ones."""
         rows = tf.cast(tf.where(good)[:, 0], tf.int32)
 
         def keep():

@@ -16,21 +16,7 @@ _DCT = "INTEGER_ACCURATE"
 
 
 def decode(encoded):
-    """Decodes an image.
-
-    Args:
-        encoded: Scalar string tensor.
-
-    Returns:
-        `(H, W, 3)` uint8 tensor.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
-    assert decode(png).shape == (3, 4, 3)
-    ```
-    """
+    """Decodes an image."""
     kinds = [
         (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded)),
         (has(encoded, 0, b"BM"), lambda: _decode_bmp(encoded)),
@@ -41,24 +27,7 @@ def decode(encoded):
 
 
 def decode_window(encoded, window):
-    """Decodes a part of an image; of a JPEG that part alone.
-
-    Args:
-        encoded: Scalar string tensor.
-        window: Function from the image's shape to the part's begin and size, `(3,)`
-            int32 tensors each.
-
-    Returns:
-        `(h, w, 3)` uint8 tensor.
-
-    Example:
-
-    ```python
-    jpeg = tf.io.encode_jpeg(np.zeros((30, 40, 3), "uint8"))
-    part = decode_window(jpeg, lambda shape: ([2, 3, 0], [8, 9, 3]))
-    assert part.shape == (8, 9, 3)
-    ```
-    """
+    """Decodes a part of an image; of a JPEG that part alone."""
 
     def part_of_jpeg():
         begin, size = window(_jpeg_shape(encoded))
@@ -81,43 +50,14 @@ def decode_window(encoded, window):
 
 
 def checked_png(encoded):
-    """Hands a PNG on, unless its header promises more pixels than a picture has.
-
-    Args:
-        encoded: Scalar string tensor.
-
-    Returns:
-        `encoded`, or an error of INVALID_ARGUMENT.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
-    assert checked_png(png) == png
-    ```
-    """
+    """Hands a PNG on, unless its header promises more pixels than a picture has."""
     sizes = tf.io.decode_raw(_header(encoded, 16, 8), tf.int32, little_endian=False)
     with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
         return tf.identity(encoded)
 
 
 def has(encoded, begin, magic):
-    """Tells whether certain bytes stand at a place.
-
-    Args:
-        encoded: Scalar string tensor.
-        begin: Int, or scalar int32 tensor.
-        magic: Bytes.
-
-    Returns:
-        Scalar bool tensor, false behind the end.
-
-    Example:
-
-    ```python
-    assert has(tf.constant(b"BM..."), 0, b"BM") and not has(tf.constant(b""), 9, b"BM")
-    ```
-    """
+    """Tells whether certain bytes stand at a place."""
     return tf.equal(_part(encoded, begin, len(magic)), magic)
 
 

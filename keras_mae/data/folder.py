@@ -16,20 +16,7 @@ HELD_OUT_SHARE = 0.02
 
 
 class ImageFiles(EncodedImages):
-    """Image files below a folder.
-
-    Args:
-        root: Path of the folder.
-        names: List of str, paths of the files in it, relative to it.
-        class_names: List of str, the folders that stand for the classes 0, 1, ...
-
-    Example:
-
-    ```python
-    images = ImageFiles("photos", ["cats/a.jpg", "cats/b.jpg"])
-    assert len(images) == 2 and images.paths[0] == "photos/cats/a.jpg"
-    ```
-    """
+    """Image files below a folder."""
 
     def __init__(self, root, names, class_names=None):
         self._root = os.fspath(root)
@@ -56,21 +43,7 @@ class ImageFiles(EncodedImages):
         return [os.path.join(self._root, name) for name in self._names]
 
     def divided(self):
-        """Holds out 2 % of the files, at least one: those with the least hashes.
-
-        Returns:
-            A tuple of `ImageFiles`: for training, and held out.
-
-        Raises:
-            ValueError: If there is only one file.
-
-        Example:
-
-        ```python
-        training, held_out = ImageFiles("photos", ["a.jpg", "b.jpg"]).divided()
-        assert len(training) == len(held_out) == 1
-        ```
-        """
+        """Holds out 2 % of the files, at least one: those with the least hashes."""
         if len(self) < 2:
             raise ValueError(
                 f"{self._root} must hold at least two images, one of them held out, "
@@ -85,21 +58,7 @@ class ImageFiles(EncodedImages):
         )
 
     def without(self, others):
-        """Leaves out files that another collection names.
-
-        Args:
-            others: A collection of any kind.
-
-        Returns:
-            An `ImageFiles`.
-
-        Example:
-
-        ```python
-        images = ImageFiles("photos", ["a.jpg", "b.jpg"])
-        assert len(images.without(ImageFiles("photos", ["a.jpg"]))) == 1
-        ```
-        """
+        """Leaves out files that another collection names."""
         if not isinstance(others, ImageFiles):
             return self
         out = {os.path.realpath(path) for path in others.paths}
@@ -140,14 +99,7 @@ class ImageFiles(EncodedImages):
         return np.array([numbers[os.path.dirname(n)] for n in self._names], "int64")
 
     def chosen(self, indices):
-        """Takes some of the files, as often as they are asked for.
-
-        Args:
-            indices: Sequence of ints.
-
-        Returns:
-            An `ImageFiles`.
-        """
+        """Takes some of the files, as often as they are asked for."""
         names = [self._names[index] for index in indices]
         return ImageFiles(self._root, names, self._class_names)
 
@@ -164,33 +116,7 @@ class ImageFiles(EncodedImages):
 
 
 def load_folder(path, divide=True):
-    """Finds the images in a folder: flat, or in folders of any depth, as classes are.
-
-    A folder `train` beside a folder `val`, `validation` or `test`, or alone, holds the
-    images for training, and that one the held-out ones. Where there is none, 2 % of the
-    files, at least one, are held out, always the same ones.
-
-    Args:
-        path: Path of the folder.
-        divide: Whether to hold out files where the folder doesn't say which; else
-            there are no held-out images then.
-
-    Returns:
-        A tuple of `ImageFiles`: for training, and held out or `None`.
-
-    Raises:
-        ValueError: If there is no such folder, or no image in it.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((8, 8, 3), "uint8")).numpy()
-    for name in ("a.png", "b.png", "c.png"):
-        Path(name).write_bytes(png)
-    training, held_out = load_folder(".")
-    assert len(training) == 2 and len(held_out) == 1
-    ```
-    """
+    """Finds the images in a folder: flat, or in folders of any depth, as classes are."""
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"folder must be a folder of images. Received: {path}")
@@ -202,42 +128,14 @@ def load_folder(path, divide=True):
 
 
 def class_names(names):
-    """Reads the classes of files from the folders that they lie in.
-
-    Args:
-        names: List of str, paths relative to the folder of all classes.
-
-    Returns:
-        A sorted list of str, or `None` if some file lies in no folder.
-
-    Example:
-
-    ```python
-    assert class_names(["cats/a.jpg", "dogs/c.jpg"]) == ["cats", "dogs"]
-    assert class_names(["a.jpg"]) is None
-    ```
-    """
+    """Reads the classes of files from the folders that they lie in."""
     if not all(os.path.dirname(name) for name in names):
         return None
     return sorted({os.path.dirname(name) for name in names})
 
 
 def list_images(root):
-    """Lists the image files below a folder, without hidden ones.
-
-    Args:
-        root: Path of the folder.
-
-    Returns:
-        A sorted list of str, paths relative to `root`.
-
-    Example:
-
-    ```python
-    Path("a.JPEG").touch()
-    assert list_images(".") == ["a.JPEG"]
-    ```
-    """
+    """Lists the image files below a folder, without hidden ones."""
     names, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
         # a link may lead back to where it lies

@@ -234,20 +234,7 @@ def check_channels(images, processor):
 
 
 def loader(images, read, processor, seed, guard, labelled=False):
-    """Makes the function from position and item to what a batch is made of.
-
-    Args:
-        images: A collection.
-        read: Function of an item and a `(2,)` seed that returns a normalized image.
-        processor: A `MAEImageProcessor`.
-        seed: Int.
-        guard: A `Guard`.
-        labelled: Whether labels are read as well.
-
-    Returns:
-        A function that returns `(position, image, whether it is good)`, with the label
-        behind the image where labels are read.
-    """
+    """Makes the function from position and item to what a batch is made of."""
     shape = (*processor.image_size, processor.num_channels)
 
     def load(position, item):

@@ -35,29 +35,7 @@ _FILLS = {3: (124.0, 116.0, 104.0), 1: (117.0,)}
 
 
 def rand_augment(image, seed, magnitude=9, magnitude_std=0.5, num_ops=2):
-    """Changes an image by a few random operations.
-
-    Args:
-        image: `(H, W, C)` float32 tensor of whole grey levels in [0, 255], of one or
-            three channels.
-        seed: `(2,)` int tensor; the same seed gives the same result.
-        magnitude: Float in [0, 10], how strongly.
-        magnitude_std: Float, the deviation of an operation's magnitude.
-        num_ops: Int, how many operations are drawn; each is applied half of the time.
-
-    Returns:
-        `(H, W, C)` float32 tensor of whole grey levels in [0, 255].
-
-    Raises:
-        ValueError: If the image has other channels, or an argument is out of range.
-
-    Example:
-
-    ```python
-    photo = np.random.randint(0, 256, (32, 32, 3)).astype("float32")
-    assert rand_augment(photo, seed=[0, 1]).shape == (32, 32, 3)
-    ```
-    """
+    """Changes an image by a few random operations."""
     image = tf.convert_to_tensor(image, tf.float32)
     if image.shape.rank != 3 or image.shape[-1] not in _FILLS:
         raise ValueError(

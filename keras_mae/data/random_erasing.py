@@ -26,29 +26,7 @@ ATTEMPTS = 10
 def random_erasing(
     image, seed, probability=0.25, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)
 ):
-    """Puts standard normal noise in the place of a random rectangle.
-
-    Args:
-        image: `(H, W, C)` float32 tensor, normalized.
-        seed: `(2,)` int tensor; the same seed gives the same result.
-        probability: Float in [0, 1], how often something is erased.
-        area: Pair of floats, the least and the largest share of the image.
-        aspect: Pair of floats, the least and the largest height in widths.
-
-    Returns:
-        `(H, W, C)` float32 tensor.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-
-    ```python
-    image = np.zeros((32, 32, 3), "float32")
-    erased = random_erasing(image, seed=[0, 1], probability=1.0)
-    assert 0.01 < np.mean(erased != 0) < 0.4
-    ```
-    """
+    """Puts standard normal noise in the place of a random rectangle."""
     if not (0 <= probability <= 1 and 0 <= area[0] <= area[1] <= 1):
         raise ValueError(
             "probability must be in [0, 1], area a rising pair in it. "

@@ -24,20 +24,7 @@ class Order(NamedTuple):
         return self.batch_size // self.workers
 
     def positions(self):
-        """Counts this worker's rows.
-
-        Returns:
-            An endless `tf.data.Dataset` of int64: positions in the stream that one
-            worker alone would see.
-
-        Example:
-
-        ```python
-        order = Order(seed=0, batch_size=4, first_step=1, worker=1, workers=2)
-        positions = order.positions().take(3)
-        assert list(positions.as_numpy_iterator()) == [6, 7, 10]
-        ```
-        """
+        """Counts this worker's rows."""
         rows = tf.data.Dataset.counter(self.first_step * self.share)
         begin = self.worker * self.share
         return rows.map(
@@ -45,21 +32,7 @@ class Order(NamedTuple):
         )
 
     def indices(self, count):
-        """Visits each of `count` indices once an epoch, in an order of its own each.
-
-        Args:
-            count: Int, images in an epoch.
-
-        Returns:
-            An endless `tf.data.Dataset` of `(position, index)`, both int64.
-
-        Example:
-
-        ```python
-        indices = Order(seed=0, batch_size=1).indices(9).take(9)
-        assert sorted(int(index) for _, index in indices) == list(range(9))
-        ```
-        """
+        """Visits each of `count` indices once an epoch, in an order of its own each."""
         last = tf.constant(count - 1, tf.int64)
 
         def index(position):

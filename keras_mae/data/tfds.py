@@ -10,24 +10,7 @@ HELD_OUT_SHARE = 0.02
 
 
 def load_tfds(name, data_dir=None):
-    """Finds the images of a data set by its name in TensorFlow Datasets.
-
-    One that was not prepared yet is downloaded and prepared. Its files are then read as
-    they lie on the disk: the images stay encoded, so that a crop decodes its window
-    alone.
-
-    Args:
-        name: Str, such as `"imagenet2012"` or `"cifar10:3.0.2"`.
-        data_dir: Path where prepared data sets lie; by default the package's own.
-
-    Returns:
-        A tuple of `ImageRecords`: those of the split `train`, and those held out, of
-        `validation`, `test` or the last 2 % of `train`.
-
-    Raises:
-        ValueError: If there is no such data set, it can't be prepared, or has no
-            images, or not as TFRecord.
-    """
+    """Finds the images of a data set by its name in TensorFlow Datasets."""
     # slow to import, and of use to this source alone
     import tensorflow_datasets
 

@@ -26,21 +26,7 @@ class Shard(NamedTuple):
 
 
 class ImageRecords(EncodedImages):
-    """Encoded images in TFRecord files.
-
-    Args:
-        shards: List of `Shard`.
-        key: Str, the feature that holds the encoded image.
-        label_key: Str, the feature that holds the class, or `None`.
-        class_names: List of str, the classes 0, 1, ..., as far as they are known.
-
-    Example:
-
-    ```python
-    shards = [Shard("a.tfrecord", 0, 5), Shard("b.tfrecord", 0, 4)]
-    assert len(ImageRecords(shards, "image")) == 9
-    ```
-    """
+    """Encoded images in TFRecord files."""
 
     def __init__(self, shards, key, label_key=None, class_names=None):
         self._shards = list(shards)
@@ -58,22 +44,7 @@ class ImageRecords(EncodedImages):
         return list(self._shards)
 
     def without(self, others):
-        """Leaves out files that another collection names.
-
-        Args:
-            others: A collection of any kind.
-
-        Returns:
-            An `ImageRecords`.
-
-        Example:
-
-        ```python
-        first, last = Shard("a.tfrecord", 0, 5), Shard("b.tfrecord", 0, 4)
-        images = ImageRecords([first, last], "image")
-        assert len(images.without(ImageRecords([last], "image"))) == 5
-        ```
-        """
+        """Leaves out files that another collection names."""
         if not isinstance(others, ImageRecords):
             return self
         out = {_real(shard.path) for shard in others._shards}
@@ -81,20 +52,7 @@ class ImageRecords(EncodedImages):
         return ImageRecords(kept, self._key, self.label_key, self.class_names)
 
     def training_items(self, order):
-        """Orders the records: endless `(position, (shard, record, bytes))`.
-
-        Every epoch mixes the shards, deals them out to the workers, reads several at a
-        time and draws from a buffer; an epoch ends before the next begins.
-
-        Args:
-            order: An `Order`.
-
-        Returns:
-            A `tf.data.Dataset`.
-
-        Raises:
-            ValueError: If there are fewer shards than workers.
-        """
+        """Orders the records: endless `(position, (shard, record, bytes))`."""
         if len(self._shards) < order.workers:
             raise ValueError(
                 f"There must be a shard for each of the {order.workers} workers. "
@@ -121,14 +79,7 @@ class ImageRecords(EncodedImages):
         return tf.io.parse_single_example(item[2], features)[self._key]
 
     def with_classes(self, class_names):
-        """Gives the classes 0, 1, ... their names.
-
-        Args:
-            class_names: List of str.
-
-        Returns:
-            An `ImageRecords`.
-        """
+        """Gives the classes 0, 1, ... their names."""
         return ImageRecords(self._shards, self._key, self.label_key, class_names)
 
     def label(self, item):
@@ -140,11 +91,7 @@ class ImageRecords(EncodedImages):
             return tf.identity(label)
 
     def first_labels(self):
-        """Reads the classes in the first file that has records.
-
-        Returns:
-            A tuple: the file's path, and an int array.
-        """
+        """Reads the classes in the first file that has records."""
         shard = next(shard for shard in self._shards if shard.take)
         features = {self.label_key: tf.io.FixedLenFeature((), tf.int64)}
         records = tf.data.TFRecordDataset(shard.path).skip(shard.skip).take(shard.take)
@@ -221,34 +168,7 @@ _THREADS = 8
 
 
 def load_tfrecord(pattern, divide=True):
-    """Finds images in TFRecord files, under the key `image/encoded` or `image`.
-
-    Args:
-        pattern: Str, a glob of the files.
-        divide: Whether to hold out the last file.
-
-    Returns:
-        A tuple of `ImageRecords`: for training, and held out or `None`.
-
-    Raises:
-        ValueError: If no file matches, a file is cut off or empty of images, or there
-            is only one and it is to be divided.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((8, 8, 3), "uint8")).numpy()
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png]))
-    example = tf.train.Example(
-        features=tf.train.Features(feature={"image/encoded": feature})
-    )
-    for path in ("a.tfrecord", "b.tfrecord"):
-        with tf.io.TFRecordWriter(path) as writer:
-            writer.write(example.SerializeToString())
-    training, held_out = load_tfrecord("*.tfrecord")
-    assert len(training) == len(held_out) == 1
-    ```
-    """
+    """Finds images in TFRecord files, under the key `image/encoded` or `image`."""
     paths = sorted(
         path
         for path in tf.io.gfile.glob(pattern)
@@ -280,26 +200,7 @@ def load_tfrecord(pattern, divide=True):
 
 
 def count_records(path):
-    """Counts a TFRecord file's records by hopping from length to length.
-
-    Args:
-        path: Path of an uncompressed file.
-
-    Returns:
-        Int.
-
-    Raises:
-        ValueError: If the file ends within a record, or is no TFRecord file.
-
-    Example:
-
-    ```python
-    with tf.io.TFRecordWriter("a.tfrecord") as writer:
-        writer.write(b"one")
-        writer.write(b"two")
-    assert count_records("a.tfrecord") == 2
-    ```
-    """
+    """Counts a TFRecord file's records by hopping from length to length."""
     count = offset = 0
     size = tf.io.gfile.stat(path).length
     # unbuffered: a buffer would read all that is hopped over
@@ -320,22 +221,7 @@ def count_records(path):
 
 
 def class_file(shard, name=None):
-    """Says where the names of classes lie: a line each, beside their shards.
-
-    Args:
-        shard: Path of a shard, such as `shards/train-00000-of-00008.tfrecord`.
-        name: Str, what the shards' names begin with; by default read off the shard's.
-
-    Returns:
-        A `Path`.
-
-    Example:
-
-    ```python
-    path = class_file("shards/train-00000-of-00008.tfrecord")
-    assert path == Path("shards/classes-train.txt")
-    ```
-    """
+    """Says where the names of classes lie: a line each, beside their shards."""
     shard = Path(shard)
     name = name or re.sub(r"-\d+-of-\d+$", "", shard.stem)
     return shard.with_name(f"classes-{name}.txt")

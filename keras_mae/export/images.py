@@ -13,29 +13,7 @@ _LUMA, _LUMA_BITS = (19595, 38470, 7471), 16
 
 
 def decode_pixels(image_bytes, processor):
-    """Decodes, resizes and normalizes images as a processor does, equal to the bit.
-
-    JPEG, PNG, WebP, BMP and the first frame of a GIF, each as
-    `keras_mae.data.decoding.decode` reads it. Of a CMYK JPEG, which TensorFlow turns
-    into RGB by another rounding than Pillow, decoded levels may differ by one.
-
-    Args:
-        image_bytes: `(B,)` string tensor.
-        processor: A `MAEImageProcessor` for one or three channels.
-
-    Returns:
-        `(B, H, W, C)` float32 tensor.
-
-    Example:
-
-    ```python
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    picture = np.random.randint(0, 256, (40, 50, 3), dtype="uint8")
-    encoded = tf.io.encode_png(picture)[None]
-    pixels = decode_pixels(encoded, processor)
-    np.testing.assert_array_equal(pixels, processor(picture))
-    ```
-    """
+    """Decodes, resizes and normalizes images as a processor does, equal to the bit."""
     shape = (*processor.image_size, processor.num_channels)
 
     def decode_one(encoded):
@@ -55,46 +33,14 @@ def decode_pixels(image_bytes, processor):
 
 
 def decode_examples(examples, processor):
-    """Decodes the images of serialized `tf.train.Example`s, as `decode_pixels`.
-
-    Args:
-        examples: `(B,)` string tensor; the image is the bytes of `image/encoded`.
-        processor: A `MAEImageProcessor` for one or three channels.
-
-    Returns:
-        `(B, H, W, C)` float32 tensor.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((4, 4, 1), "uint8")).numpy()
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    pixels = decode_examples(tf.constant([serialize_example(png)]), processor)
-    assert pixels.shape == (1, 32, 32, 3)
-    ```
-    """
+    """Decodes the images of serialized `tf.train.Example`s, as `decode_pixels`."""
     feature = {IMAGE_KEY: tf.io.FixedLenFeature((), tf.string)}
     examples = tf.ensure_shape(examples, (None,))
     return decode_pixels(tf.io.parse_example(examples, feature)[IMAGE_KEY], processor)
 
 
 def serialize_example(encoded):
-    """Makes what `decode_examples` reads.
-
-    Args:
-        encoded: Bytes of an encoded image.
-
-    Returns:
-        Bytes, a `tf.train.Example`.
-
-    Example:
-
-    ```python
-    example = tf.train.Example.FromString(serialize_example(b"a picture"))
-    (feature,) = example.features.feature.values()
-    assert feature.bytes_list.value[0] == b"a picture"
-    ```
-    """
+    """Makes what `decode_examples` reads."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
     features = tf.train.Features(feature={IMAGE_KEY: feature})
     return tf.train.Example(features=features).SerializeToString()

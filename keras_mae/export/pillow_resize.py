@@ -17,28 +17,7 @@ _ROWS = 256
 
 
 def resize_like_pillow(image, image_size, resample):
-    """Resizes an image as `PIL.Image.resize` does.
-
-    Args:
-        image: `(H, W, C)` uint8 tensor of at least one pixel.
-        image_size: Pair of ints, the wanted `(height, width)`.
-        resample: `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        `(height, width, C)` uint8 tensor.
-
-    Raises:
-        ValueError: If `resample` is neither.
-
-    Example:
-
-    ```python
-    image = np.random.randint(0, 256, (30, 50, 3), dtype="uint8")
-    wanted = Image.fromarray(image).resize((16, 8), Image.Resampling.BICUBIC)
-    resized = resize_like_pillow(tf.constant(image), (8, 16), "bicubic")
-    np.testing.assert_array_equal(resized, wanted)
-    ```
-    """
+    """Resizes an image as `PIL.Image.resize` does."""
     if resample not in _FILTERS:
         raise ValueError(
             f"resample must be one of {', '.join(_FILTERS)}. Received: {resample!r}"

@@ -11,16 +11,7 @@ PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
 
 
 class Signature(NamedTuple):
-    """A signature before it is traced.
-
-    Args:
-        function: Function of `(B, H, W, C)` pixels, and of `extra` by their names, that
-            returns a dict of tensors of `B` rows each.
-        images: `tf.TensorSpec`, how a request gives its images.
-        read: Function that turns these into pixels.
-        extra: Tuple of the `tf.TensorSpec`s of what a request gives beside them.
-        method: Str, the method of TF Serving that it answers to.
-    """
+    """A signature before it is traced."""
 
     function: Callable
     images: tf.TensorSpec
@@ -34,15 +25,7 @@ class Signature(NamedTuple):
         return (self.images, *self.extra)
 
     def trace(self, share):
-        """Traces what a SavedModel keeps.
-
-        Args:
-            share: Function from a Python function to its `tf.function`, the same for
-                all signatures: what several call is then traced and stored once.
-
-        Returns:
-            A `tf.ConcreteFunction`.
-        """
+        """Traces what a SavedModel keeps."""
         read, function = share(self.read), share(self.function)
 
         def answer(**inputs):
@@ -53,26 +36,7 @@ class Signature(NamedTuple):
 
 
 class Served:
-    """A model's answers by signature; this one's are features alone.
-
-    Args:
-        model: A `MAEEncoder`, or a model with one.
-        processor: The `MAEImageProcessor` that its images go through.
-
-    Attributes:
-        resources: List of what a SavedModel must keep beside the weights.
-
-    Raises:
-        ValueError: If the processor makes images of another shape than the model takes.
-
-    Example:
-
-    ```python
-    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    served = Served(encoder, keras_mae.MAEImageProcessor(image_size=32))
-    assert list(served.signatures()) == ["features_from_pixels", "features"]
-    ```
-    """
+    """A model's answers by signature; this one's are features alone."""
 
     def __init__(self, model, processor):
         self.model = model
@@ -97,16 +61,7 @@ class Served:
         return self.by_pixels_and_bytes("features", self.features)
 
     def by_pixels_and_bytes(self, name, function, *extra):
-        """Makes the signatures of a function, one for each way of giving images.
-
-        Args:
-            name: Str, the signature's that takes encoded pictures.
-            function: As for `Signature`.
-            *extra: As for `Signature`.
-
-        Returns:
-            A dict from name to `Signature`.
-        """
+        """Makes the signatures of a function, one for each way of giving images."""
         pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
         made = {
             f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
@@ -133,19 +88,5 @@ class Served:
 
 
 def demand(condition, message):
-    """Turns a condition into an operation that fails with INVALID_ARGUMENT.
-
-    Args:
-        condition: Bool tensor, all of which must be true.
-        message: What must be so.
-
-    Returns:
-        A `tf.Operation`, to be made a control dependency.
-
-    Example:
-
-    ```python
-    demand(tf.constant([1, 2]) > 0, "there must be something")
-    ```
-    """
+    """Turns a condition into an operation that fails with INVALID_ARGUMENT."""
     return tf.debugging.Assert(tf.reduce_all(condition), [message])

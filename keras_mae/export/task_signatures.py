@@ -15,24 +15,7 @@ CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 
 
 class ServedPretrainer(Served):
-    """The answers of a `MAEPretrainer`: features, and reconstructions.
-
-    Args:
-        model: A `MAEPretrainer`.
-        processor: The `MAEImageProcessor` that its images go through.
-
-    Raises:
-        ValueError: As for `Served`.
-
-    Example:
-
-    ```python
-    model = MAEPretrainer.from_preset("mae_tiny")
-    served = ServedPretrainer(model, keras_mae.MAEImageProcessor(image_size=32))
-    answer = served.reconstruct(tf.zeros((2, 32, 32, 3)), tf.constant([0, 1], tf.int64))
-    assert answer["mask"].shape == (2, 64)
-    ```
-    """
+    """The answers of a `MAEPretrainer`: features, and reconstructions."""
 
     def signatures(self):
         row = (None, self.encoder.num_patches)
@@ -107,27 +90,7 @@ class ServedPretrainer(Served):
 
 
 class ServedClassifier(Served):
-    """The answers of a `MAEClassifier`: what the head sees, and the likeliest classes.
-
-    Args:
-        model: A `MAEClassifier`.
-        processor: The `MAEImageProcessor` that its images go through.
-        labels: Sequence of str, the names of the classes; by default their numbers.
-        top_k: Int, how many classes `classify` names; all where there are fewer.
-
-    Raises:
-        ValueError: As for `Served`, and if `labels` or `top_k` are wrong.
-
-    Example:
-
-    ```python
-    model = MAEClassifier(MAEEncoder.from_preset("mae_tiny"), num_classes=2)
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    served = ServedClassifier(model, processor, labels=["cat", "dog"])
-    answer = served.classify(tf.zeros((3, 32, 32, 3)))
-    assert answer["labels"].shape == (3, 2)
-    ```
-    """
+    """The answers of a `MAEClassifier`: what the head sees, and the likeliest classes."""
 
     def __init__(self, model, processor, labels=None, top_k=5):
         super().__init__(model, processor)

@@ -54,25 +54,7 @@ def _sample(spec, batch_size):
 
 
 def write_warmup(folder, signatures, batch_sizes, name="mae"):
-    """Writes a request for each signature and batch size into a SavedModel.
-
-    Args:
-        folder: Path of the SavedModel.
-        signatures: Dict from name to `Signature`.
-        batch_sizes: Sequence of ints; without any nothing is written.
-        name: Str, the model's in the requests.
-
-    Raises:
-        ValueError: If a batch size is wrong, they are too many, or
-            tensorflow-serving-api is not installed.
-
-    Example:
-
-    ```python
-    write_warmup("1", {}, batch_sizes=[])
-    assert not Path("1").exists()
-    ```
-    """
+    """Writes a request for each signature and batch size into a SavedModel."""
     check_warmup(batch_sizes, len(signatures))
     if not batch_sizes:
         return
@@ -92,21 +74,7 @@ def write_warmup(folder, signatures, batch_sizes, name="mae"):
 
 
 def check_warmup(batch_sizes, num_signatures=1):
-    """Raises if warm-up requests of these sizes can't be written.
-
-    Args:
-        batch_sizes: Sequence of ints.
-        num_signatures: Int, of the SavedModel.
-
-    Raises:
-        ValueError: As for `write_warmup`.
-
-    Example:
-
-    ```python
-    check_warmup([1, 8], num_signatures=9)
-    ```
-    """
+    """Raises if warm-up requests of these sizes can't be written."""
     if any(batch_size < 1 for batch_size in batch_sizes):
         raise ValueError(
             f"warmup_batch_sizes must be at least 1. Received: {list(batch_sizes)}"

@@ -1,7 +1,7 @@
 """How a source wants its images: by what it brings along, or as published weights."""
 
 from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
-from keras_mae.weights.hub import Location, Unreached
+from keras_mae.weights.hub import HubUnavailableError, Location
 
 
 def find_processor(source):
@@ -52,7 +52,7 @@ def find_processor_file(source, **reading):
     """
     try:
         return Location(source, **reading).find(CONFIG_NAME)
-    except Unreached:
+    except HubUnavailableError:
         return None  # what the repository lacks, the cache may not know to be absent
 
 

@@ -13,7 +13,7 @@ from keras_mae.convert.check import compare_with_torch
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.utils.flags import run_script
 from keras_mae.weights import __main__ as command
-from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.checkpoint_reader import open_checkpoint
 from tests.comparison import assert_same_weights
 from tests.scripts import environment
 

@@ -11,7 +11,7 @@ from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.layers.transformer import gelu_tanh
 from keras_mae.ops.positions import resize_positions
 from keras_mae.weights import PortError, PortReport, export_weights, load_weights
-from keras_mae.weights.key_tables import FACEBOOK
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.comparison import assert_same_weights
 
 pytestmark = pytest.mark.backends

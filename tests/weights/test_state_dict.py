@@ -6,8 +6,8 @@ import pytest
 import keras_mae
 from keras_mae.weights import PortError, export_weights, load_weights
 from keras_mae.weights.checkpoint import Checkpoint
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
-from keras_mae.weights.port import Fit, contents_of, find_variable, import_weights
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
+from keras_mae.weights.state_dict import Fit, contents_of, find_variable, import_weights
 from tests.comparison import assert_same_weights
 
 pytestmark = pytest.mark.backends

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 
 import keras_mae
 from keras_mae.weights import PortError
-from keras_mae.weights.key_tables import FACEBOOK
+from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.key_mapping import FACEBOOK
 from keras_mae.weights.pickles import read_pickle
-from keras_mae.weights.reader import open_checkpoint
 from tests.scripts import ROOT
 
 
@@ -64,7 +64,8 @@ def test_a_crafted_pickle_raises_and_runs_nothing(container, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["builtins.eval", "torch.load", "keras_mae.weights.reader.read_pickle"]
+    "name",
+    ["builtins.eval", "torch.load", "keras_mae.weights.checkpoint_reader.read_pickle"],
 )
 def test_no_name_but_the_few_known_is_answered(name, tmp_path):
     module, _, attribute = name.rpartition(".")
