@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel, before they are traced: features, for every model."""
+"""Signatures of a SavedModel: how they are built, and those of every model."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,19 +13,19 @@ PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
 class Signature(NamedTuple):
     """A signature before it is traced."""
 
+    # (B, H, W, C) pixels and `extra` by name -> dict of tensors with B rows each
     function: Callable
-    images: tf.TensorSpec
-    read: Callable
-    extra: tuple = ()
-    method: str = PREDICT_METHOD
+    images: tf.TensorSpec  # how a request gives its images
+    read: Callable  # `images` -> pixels
+    extra: tuple = ()  # TensorSpecs of further inputs
+    method: str = PREDICT_METHOD  # of TF Serving
 
     @property
     def inputs(self):
-        """The `tf.TensorSpec`s of all inputs, as a tuple."""
         return (self.images, *self.extra)
 
     def trace(self, share):
-        """Traces what a SavedModel keeps."""
+        """Traces it; `share` makes (and caches) the `tf.function`s of its parts."""
         read, function = share(self.read), share(self.function)
 
         def answer(**inputs):
@@ -35,8 +35,8 @@ class Signature(NamedTuple):
         return tf.function(answer, autograph=False).get_concrete_function(**specs)
 
 
-class Served:
-    """A model's answers by signature; this one's are features alone."""
+class ModelSignatures:
+    """A model's signatures, here for features only."""
 
     def __init__(self, model, processor):
         self.model = model
@@ -47,13 +47,13 @@ class Served:
         received = (*processor.image_size, processor.num_channels)
         if received != self.shape:
             raise ValueError(
-                "The image processor must make images of (height, width, channels) = "
-                f"{self.shape}, as the model takes them. Received: {received}"
+                "The image processor's (height, width, channels) must be the model's, "
+                f"{self.shape}. Received: {received}"
             )
 
     @property
     def takes_pictures(self):
-        """Whether encoded pictures, which are grey or RGB, can be asked about."""
+        """Whether requests may have encoded images, which are grey or RGB."""
         return self.shape[-1] in (1, 3)
 
     def signatures(self):
@@ -61,7 +61,7 @@ class Served:
         return self.by_pixels_and_bytes("features", self.features)
 
     def by_pixels_and_bytes(self, name, function, *extra):
-        """Makes the signatures of a function, one for each way of giving images."""
+        """Makes a signature for pixels and, if possible, one for encoded images."""
         pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
         made = {
             f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
@@ -75,7 +75,7 @@ class Served:
         return decode_pixels(image_bytes, self.processor)
 
     def features(self, pixels):
-        """Encodes whole images; the answer never changes from call to call."""
+        """Encodes whole images, without masking."""
         return {
             "features": tf.cast(
                 self.encoder(self.check_pixel_shape(pixels)), tf.float32
@@ -83,10 +83,10 @@ class Served:
         }
 
     def check_pixel_shape(self, pixels):
-        """Refuses images of another shape, at which a convolution would crash."""
+        """Raises on images of another shape, at which a convolution would crash."""
         return tf.ensure_shape(pixels, (None, *self.shape))
 
 
-def demand(condition, message):
+def assert_all(condition, message):
     """Turns a condition into an operation that fails with INVALID_ARGUMENT."""
     return tf.debugging.Assert(tf.reduce_all(condition), [message])

@@ -108,7 +108,7 @@ def test_a_shape_alone_builds_no_model(key, state, tmp_path, model):
     content = forge.state_program(many, text("args") + ARGS)
     path = tmp_path / "model.pth"
     refuse(model, forge.write_zip(path, content, forge.storages_of(many)))
-    with pytest.raises(ValueError, match=r"hidden_dim is 1000000 by \w+_token"):
+    with pytest.raises(ValueError, match=r"hidden_dim is 1000000, from \w+_token"):
         keras_mae.MAEPretrainer.from_pretrained(path)
 
 
