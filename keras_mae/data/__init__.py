@@ -1,9 +1,9 @@
-"""Image sources, and the `tf.data` pipelines that feed pretraining.
+"""Data sets, and `tf.data` pipelines for pretraining and fine-tuning.
 
 `load_source` finds images by name: `digits`, `photos`, `folder:PATH`,
-`tfrecord:GLOB` or `tfds:NAME`. `training_pipeline` feeds them without end, in an order
-that the seed and the number of the batch alone decide: a run that starts at a later
-batch, or on several workers, sees what one uninterrupted worker would.
+`tfrecord:GLOB` or `tfds:NAME`. `training_pipeline` yields them without end, in an order
+that depends only on the seed and the batch's number: a run that resumes, or has several
+workers, sees the same batches as one uninterrupted worker.
 """
 
 from keras_mae.data.augmentation import (

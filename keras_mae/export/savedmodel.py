@@ -82,7 +82,7 @@ def _write(served, folder):
     signatures = served.signatures()
     share = functools.cache(functools.partial(tf.function, autograph=False))
     traced = {name: signature.trace(share) for name, signature in signatures.items()}
-    name = "features" if served.takes_pictures else "features_from_pixels"
+    name = "features" if served.takes_encoded_images else "features_from_pixels"
     # a bare module: a Keras model would bring its own functions and weights along
     module = tf.Module()
     module.weights = [weight.value for weight in served.model.weights]

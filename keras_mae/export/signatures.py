@@ -43,7 +43,7 @@ class ModelSignatures:
         self.processor = processor
         self.encoder = getattr(model, "encoder", model)
         self.shape = (*self.encoder.image_size, self.encoder.num_channels)
-        self.resources = []
+        self.resources = []  # what a SavedModel needs beside the weights
         received = (*processor.image_size, processor.num_channels)
         if received != self.shape:
             raise ValueError(
@@ -52,7 +52,7 @@ class ModelSignatures:
             )
 
     @property
-    def takes_pictures(self):
+    def takes_encoded_images(self):
         """Whether requests may have encoded images, which are grey or RGB."""
         return self.shape[-1] in (1, 3)
 
@@ -66,7 +66,7 @@ class ModelSignatures:
         made = {
             f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
         }
-        if self.takes_pictures:
+        if self.takes_encoded_images:
             encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
             made[name] = Signature(function, encoded, self._decode, extra)
         return made

@@ -101,7 +101,7 @@ class ClassifierSignatures(ModelSignatures):
             labels = [str(number) for number in range(model.num_classes)]
         if len(labels) != model.num_classes:
             raise ValueError(
-                f"labels must name all {model.num_classes} classes. "
+                f"labels must name each of the {model.num_classes} classes. "
                 f"Received: {len(labels)} labels"
             )
         if not all(labels):
@@ -125,7 +125,7 @@ class ClassifierSignatures(ModelSignatures):
             **super().signatures(),
             **self.by_pixels_and_bytes("classify", self.classify),
         }
-        if self.takes_pictures:
+        if self.takes_encoded_images:
             made["classify_examples"] = Signature(
                 self.score,
                 tf.TensorSpec((None,), tf.string, "inputs"),

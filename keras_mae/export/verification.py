@@ -67,7 +67,7 @@ def _images(served):
     """Draws images of the model's size and, if they are encoded, of other sizes."""
     height, width, channels = served.shape
     sizes = [(height, width)] * 3
-    if served.takes_pictures:
+    if served.takes_encoded_images:
         sizes[1:] = [(height + 7, 2 * width + 3), (height // 2 + 1, width // 3 + 1)]
         channels = 3  # of a grey model as well: the graph converts RGB to luma
     rng = np.random.default_rng(0)

@@ -101,12 +101,12 @@ FORGED = {
     "a changed storage": (
         STORAGE + b"}b",
         b"K\0K\4\x85K\1\x85\x89N",
-        "no readable PyTorch file",
+        "not a readable PyTorch file",
     ),
     "a changed name": (
         b"ctorch\nBFloat16Storage\n}b",
         b"",
-        "no readable PyTorch file",
+        "not a readable PyTorch file",
     ),
 }
 
@@ -130,7 +130,7 @@ def test_the_forger_can_write_a_sound_tensor(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     {
-        b"\x80\2}r\xff\xff\xff?.": "remembers more than it holds",
+        b"\x80\2}r\xff\xff\xff?.": "memo is too large",
         b"\x80\2(i__main__\nX\n.": "The file has INST",
         b"\x80\2\x82\1.": "The file has EXT1",
     }.items(),
@@ -229,8 +229,8 @@ def test_a_file_cut_off_anywhere_is_named(kind, tmp_path):
     ("content", "message"),
     {
         b"\x89HDF\r\n\x1a\n" + bytes(20): "HDF5",
-        b"hello, this is no file of weights": "is no PyTorch file",
-        pickle.dumps(7, protocol=2): "is no PyTorch file",
+        b"hello, this is no file of weights": "is not a PyTorch file",
+        pickle.dumps(7, protocol=2): "is not a PyTorch file",
     }.items(),
 )
 def test_other_files_are_refused(content, message, tmp_path):
@@ -434,7 +434,7 @@ def test_no_source_at_all_is_refused(source, message):
         (
             "cls_token",
             np.zeros((1, 1, 16), "int64"),
-            r"type of cls_token: wanted fl",
+            r"dtype of cls_token: expected fl",
         ),
     ],
 )
