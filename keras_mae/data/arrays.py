@@ -5,12 +5,7 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.augmentation import (
-    PRETRAINING,
-    WHOLE,
-    random_resized_crop,
-    resize,
-)
+from keras_mae.data.augmentation import PRETRAINING, WHOLE, random_resized_crop, resize
 
 # up to this size, all resized images are kept
 _KEPT_BYTES = 256 * 2**20

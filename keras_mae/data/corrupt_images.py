@@ -135,9 +135,7 @@ class Guard:
             return keep()
 
         return tf.cond(
-            tf.reduce_all(good),
-            keep,
-            lambda: tf.cond(tf.size(rows) > 0, fill, give_up),
+            tf.reduce_all(good), keep, lambda: tf.cond(tf.size(rows) > 0, fill, give_up)
         )
 
     def _report(self, name):

@@ -63,9 +63,7 @@ class ModelSignatures:
     def by_pixels_and_bytes(self, name, function, *extra):
         """Makes a signature for pixels and, if possible, one for encoded images."""
         pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
-        made = {
-            f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
-        }
+        made = {f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra)}
         if self.takes_encoded_images:
             encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
             made[name] = Signature(function, encoded, self._decode, extra)

@@ -45,7 +45,7 @@ class PretrainerSignatures(ModelSignatures):
         with tf.control_dependencies(checks):
             pairs = tf.stack([seed, tf.zeros_like(seed)], axis=-1)  # (B, 2)
         noise = seeded_noise(pairs, tf.zeros_like(seed), self.encoder.num_patches)
-        return self._paint(pixels, noise=noise)
+        return self._reconstruct(pixels, noise=noise)
 
     def reconstruct_with_mask(self, pixels, mask):
         """Masks the patches with 1 in `mask`, `(B, L)`."""
@@ -65,7 +65,7 @@ class PretrainerSignatures(ModelSignatures):
         ]
         with tf.control_dependencies(checks):
             mask = tf.identity(mask)
-        return self._paint(pixels, mask=mask)
+        return self._reconstruct(pixels, mask=mask)
 
     def reconstruct_with_noise(self, pixels, noise):
         """Keeps the patches with the smallest noise, by the model's mask ratio."""
@@ -77,9 +77,9 @@ class PretrainerSignatures(ModelSignatures):
         ]
         with tf.control_dependencies(checks):
             noise = tf.identity(noise)
-        return self._paint(pixels, noise=noise)
+        return self._reconstruct(pixels, noise=noise)
 
-    def _paint(self, pixels, **masking):
+    def _reconstruct(self, pixels, **masking):
         outputs = self.model.reconstruct(self.check_pixel_shape(pixels), **masking)
         levels = self.processor.denormalize(outputs["reconstruction"])
         count = tf.shape(pixels)[0]

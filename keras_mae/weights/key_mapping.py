@@ -44,8 +44,7 @@ HUGGINGFACE = Naming(
 )
 # what transformers 5.23 writes for a decoder's blocks, in place of the hub's name
 HUGGINGFACE_SAVED = HUGGINGFACE._replace(
-    title="Hugging Face, as 5.x saves",
-    decoder_blocks="decoder.decoder_encoder.layer",
+    title="Hugging Face, as 5.x saves", decoder_blocks="decoder.decoder_encoder.layer"
 )
 HUGGINGFACE_STATE = HUGGINGFACE._replace(
     title="Hugging Face, state dict of 5.x", leaves="huggingface_5", blocks="layers"

@@ -1,4 +1,4 @@
-"""A tiny model, its files in each format, and what must be so of a bad one."""
+"""Fixtures: a tiny model, and its files in each format."""
 
 import json
 

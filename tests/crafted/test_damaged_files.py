@@ -1,4 +1,4 @@
-"""Files that break off, flipped bits, other tensors, and no source at all."""
+"""Truncated files, flipped bits, other tensors, and sources that don't exist."""
 
 import os
 import random

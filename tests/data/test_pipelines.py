@@ -1,4 +1,4 @@
-"""Data: built-in sources, resizing, and what is refused."""
+"""Built-in data sets, resizing, and invalid arguments of pipelines."""
 
 import numpy as np
 import pytest

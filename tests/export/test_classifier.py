@@ -1,4 +1,4 @@
-"""A served classifier: classes, their names, TF Serving's Classify API."""
+"""Signatures of a classifier: classes, their names, TF Serving's Classify API."""
 
 import io
 import json

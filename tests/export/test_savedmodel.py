@@ -1,4 +1,4 @@
-"""serving/export.py: signatures, equality with the model, and safe replacement."""
+"""export_savedmodel: signatures, equality with the model, and safe replacement."""
 
 import io
 

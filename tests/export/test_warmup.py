@@ -1,4 +1,4 @@
-"""Warm-up requests: each is answered by the SavedModel that it lies in."""
+"""Warm-up requests: the SavedModel answers each of them."""
 
 import numpy as np
 import pytest

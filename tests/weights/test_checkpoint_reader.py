@@ -1,4 +1,4 @@
-"""Opening weights: nothing of a pickle is run, and what is broken is named."""
+"""Opening checkpoints: nothing of a pickle is executed, and errors name what is bad."""
 
 import argparse
 import json

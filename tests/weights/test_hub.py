@@ -1,4 +1,4 @@
-"""The hub, played by a server on this machine: cache, revision, token, offline."""
+"""The Hugging Face hub, replaced by a local server: cache, revision, token, offline."""
 
 import shutil
 import time
@@ -144,8 +144,8 @@ def test_the_hubs_image_processor_is_trained_with(hub):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("no/such", {}, r"no folder no/such, and .* can't be fetched"),
-        (NAME, {"revision": "v9"}, r"facebook/vit-mae-base, and .* can't be fetched"),
+        ("no/such", {}, r"no folder no/such, and .* can't be downloaded"),
+        (NAME, {"revision": "v9"}, r"vit-mae-base, and .* can't be downloaded"),
     ],
 )
 def test_what_the_hub_has_not_is_named(source, options, message, hub):

@@ -1,4 +1,4 @@
-"""Porting by table: exact both ways, or one error and an untouched model."""
+"""Importing and exporting state dicts: exact both ways, or one error and no change."""
 
 import numpy as np
 import pytest
