@@ -34,7 +34,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
-from keras_mae.export.savedmodel import export
+from keras_mae.export import export_savedmodel
 from keras_mae.utils import flags
 from keras_mae.utils.flags import flag
 from mae_server.bundle import Bundle
@@ -68,7 +68,7 @@ def find_model(config, folder):
         return Path(config.model_base_path)
     model = keras_mae.MAEPretrainer.from_preset(config.preset)
     processor = keras_mae.MAEImageProcessor(model.encoder.image_size)
-    export(model, processor, folder / "models" / "1")
+    export_savedmodel(model, processor, folder / "models" / "1")
     return folder / "models"
 
 

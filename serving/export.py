@@ -40,7 +40,7 @@ import keras_mae  # first: it imports TensorFlow quietly
 import dataclasses
 from pathlib import Path
 
-from keras_mae.export import export, find_labels, read_labels
+from keras_mae.export import export_savedmodel, find_labels, read_labels
 from keras_mae.models.loading import load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import flag, run_script
@@ -74,7 +74,7 @@ def main(config):
     processor = processor or default_processor(config.model, model)
     if config.precision is not None:
         model = with_precision(model, config.precision)
-    export(
+    export_savedmodel(
         model,
         processor,
         path,

@@ -94,11 +94,11 @@ def served_mae(tmp_path):
     """A folder of exported versions, for tests that start the embedded server."""
     for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
         pytest.importorskip(package)
-    from keras_mae.export import export
+    from keras_mae.export import export_savedmodel
 
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", patch_size=8, depth=1, decoder_depth=1
     )
     processor = keras_mae.MAEImageProcessor(image_size=32)
-    export(model, processor, tmp_path / "mae/1", warmup_batch_sizes=())
+    export_savedmodel(model, processor, tmp_path / "mae/1", warmup_batch_sizes=())
     return tmp_path / "mae"

@@ -17,8 +17,8 @@ from keras_mae.layers import RandomMasking
 from keras_mae.ops import gather_tokens
 from keras_mae.ops.positions import bicubic_matrix
 from keras_mae.weights import PortError, export_weights, load_weights
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE
-from keras_mae.weights.port import sizes_of
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
+from keras_mae.weights.state_dict import sizes_of
 from tests.comparison import assert_same_weights
 
 

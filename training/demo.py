@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from keras_mae import data
-from keras_mae.export import export
+from keras_mae.export import export_savedmodel
 from keras_mae.ops.patches import patchify
 from keras_mae.utils import flags
 from keras_mae.utils.flags import flag
@@ -77,7 +77,7 @@ def main(config):
     with timed("probing"):
         results["probe_accuracy"], probe = compare_probes(model, processor, source)
     with timed("exporting"):
-        export(
+        export_savedmodel(
             model,
             processor,
             output / "models" / "mae" / "1",

@@ -1,1 +1,1 @@
-"""Conversion between libraries: the command, its check, and KerasHub's backbone."""
+"""Weight conversion: the command `keras-mae-convert`, and KerasHub's `ViTBackbone`."""

@@ -1,4 +1,4 @@
-"""Compares a model with what PyTorch computes from the same weights."""
+"""`--check`: compares a model's outputs with PyTorch's from the same weights."""
 
 import keras
 import numpy as np
@@ -7,40 +7,27 @@ from keras_mae.models import MAEClassifier
 from keras_mae.models.pretrainer import MAEPretrainer
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint import Checkpoint
-from keras_mae.weights.formats import describe
-from keras_mae.weights.key_tables import port_rows
-from keras_mae.weights.port import contents_of, holder, sizes_of
+from keras_mae.weights.format_detection import describe_checkpoint
+from keras_mae.weights.key_mapping import port_rows
+from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _TOLERANCE = 1e-4
 
 
 def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
-    """Runs the model, and PyTorch on the checkpoint, with the same images and mask.
+    """Returns the largest difference of outputs, relative to the largest output.
 
-    Hugging Face's files run in transformers' own classes. Those of facebook and timm,
-    whose classes need more than PyTorch, run in a few lines of PyTorch that read them
-    by their own names.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
-        checkpoint: The `Checkpoint` that it was read from or written to.
-
-    Returns:
-        Float, the largest difference of logits (an encoder's tokens), relative to the
-        largest value.
-
-    Raises:
-        ValueError: If PyTorch or transformers is not installed, or the outputs differ
-            by more than 1e-4.
+    Hugging Face's files run in transformers' classes. Those of facebook and timm run in
+    `_FacebookForward`, as their classes need more than PyTorch.
     """
     try:
         import torch
     except ImportError as error:
         raise ValueError("--check needs PyTorch: pip install torch") from error
-    description = describe(checkpoint)
+    description = describe_checkpoint(checkpoint)
     if isinstance(model, MAEPretrainer) and "decoder" not in description.contents.parts:
         model = model.encoder  # all that the file holds
-    images, noise = _draw_inputs(holder(model).encoder)
+    images, noise = _draw_inputs(encoder_of(model))
     rows = port_rows(contents_of(model), description.naming)
     state = {
         key: torch.tensor(np.asarray(description.tensors[key].read(), "float32"))
@@ -56,10 +43,11 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
     else:
         ours = model(images)
     difference = np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max()
-    # written so that NaN fails as well
+    # not `>`: NaN has to fail as well
     if not difference <= _TOLERANCE:
         raise ValueError(
-            f"The outputs differ from PyTorch's by {difference:.1e} of their scale"
+            f"The outputs differ from PyTorch's by {difference:.1e}, relative to the "
+            f"largest one; the tolerance is {_TOLERANCE}"
         )
     return float(difference)
 
@@ -109,12 +97,7 @@ def _facebook(model, state, checkpoint, images, noise):
 
 
 class _FacebookForward:
-    """What facebook's and timm's models compute, from a state dict alone.
-
-    Args:
-        model: The model whose sizes and parts count.
-        state: Dict from facebook's key to tensor.
-    """
+    """The forward pass of facebook's and timm's models, from a state dict."""
 
     def __init__(self, model, state):
         self.state = state

@@ -1,10 +1,10 @@
-"""Converts weights between PyTorch's formats and Keras, either way.
+"""Converts weights between PyTorch formats and Keras, either way.
 
 Run: keras-mae-convert SOURCE DESTINATION [--format=huggingface] [--check]
 
 SOURCE is a hub id, a folder, a file of PyTorch weights, or a `.keras` file. DESTINATION
-is a `.keras` file, or a folder for the libraries that `--format` names. A
-`preprocessor_config.json` of the source's is copied beside it, if none lies there yet.
+is a `.keras` file, or a folder for the library that `--format` names. The source's
+`preprocessor_config.json` is copied to the destination, if there is none yet.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from keras_mae.preprocessing.pretrained_processor import find_processor_file
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
-from keras_mae.weights.formats import describe
-from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.format_detection import describe_checkpoint
 
 MODELS = {
     "pretrainer": models.MAEPretrainer,
@@ -32,19 +32,21 @@ MODELS = {
 
 @dataclasses.dataclass
 class Config:
-    """What to convert, and into what."""
+    """Flags of `keras-mae-convert`."""
 
     source: str = flag("hub id, folder, file, or .keras file", positional=True)
     destination: str = flag("a .keras file, or a folder", positional=True)
     format: str = flag(
-        "who shall read the folder", "huggingface", ("huggingface", "timm", "facebook")
+        "library that reads the folder",
+        "huggingface",
+        ("huggingface", "timm", "facebook"),
     )
     model: str | None = flag(
-        "what to make of the source; by default all that it holds", None, (*MODELS,)
+        "model to load; by default what the source contains", None, (*MODELS,)
     )
-    num_heads: int | None = flag("where the source can't tell", None)
-    decoder_num_heads: int | None = flag("where the source can't tell", None)
-    norm_pix_loss: bool | None = flag("where the source can't tell", None)
+    num_heads: int | None = flag("if the source does not say", None)
+    decoder_num_heads: int | None = flag("if the source does not say", None)
+    norm_pix_loss: bool | None = flag("if the source does not say", None)
     revision: str | None = flag("branch, tag or commit on the hub", None)
     check: bool = flag("compare the outputs with PyTorch's", False)
 
@@ -53,7 +55,7 @@ def convert(config: Config) -> None:
     """Reads the source, writes the destination, and prints what was done."""
     source, destination = Path(config.source), Path(config.destination)
     if source.suffix == destination.suffix == ".keras":
-        raise ValueError("One of SOURCE and DESTINATION must be PyTorch's")
+        raise ValueError("SOURCE or DESTINATION must be a PyTorch format, not .keras")
     compared: list[Checkpoint | Path] = []
     if source.suffix == ".keras":
         model = _load_keras(source)
@@ -73,11 +75,11 @@ def convert(config: Config) -> None:
     for place in compared if config.check else ():
         checkpoint = open_checkpoint(place)
         difference = compare_with_torch(model, checkpoint)
-        print(f"{checkpoint.source}: {difference:.1e} of the scale from PyTorch")
+        print(f"{checkpoint.source}: relative difference to PyTorch {difference:.1e}")
 
 
 def _copy_processor(config):
-    """Brings along how the source's images are prepared, as it is written there."""
+    """Copies the source's `preprocessor_config.json`."""
     found = find_processor_file(config.source, revision=config.revision)
     place = Path(config.destination)
     folder = place.parent if place.suffix == ".keras" else place
@@ -90,7 +92,7 @@ def _copy_processor(config):
 
 def _load_keras(path):
     if not path.is_file():
-        raise ValueError(f"There is no file {path}")
+        raise ValueError(f"{path} does not exist")
     model = keras.models.load_model(path, compile=False)
     if not isinstance(model, tuple(MODELS.values())):
         names = ", ".join(kind.__name__ for kind in MODELS.values())
@@ -101,10 +103,10 @@ def _load_keras(path):
 
 
 def _read(config, checkpoint):
-    """Builds the model that was asked for, or the one that the source is of."""
+    """Loads `--model`, or what the source contains."""
     kind = config.model
     if kind is None:
-        parts = describe(checkpoint).contents.parts
+        parts = describe_checkpoint(checkpoint).contents.parts
         heads = parts & {"head", "probe"}
         kind = "pretrainer" if "decoder" in parts else "encoder"
         kind = "classifier" if heads else kind

@@ -1,16 +1,18 @@
-"""The encoder as KerasHub's `ViTBackbone`, and back: the same weights and outputs.
+"""Converts `MAEEncoder` to the `ViTBackbone` of the library KerasHub, and back.
 
-KerasHub's tasks and presets then work on them. What cannot match:
+Needs the package `keras_hub` (`pip install keras-hub`), imported when a function is
+called. KerasHub's tasks and presets then work on the backbone; weights and outputs are
+the same. What cannot match:
 
-- A `ViTBackbone` never masks, takes images of one size alone, and returns the tokens
-  alone: no `interpolate`, `hidden_states`, `attentions` or `feature_maps`.
-- It has the exact GELU, a bias in every layer, CLS and a final norm; other encoders are
-  refused, and other backbones. So are `dropout_rate`, which acts in other places there,
-  and `drop_path_rate`, which it lacks.
+- A `ViTBackbone` never masks, takes images of one size only, and returns only tokens:
+  no `interpolate`, `hidden_states`, `attentions` or `feature_maps`.
+- It has the exact GELU, a bias in every layer, CLS and a final norm; other encoders and
+  backbones raise an error. So do `dropout_rate`, which acts in other places there, and
+  `drop_path_rate`, which it lacks.
 - It trains the positions, whatever `train_positions` says here. `seed`, initializers,
-  `rematerialize` and `trainable` stay behind as well.
+  `rematerialize` and `trainable` are not converted either.
 - It takes images as they are: `MAEImageProcessor` prepares them, or a converter in
-  KerasHub's task that is given the same mean and deviation.
+  KerasHub's task that has the same mean and standard deviation.
 - `pooling="gap"` of KerasHub's classifier averages CLS too, behind the final norm: not
   what `pooling="mean"` of `MAEClassifier` does. Its `"token"` is our `"cls"`.
 - Under bfloat16 the weights are the same, and the outputs to within its rounding.
@@ -22,7 +24,7 @@ from keras import ops
 
 from keras_mae.models import MAEEncoder
 from keras_mae.weights.checkpoint import key_differences, raise_problems
-from keras_mae.weights.port import find_variable
+from keras_mae.weights.state_dict import find_variable
 
 # settings of both: our name, KerasHub's
 _SIZES = {
@@ -34,7 +36,7 @@ _SIZES = {
     "attention_dropout_rate": "attention_dropout",
     "layer_norm_epsilon": "layer_norm_epsilon",
 }
-# settings that only one side has, and what the other one does without being told;
+# settings that only one side has, and what the other side always does;
 # qkv_bias: without it KerasHub drops the output projection's bias as well
 _OURS_FIXED = {
     "activation": "gelu",
@@ -80,18 +82,18 @@ _BLOCK = (
 
 
 def to_keras_hub(encoder: MAEEncoder) -> keras.Model:
-    """Makes a KerasHub backbone with an encoder's weights.
+    """Converts an encoder to a KerasHub backbone with the same weights.
 
     Args:
         encoder: A `MAEEncoder`; images and patches need not be square.
 
     Returns:
-        A `keras_hub.models.ViTBackbone` of the encoder's dtype policy. It gives the
-        tokens that `encoder(images)` gives, and shares no variable with it.
+        A `keras_hub.models.ViTBackbone` with the encoder's dtype policy. It returns
+        the same tokens as `encoder(images)`, and shares no variable with it.
 
     Raises:
-        ValueError: If KerasHub is not installed or can't build such an encoder, or if
-            a variable on one side has none on the other.
+        ValueError: If KerasHub is not installed or does not support the encoder, or
+            if a variable on one side has none on the other.
 
     Example:
 
@@ -109,7 +111,7 @@ def to_keras_hub(encoder: MAEEncoder) -> keras.Model:
     keras_hub = _import_keras_hub()
     _check_type(encoder, "encoder", MAEEncoder)
     config = encoder.get_config()
-    _check_settings(config, _OURS_FIXED, "ViTBackbone can't be such an encoder")
+    _check_settings(config, _OURS_FIXED, "ViTBackbone does not support this encoder")
     backbone = keras_hub.models.ViTBackbone(
         image_shape=(*encoder.image_size, encoder.num_channels),
         data_format="channels_last",
@@ -124,18 +126,18 @@ def to_keras_hub(encoder: MAEEncoder) -> keras.Model:
 
 
 def from_keras_hub(backbone: keras.Model) -> MAEEncoder:
-    """Makes an encoder with the weights of a KerasHub backbone.
+    """Converts a KerasHub backbone to an encoder with the same weights.
 
     Args:
         backbone: A `keras_hub.models.ViTBackbone`, fine-tuned or from a preset.
 
     Returns:
-        A `MAEEncoder` of the backbone's dtype policy. It gives the tokens that
-        `backbone(images)` gives, and shares no variable with it.
+        A `MAEEncoder` with the backbone's dtype policy. It returns the same tokens as
+        `backbone(images)`, and shares no variable with it.
 
     Raises:
-        ValueError: If KerasHub is not installed, the backbone has settings that the
-            encoder has not, or a variable on one side has none on the other.
+        ValueError: If KerasHub is not installed, the backbone has settings that
+            `MAEEncoder` lacks, or a variable on one side has none on the other.
 
     Example:
 
@@ -152,7 +154,7 @@ def from_keras_hub(backbone: keras.Model) -> MAEEncoder:
     keras_hub = _import_keras_hub()
     _check_type(backbone, "backbone", keras_hub.models.ViTBackbone)
     _check_settings(
-        vars(backbone), _THEIRS_FIXED, "MAEEncoder can't be such a backbone"
+        vars(backbone), _THEIRS_FIXED, "MAEEncoder does not support this backbone"
     )
     *image_size, num_channels = backbone.image_shape
     encoder = MAEEncoder(
@@ -170,7 +172,6 @@ def from_keras_hub(backbone: keras.Model) -> MAEEncoder:
 
 def _import_keras_hub():
     try:
-        # absolute: the library, not this module
         import keras_hub
     except ImportError as error:
         raise ValueError(
@@ -187,13 +188,13 @@ def _check_type(model, name, kind):
 
 
 def _check_settings(config, fixed, title):
-    """Raises one error that lists the settings that the other side can't have."""
+    """Raises one error that lists the unsupported settings."""
     raise_problems(
         title,
         [
             f"{name} must be {value!r}. Received: {config[name]!r}"
             for name, value in sorted(fixed.items())
-            # a version without the setting does the same
+            # a version without the setting behaves as `value` says
             if config.get(name, value) != value
         ],
     )
@@ -216,7 +217,7 @@ def _rows(depth):
 
 
 def _pair_variables(encoder, backbone):
-    """Lists our variables, each with those of KerasHub that it holds; all are there."""
+    """Pairs our variables with those of KerasHub, and raises if one is left over."""
     rows = _rows(len(encoder.blocks))
     theirs = {variable.path: variable for variable in backbone.weights}
     problems = key_differences([key for _, keys in rows for key in keys], theirs)

@@ -1,9 +1,9 @@
-"""Image sources, and the `tf.data` pipelines that feed pretraining.
+"""Data sets, and `tf.data` pipelines for pretraining and fine-tuning.
 
 `load_source` finds images by name: `digits`, `photos`, `folder:PATH`,
-`tfrecord:GLOB` or `tfds:NAME`. `training_pipeline` feeds them without end, in an order
-that the seed and the number of the batch alone decide: a run that starts at a later
-batch, or on several workers, sees what one uninterrupted worker would.
+`tfrecord:GLOB` or `tfds:NAME`. `training_pipeline` yields them without end, in an order
+that depends only on the seed and the batch's number: a run that resumes, or has several
+workers, sees the same batches as one uninterrupted worker.
 """
 
 from keras_mae.data.augmentation import (
@@ -13,7 +13,6 @@ from keras_mae.data.augmentation import (
     resize,
 )
 from keras_mae.data.builtin import SOURCES, load_digits, load_photos
-from keras_mae.data.by_name import load_source
 from keras_mae.data.classification_pipeline import (
     Mixing,
     evaluation_pipeline,
@@ -25,6 +24,7 @@ from keras_mae.data.fingerprint import describe_contents
 from keras_mae.data.labels import few_labels, with_labels
 from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
 from keras_mae.data.pretraining_pipeline import held_out_images, training_pipeline
+from keras_mae.data.registry import load_source
 from keras_mae.data.source import Source, epoch_size
 
 __all__ = [

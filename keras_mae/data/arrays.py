@@ -1,41 +1,22 @@
-"""Images that lie in memory as arrays."""
+"""Image collection of arrays in memory."""
 
 import itertools
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.augmentation import (
-    PRETRAINING,
-    WHOLE,
-    random_resized_crop,
-    resize,
-)
+from keras_mae.data.augmentation import PRETRAINING, WHOLE, random_resized_crop, resize
 
-# up to so much, whole images are kept as they are resized
-KEPT_BYTES = 256 * 2**20
+# up to this size, all resized images are kept
+_KEPT_BYTES = 256 * 2**20
 
 
 class ImageArrays:
-    """Images in memory, which may differ in size.
-
-    Args:
-        images: List of `(H, W, C)` uint8 arrays.
-        crop: Whether held-out images are random windows, or whole.
-        repeats: Int, how often an epoch visits an image.
-        labels: `(N,)` int array, or `None`.
-
-    Example:
-
-    ```python
-    images = ImageArrays([np.zeros((9, 7, 3), "uint8")], crop=True, repeats=4)
-    assert len(images) == 1 and images.channels == 3
-    ```
-    """
+    """`(H, W, C)` uint8 arrays, which may differ in size."""
 
     def __init__(self, images, crop, repeats=1, labels=None):
-        self._crop = crop
-        self._repeats = repeats
+        self._crop = crop  # whether held-out images are random windows, or whole
+        self._repeats = repeats  # of each image in an epoch
         # bytes, because images of several sizes don't stack
         self._raw = tf.constant([image.tobytes() for image in images])
         self._shapes = tf.constant([image.shape for image in images])
@@ -49,23 +30,12 @@ class ImageArrays:
         return self._count
 
     def training_items(self, order):
-        """Orders the images: endless `(position, index)`.
-
-        Args:
-            order: An `Order`.
-
-        Returns:
-            A `tf.data.Dataset`.
-        """
+        """Shuffles the images without end: `(position, index)`."""
         indices = order.indices(self._count * self._repeats)
         return indices.map(lambda position, index: (position, index % self._count))
 
     def held_out_items(self):
-        """Lists the images, again and again: photographs get other crops each time.
-
-        Returns:
-            A `tf.data.Dataset` of indices.
-        """
+        """Lists the images without end: photographs get other crops each time."""
         return tf.data.Dataset.range(self._count).repeat()
 
     def training_image(self, index, processor, seed, augmentation):
@@ -75,7 +45,7 @@ class ImageArrays:
             return random_resized_crop(
                 self._image(index), size, seed, augmentation.scale, augmentation.flip
             )
-        if self._count * size[0] * size[1] * self.channels > KEPT_BYTES:
+        if self._count * size[0] * size[1] * self.channels > _KEPT_BYTES:
             image = resize(self._image(index), size, processor.resample)
         else:
             whole = self._whole(size, processor.resample)
@@ -85,16 +55,14 @@ class ImageArrays:
         return image
 
     def held_out_image(self, index, processor, seed):
-        """Reads a held-out image: a crop, with a fixed seed, or the whole of it."""
+        """Reads a held-out image: a crop, or the whole image."""
         augmentation = PRETRAINING if self._crop else WHOLE
         return self.training_image(index, processor, seed, augmentation)
 
     def label(self, index):
-        """Looks the image's class up."""
         return tf.constant(self._labels, tf.int64)[index]
 
     def name(self, index):
-        """Names an image: its number."""
         return tf.strings.join(["image ", tf.strings.as_string(index)])
 
     @tf.autograph.experimental.do_not_convert
@@ -103,7 +71,7 @@ class ImageArrays:
         if (size, resample) not in self._resized:
             resized = np.empty((self._count, *size, self.channels), "uint8")
             by_shape = sorted(range(self._count), key=self._shape)
-            # outside of the pipeline's graph, which only looks images up
+            # eagerly: the pipeline's graph only looks images up
             with tf.init_scope():
                 for _, alike in itertools.groupby(by_shape, self._shape):
                     while rows := list(itertools.islice(alike, 256)):

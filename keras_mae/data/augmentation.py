@@ -1,4 +1,4 @@
-"""What happens to the pixels of an image, inside a graph."""
+"""Image augmentation in tf.data: random resized crop, flip, RandAugment, erasing."""
 
 from typing import NamedTuple
 
@@ -8,16 +8,16 @@ from keras_mae.data.randaugment import rand_augment
 from keras_mae.data.random_erasing import random_erasing
 from keras_mae.utils.typing import Tensor
 
-# resize the shorter side to 256 for a crop of 224, as all of ImageNet's evaluations do
-CENTRE_SHARE = 0.875
+# the shorter side is resized to 256 for a crop of 224, as usual on ImageNet
+_CENTER_SHARE = 0.875
 
 
 class Augmentation(NamedTuple):
-    """What happens at random to an image in training; by default as pretraining does.
+    """Random augmentation of a training image; by default that of pretraining.
 
     `scale` is the least and the largest share of the area that a crop takes; `flip`
-    whether it is mirrored half of the time; `magnitude` RandAugment's, 0 for none of
-    it; `erase` how often a rectangle becomes noise.
+    whether it is flipped horizontally half of the time; `magnitude` RandAugment's, 0
+    for none; `erase` the probability of random erasing.
     """
 
     scale: tuple = (0.2, 1.0)
@@ -27,39 +27,23 @@ class Augmentation(NamedTuple):
 
     @property
     def crops(self) -> bool:
-        """Whether a part of the image is taken."""
+        """Whether the image is cropped."""
         return self.scale[0] < 1
 
-    def change(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
-        """Changes the colours and the geometry of a crop.
-
-        Args:
-            image: `(H, W, C)` float32 tensor of grey levels.
-            seed: `(2,)` int tensor, the image's.
-
-        Returns:
-            `(H, W, C)` float32 tensor of grey levels.
-        """
+    def rand_augment(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
+        """Applies RandAugment to an `(H, W, C)` image in [0, 255], if it is on."""
         if not self.magnitude:
             return image
         return rand_augment(image, seed, magnitude=self.magnitude)
 
-    def finish(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
-        """Erases a part of a normalized image.
-
-        Args:
-            image: `(H, W, C)` float32 tensor.
-            seed: `(2,)` int tensor, the image's.
-
-        Returns:
-            `(H, W, C)` float32 tensor.
-        """
+    def random_erasing(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:
+        """Applies random erasing to a normalized `(H, W, C)` image, if it is on."""
         if not self.erase:
             return image
         return random_erasing(image, seed, probability=self.erase)
 
     def check(self) -> None:
-        """Raises `ValueError` if a share or a rate is none."""
+        """Raises `ValueError` if a value is out of range."""
         low, high = self.scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop_scale must be in (0, 1]. Received: {low}")
@@ -72,12 +56,12 @@ class Augmentation(NamedTuple):
 
 
 PRETRAINING = Augmentation()
-# images taken whole
+# whole images
 WHOLE = Augmentation(scale=(1.0, 1.0), flip=False)
 
 
 def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Tensor:
-    """Resizes inside a graph, as `MAEImageProcessor` does outside: antialiased.
+    """Resizes with antialiasing, as `MAEImageProcessor` does outside a graph.
 
     Args:
         images: `(H, W, C)` or `(B, H, W, C)` tensor of grey levels.
@@ -85,7 +69,7 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
         resample: `"bilinear"` or `"bicubic"`.
 
     Returns:
-        Float32 tensor of whole grey levels in [0, 255].
+        Float32 tensor of integers in [0, 255].
 
     Example:
 
@@ -98,24 +82,7 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
 
 
 def random_window(shape, seed, scale=(0.2, 1.0)):
-    """Draws the window of a random resized crop.
-
-    Args:
-        shape: `(3,)` int tensor, the image's.
-        seed: `(2,)` int tensor; the same seed gives the same window.
-        scale: Pair of floats, the least and the largest share of the area.
-
-    Returns:
-        A tuple of `(3,)` int32 tensors: where the window begins, and its size; all
-        channels (-1).
-
-    Example:
-
-    ```python
-    begin, size = random_window((90, 70, 3), seed=[0, 1])
-    assert begin.shape == size.shape == (3,)
-    ```
-    """
+    """Draws `begin` and `size`, `(3,)` int32, of a random resized crop's window."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         bounding_boxes=tf.zeros((1, 0, 4)),
@@ -129,24 +96,7 @@ def random_window(shape, seed, scale=(0.2, 1.0)):
 
 
 def resize_and_flip(window, image_size, seed, flip=True):
-    """Resizes a window bicubically and flips it half of the time.
-
-    Args:
-        window: `(H, W, C)` uint8 tensor.
-        image_size: Pair `(height, width)`, in pixels.
-        seed: `(2,)` int tensor, the window's.
-        flip: Whether it is flipped at all.
-
-    Returns:
-        `(height, width, C)` float32 tensor of grey levels in [0, 255].
-
-    Example:
-
-    ```python
-    window = np.zeros((9, 7, 3), "uint8")
-    assert resize_and_flip(window, (8, 8), seed=[0, 1]).shape == (8, 8, 3)
-    ```
-    """
+    """Resizes a window bicubically and flips it half of the time."""
     image = resize(window, image_size, "bicubic")
     return tf.image.stateless_random_flip_left_right(image, seed) if flip else image
 
@@ -158,20 +108,20 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.2, 1.0),
     flip: bool = True,
 ) -> tf.Tensor:
-    """Cuts a random window, resizes it bicubically and flips it half of the time.
+    """Random resized crop, bicubic, with a horizontal flip half of the time.
 
-    The paper's only augmentation (appendix A.1): an area share in `scale`, an aspect
-    ratio in [3/4, 4/3].
+    The paper's only augmentation (appendix A.1): the crop's share of the area is in
+    `scale`, its aspect ratio in [3/4, 4/3].
 
     Args:
         image: `(H, W, C)` uint8 tensor.
         image_size: Pair `(height, width)`, in pixels.
-        seed: `(2,)` int tensor; the same seed gives the same window.
+        seed: `(2,)` int tensor; the same seed gives the same crop.
         scale: Pair of floats, the least and the largest share of the area.
-        flip: Whether it is flipped at all.
+        flip: Whether crops are flipped.
 
     Returns:
-        `(height, width, C)` float32 tensor of grey levels in [0, 255].
+        `(height, width, C)` float32 tensor in [0, 255].
 
     Example:
 
@@ -185,35 +135,17 @@ def random_resized_crop(
     return resize_and_flip(window, image_size, seed, flip)
 
 
-def centre_crop(image, image_size):
-    """Resizes bicubically and cuts out the middle, as evaluations on ImageNet do.
-
-    The image keeps its aspect ratio; `image_size` covers 7/8 of it in at least one
-    direction and no more in the other.
-
-    Args:
-        image: `(H, W, C)` uint8 tensor.
-        image_size: Pair `(height, width)`, in pixels.
-
-    Returns:
-        `(height, width, C)` float32 tensor of grey levels in [0, 255].
-
-    Example:
-
-    ```python
-    photo = np.zeros((90, 70, 3), "uint8")
-    assert centre_crop(photo, (32, 32)).shape == (32, 32, 3)
-    ```
-    """
+def center_crop(image, image_size):
+    """Bicubic resize and center crop of 7/8, as in evaluations on ImageNet."""
     shape = tf.shape(image)
-    wanted = tf.constant(image_size, tf.float32) / CENTRE_SHARE
+    wanted = tf.constant(image_size, tf.float32) / _CENTER_SHARE
     old = tf.cast(shape[:2], tf.float32)
     new = tf.round(old * tf.reduce_max(wanted / old))
-    # rounding must not leave less than the crop
+    # rounding must not make it smaller than the crop
     new = tf.maximum(tf.cast(new, tf.int32), image_size)
     begin = (new - image_size) // 2
-    # `resize`'s own operation, but of the middle alone: resized as a whole, a line of
-    # pixels would fill the memory
+    # `resize`'s own operation, but of the crop alone: a whole image of extreme aspect
+    # ratio would fill the memory
     images = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=image_size,

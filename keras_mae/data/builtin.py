@@ -1,4 +1,4 @@
-"""Images that come with a package, and need no download."""
+"""Data sets `digits` (scikit-learn) and `photos` (scikit-image), without download."""
 
 import importlib
 
@@ -8,10 +8,10 @@ import tensorflow as tf
 from keras_mae.data.source import Source
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 
-DIGITS_SIZE = 32
-DIGITS_HELD_OUT = 360
-# a photograph is large: an epoch takes this many random crops of it
-CROPS_PER_PHOTO = 64
+_DIGITS_SIZE = 32
+_DIGITS_HELD_OUT = 360
+# random crops of a photo in an epoch
+_CROPS_PER_PHOTO = 64
 _TRAINING_PHOTOS = (
     "astronaut",
     "brick",
@@ -28,10 +28,10 @@ _HELD_OUT_PHOTOS = ("chelsea", "coins", "rocket")
 
 
 def load_digits() -> Source:
-    """Loads the 1,797 handwritten digits that scikit-learn ships, enlarged to 32x32.
+    """Loads scikit-learn's 1,797 handwritten digits, resized to 32x32.
 
     The last 360 in file order are held out. Neighbours in the file often share a
-    writer, so a shuffled split would be easier than new handwriting is.
+    writer, so a shuffled split would be easier than new handwriting.
 
     Returns:
         A `Source` of grayscale images with labels 0 to 9.
@@ -46,23 +46,23 @@ def load_digits() -> Source:
     datasets = _require("sklearn.datasets", "scikit-learn", "digits")
     digits = datasets.load_digits()
     images = tf.image.resize(
-        digits.images[..., None] * (255 / 16), (DIGITS_SIZE, DIGITS_SIZE), "bicubic"
+        digits.images[..., None] * (255 / 16), (_DIGITS_SIZE, _DIGITS_SIZE), "bicubic"
     )  # (1797, 32, 32, 1)
     images = np.rint(np.clip(images, 0, 255)).astype("uint8")
-    training, held_out = images[:-DIGITS_HELD_OUT], images[-DIGITS_HELD_OUT:]
+    training, held_out = images[:-_DIGITS_HELD_OUT], images[-_DIGITS_HELD_OUT:]
     return Source(
         training=list(training),
         held_out=list(held_out),
         mean=(float(training.mean() / 255),),
         std=(float(training.std() / 255),),
         crop=False,
-        training_labels=digits.target[:-DIGITS_HELD_OUT],
-        held_out_labels=digits.target[-DIGITS_HELD_OUT:],
+        training_labels=digits.target[:-_DIGITS_HELD_OUT],
+        held_out_labels=digits.target[-_DIGITS_HELD_OUT:],
     )
 
 
 def load_photos() -> Source:
-    """Loads the photographs inside scikit-image's wheel; three are held out.
+    """Loads the photographs that come with scikit-image; three are held out.
 
     Returns:
         A `Source` of RGB images of several sizes, without labels.
@@ -85,7 +85,7 @@ def load_photos() -> Source:
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         crop=True,
-        repeats=CROPS_PER_PHOTO,
+        repeats=_CROPS_PER_PHOTO,
     )
 
 
@@ -93,10 +93,10 @@ SOURCES = {"digits": load_digits, "photos": load_photos}
 
 
 def _require(module, package, dataset):
-    """Imports a module, or says which package to install."""
+    """Imports a module, or raises an error that names the package to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ValueError(
-            f"dataset {dataset!r} comes with {package}: pip install 'keras-mae[demo]'"
+            f"dataset {dataset!r} needs {package}: pip install 'keras-mae[demo]'"
         ) from error

@@ -1,4 +1,4 @@
-"""Pipelines of labelled images: for training, and for one exact pass of evaluation."""
+"""tf.data pipelines of labelled images, for fine-tuning and evaluation."""
 
 from typing import NamedTuple
 
@@ -12,23 +12,23 @@ from keras_mae.data.pretraining_pipeline import (
     PARALLEL_CALLS,
     PREFETCHED_BATCHES,
     check_channels,
-    collection,
-    divide,
-    endless,
-    held_out_reader,
-    loader,
+    image_collection,
+    make_held_out_reader,
+    make_loader,
+    mark_infinite,
     training_batches,
+    worker_order,
 )
 from keras_mae.data.source import Source
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 
 
 class Mixing(NamedTuple):
-    """What happens to the labels of a batch; by default nothing.
+    """Label smoothing, mixup and CutMix of a batch; by default none.
 
     `smoothing` is the weight that is spread over all classes; `mixup` and `cutmix` are
-    the alphas of `keras_mae.data.mix`, 0 for none of it, `switch` how often it is
-    CutMix where both are possible, and `probability` how often a batch is mixed.
+    the alphas of `keras_mae.data.mix`, 0 for none; `switch` is the probability of
+    CutMix where both are on, and `probability` that of mixing a batch.
     """
 
     smoothing: float = 0.0
@@ -39,7 +39,7 @@ class Mixing(NamedTuple):
 
     @property
     def pairs(self) -> bool:
-        """Whether batches must be even, as images are mixed in pairs."""
+        """Whether images are mixed in pairs, so that batches must be even."""
         return bool(self.probability and (self.mixup or self.cutmix))
 
 
@@ -54,7 +54,7 @@ def labelled_pipeline(
     input_context: tf.distribute.InputContext | None = None,
     corrupt: CorruptImages | None = None,
 ) -> tf.data.Dataset:
-    """Feeds a source's training images with their labels, as `training_pipeline` does.
+    """Yields augmented training images with labels, as `training_pipeline` does.
 
     Args:
         source: A `Source` from `with_labels`.
@@ -63,7 +63,7 @@ def labelled_pipeline(
         seed: Int.
         augmentation: An `Augmentation`.
         mixing: A `Mixing`.
-        first_step: Int, how many batches of the stream to leave out.
+        first_step: Int, how many batches to skip.
         input_context: A `tf.distribute.InputContext`; by default one replica.
         corrupt: A `CorruptImages`; a label out of range counts as corrupt.
 
@@ -84,7 +84,7 @@ def labelled_pipeline(
     assert images.shape == (8, 32, 32, 1) and labels.shape == (8, 10)
     ```
     """
-    _, per_replica = divide(batch_size, seed, first_step, input_context)
+    _, per_replica = worker_order(batch_size, seed, first_step, input_context)
     if mixing.pairs and per_replica % 2:
         raise ValueError(
             "Images are mixed in pairs: a replica's batch must be even. "
@@ -111,7 +111,7 @@ def labelled_pipeline(
         augmentation,
         labelled=True,
     )
-    return endless(batches.map(finish, num_parallel_calls=PREFETCHED_BATCHES))
+    return mark_infinite(batches.map(finish, num_parallel_calls=PREFETCHED_BATCHES))
 
 
 def evaluation_steps(
@@ -122,7 +122,7 @@ def evaluation_steps(
     Args:
         source: A `Source`.
         batch_size: Int, images a batch over all replicas of all workers.
-        training: Whether the training images are meant.
+        training: Whether to count the training images instead of the held-out ones.
         multiple_of: Int, such as `steps_per_execution`: Keras runs whole executions.
 
     Returns:
@@ -147,20 +147,20 @@ def evaluation_pipeline(
     input_context: tf.distribute.InputContext | None = None,
     corrupt: CorruptImages | None = None,
 ) -> tf.data.Dataset:
-    """Feeds each held-out image once a pass, again and again, in full batches.
+    """Yields each held-out image once per pass, without end, in full batches.
 
-    The last batches are filled up with images of weight 0. The weight of the others
-    makes up for them, so that a mean over `evaluation_steps` batches is that over the
-    images. A corrupt image weighs nothing, either.
+    The last batches are padded with images of weight 0. The other weights make up for
+    them, so that a mean over `evaluation_steps` batches is the mean over the images. A
+    corrupt image has weight 0 as well.
 
     Args:
         source: A `Source` from `with_labels`.
         processor: A `MAEImageProcessor` with the wanted size.
         batch_size: Int, images a batch over all replicas of all workers.
-        training: Whether to take the training images instead, as if held out.
-        multiple_of: Int, of which the number of batches is made a multiple.
+        training: Whether to yield the training images instead, without augmentation.
+        multiple_of: Int, the number of batches is made a multiple of it.
         input_context: A `tf.distribute.InputContext`; by default one replica.
-        corrupt: A `CorruptImages` that hears of images that can't be read.
+        corrupt: A `CorruptImages` that collects images that can't be read.
 
     Returns:
         A `tf.data.Dataset` of `(b, H, W, C)` images, `(b, K)` float32 labels and `(b,)`
@@ -177,14 +177,14 @@ def evaluation_pipeline(
     np.testing.assert_allclose(sums, [200 * 400 / 360, 160 * 400 / 360], rtol=1e-5)
     ```
     """
-    order, per_replica = divide(batch_size, 0, 0, input_context)
-    images = collection(source, training)
+    order, per_replica = worker_order(batch_size, 0, 0, input_context)
+    images = image_collection(source, training)
     check_channels(images, processor)
     count = len(images)
     padded = batch_size * evaluation_steps(source, batch_size, training, multiple_of)
     guard = Guard(corrupt)
-    reader = held_out_reader(images, processor)
-    load = loader(images, reader, processor, 0, guard, labelled=True)
+    reader = make_held_out_reader(images, processor)
+    load = make_loader(images, reader, processor, 0, guard, labelled=True)
 
     def is_mine(position, item):
         return position % batch_size // order.share == order.worker
@@ -203,4 +203,4 @@ def evaluation_pipeline(
     )
     filling = tf.data.Dataset.from_tensors(zeros).repeat(int(missing))
     dataset = dataset.concatenate(filling).batch(per_replica, drop_remainder=True)
-    return endless(dataset.repeat())
+    return mark_infinite(dataset.repeat())

@@ -1,24 +1,24 @@
-"""Images that can't be read: named, counted, left out, and too many of them refused."""
+"""Corrupt images in a pipeline: skip, log and count them, and stop at a limit."""
 
 import logging
 import threading
 
 import tensorflow as tf
 
-DEFAULT_LIMIT = 100
+_DEFAULT_LIMIT = 100
 _NAMES_SHOWN = 5
 
 _logger = logging.getLogger("keras_mae")
 
 
 class CorruptImages:
-    """Keeps account of images that could not be read.
+    """Collects images that could not be read.
 
-    Each is named once, as a warning of the logger `keras_mae`. Nothing is raised while
-    images are read; whoever trains calls `check` from time to time.
+    Each is logged once, as a warning of the logger `keras_mae`. Nothing is raised while
+    images are read: the training loop calls `check` from time to time.
 
     Args:
-        limit: Int, how many different corrupt images are tolerated.
+        limit: Int, how many corrupt images are tolerated.
 
     Raises:
         ValueError: If `limit` is negative.
@@ -34,7 +34,7 @@ class CorruptImages:
     ```
     """
 
-    def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
+    def __init__(self, limit: int = _DEFAULT_LIMIT) -> None:
         if limit < 0:
             raise ValueError(f"limit must not be negative. Received: {limit}")
         self.limit = limit
@@ -44,7 +44,7 @@ class CorruptImages:
 
     @property
     def names(self) -> list[str]:
-        """List of str, the corrupt images in the order in which they were met."""
+        """List of str, the corrupt images in the order in which they were read."""
         with self._lock:
             return list(self._names)
 
@@ -54,49 +54,26 @@ class CorruptImages:
         return len(self._names)
 
     def report(self, name: str) -> None:
-        """Counts an image that could not be read, and names it in the log.
-
-        Args:
-            name: Str, what tells it from the others.
-
-        Example:
-
-        ```python
-        CorruptImages().report("cat.jpg")
-        ```
-        """
+        """Counts and logs an image that could not be read."""
         with self._lock:
             if name in self._names:
                 return
             self._names[name] = None
             count = len(self._names)
-        # the one past the limit is named, too; after it the run stops
+        # the first past the limit is logged too; after it the run stops
         if count <= self.limit + 1:
             _logger.warning("Skipped corrupt image %d: %s", count, name)
 
     def report_empty_batch(self) -> None:
-        """Remembers that a batch had no image that could be read.
-
-        Example:
-
-        ```python
-        CorruptImages().report_empty_batch()
-        ```
-        """
+        """Records that no image of a batch could be read."""
         self._empty_batch = True
 
     def check(self) -> None:
-        """Stops where too many images are corrupt.
+        """Raises an error if too many images are corrupt.
 
         Raises:
-            ValueError: If there are more than `limit`, or a batch consisted of nothing
-                else.
-
-        Example:
-
-        ```python
-        CorruptImages().check()
-        ```
+            ValueError: If there are more than `limit`, or if all images of a batch are
+                corrupt.
         """
         names = self.names
         shown = ", ".join(names[:_NAMES_SHOWN])
@@ -113,19 +90,9 @@ class CorruptImages:
 
 
 class Guard:
-    """Puts a `CorruptImages` into a graph.
+    """Reports corrupt images of a graph to a `CorruptImages`.
 
-    Args:
-        corrupt: A `CorruptImages`, or `None` for one with the default limit that stops
-            the pipeline itself.
-
-    Example:
-
-    ```python
-    guard = Guard(CorruptImages())
-    number, good = guard.read(lambda: tf.strings.to_number("no"), "no number", ())
-    assert not good and number == 0
-    ```
+    Without one the pipeline itself stops at the default limit.
     """
 
     def __init__(self, corrupt=None):
@@ -133,26 +100,7 @@ class Guard:
         self.corrupt = CorruptImages() if corrupt is None else corrupt
 
     def read(self, read, name, shape, label=None):
-        """Reads an image, or reports that it can't be read.
-
-        Args:
-            read: Function that returns a `shape` float32 tensor.
-            name: Scalar string tensor.
-            shape: Tuple of ints.
-            label: Function that returns a scalar int64 tensor, an error in which counts
-                as one in the image; by default there are no labels.
-
-        Returns:
-            A tuple: the image, or zeros; its label, where there are labels; and whether
-            it is an image.
-
-        Example:
-
-        ```python
-        image, good = Guard().read(lambda: tf.zeros((2, 2, 3)), "zeros", (2, 2, 3))
-        assert good
-        ```
-        """
+        """Returns an image, or zeros and a report; its label; whether it is good."""
         no_label = () if label is None else (tf.constant(0, tf.int64),)
 
         def failed(_):
@@ -164,30 +112,14 @@ class Guard:
             labels = () if label is None else (label(),)
             return tf.ensure_shape(read(), shape), *labels, tf.constant(True)
 
-        # a data set of one element catches its error without Python
+        # a data set of one element catches errors without Python
         one = tf.data.Dataset.from_tensors(0)
         good = one.map(succeeded)
         both = good.ignore_errors().concatenate(one.map(failed))
         return both.take(1).get_single_element()
 
     def replace_corrupt(self, batch, good):
-        """Puts good images of a batch in the places of corrupt ones.
-
-        Args:
-            batch: `(B, H, W, C)` tensor of images, or a tuple of this and their labels.
-            good: `(B,)` bool tensor.
-
-        Returns:
-            What `batch` is. Good images stay where they are.
-
-        Example:
-
-        ```python
-        images = tf.reshape([1.0, 0.0, 3.0], (3, 1, 1, 1))
-        kept = Guard().replace_corrupt(images, tf.constant([True, False, True]))
-        assert tf.squeeze(kept).numpy().tolist() == [1.0, 1.0, 3.0]
-        ```
-        """
+        """Replaces corrupt images of a batch by good ones."""
         rows = tf.cast(tf.where(good)[:, 0], tf.int32)
 
         def keep():
@@ -203,9 +135,7 @@ class Guard:
             return keep()
 
         return tf.cond(
-            tf.reduce_all(good),
-            keep,
-            lambda: tf.cond(tf.size(rows) > 0, fill, give_up),
+            tf.reduce_all(good), keep, lambda: tf.cond(tf.size(rows) > 0, fill, give_up)
         )
 
     def _report(self, name):

@@ -1,36 +1,22 @@
-"""Encoded images to pixels inside a graph: JPEG, PNG, WebP, BMP, GIF's first frame.
+"""Decodes JPEG, PNG, WebP, BMP and a GIF's first frame to RGB in a graph.
 
-The bytes say which format it is, never the file's name. Every image becomes RGB of
-8 bits: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened. What
+The format is detected from the bytes, not from the file's name. Every image becomes
+8-bit RGB: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened. What
 TensorFlow can't read is an error: BMPs of 1 or 4 bits or compressed, most animated
-WebPs; and what claims more pixels than a picture has.
+WebPs; so is a decompression bomb.
 """
 
 import tensorflow as tf
 
-# what Pillow takes for the most that is no attack; TensorFlow takes more, and of an
-# animation every frame that a header promises
+# Pillow's limit for decompression bombs; TensorFlow's is higher, and counts one frame
+# of an animation
 MOST_PIXELS = 178_956_970
 # as Pillow and PyTorch's loaders decode; TensorFlow's default trades quality for speed
 _DCT = "INTEGER_ACCURATE"
 
 
 def decode(encoded):
-    """Decodes an image.
-
-    Args:
-        encoded: Scalar string tensor.
-
-    Returns:
-        `(H, W, 3)` uint8 tensor.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
-    assert decode(png).shape == (3, 4, 3)
-    ```
-    """
+    """Decodes a scalar string to `(H, W, 3)` uint8."""
     kinds = [
         (tf.io.is_jpeg(encoded), lambda: _decode_jpeg(encoded)),
         (has(encoded, 0, b"BM"), lambda: _decode_bmp(encoded)),
@@ -41,24 +27,7 @@ def decode(encoded):
 
 
 def decode_window(encoded, window):
-    """Decodes a part of an image; of a JPEG that part alone.
-
-    Args:
-        encoded: Scalar string tensor.
-        window: Function from the image's shape to the part's begin and size, `(3,)`
-            int32 tensors each.
-
-    Returns:
-        `(h, w, 3)` uint8 tensor.
-
-    Example:
-
-    ```python
-    jpeg = tf.io.encode_jpeg(np.zeros((30, 40, 3), "uint8"))
-    part = decode_window(jpeg, lambda shape: ([2, 3, 0], [8, 9, 3]))
-    assert part.shape == (8, 9, 3)
-    ```
-    """
+    """Decodes a part, `begin, size = window(shape)`; of a JPEG nothing else."""
 
     def part_of_jpeg():
         begin, size = window(_jpeg_shape(encoded))
@@ -69,9 +38,9 @@ def decode_window(encoded, window):
         image = decode(encoded)
         return tf.slice(image, *window(tf.shape(image)))
 
-    # Decoding a part alone would not notice that the file ends after it. A JPEG whose
-    # last bytes are not its end marker is cut off, or something was appended to it: it
-    # is decoded as a whole, which tells the two apart.
+    # Decoding a part does not notice that the file ends after it. A JPEG whose last
+    # bytes are not its end marker is truncated, or something was appended: decoding it
+    # as a whole fails in the first case only.
     end = tf.maximum(tf.strings.length(encoded) - 2, 0)
     complete = has(encoded, end, b"\xff\xd9")
     image = tf.cond(
@@ -81,43 +50,14 @@ def decode_window(encoded, window):
 
 
 def checked_png(encoded):
-    """Hands a PNG on, unless its header promises more pixels than a picture has.
-
-    Args:
-        encoded: Scalar string tensor.
-
-    Returns:
-        `encoded`, or an error of INVALID_ARGUMENT.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((3, 4, 1), "uint8"))
-    assert checked_png(png) == png
-    ```
-    """
+    """Returns a PNG, or an error if its header claims more than `MOST_PIXELS`."""
     sizes = tf.io.decode_raw(_header(encoded, 16, 8), tf.int32, little_endian=False)
     with tf.control_dependencies([_check_pixels(sizes[0], sizes[1])]):
         return tf.identity(encoded)
 
 
 def has(encoded, begin, magic):
-    """Tells whether certain bytes stand at a place.
-
-    Args:
-        encoded: Scalar string tensor.
-        begin: Int, or scalar int32 tensor.
-        magic: Bytes.
-
-    Returns:
-        Scalar bool tensor, false behind the end.
-
-    Example:
-
-    ```python
-    assert has(tf.constant(b"BM..."), 0, b"BM") and not has(tf.constant(b""), 9, b"BM")
-    ```
-    """
+    """Whether certain bytes stand at a place; false past the end."""
     return tf.equal(_part(encoded, begin, len(magic)), magic)
 
 
@@ -137,7 +77,7 @@ def _decode_png_or_gif(encoded):
         (has(encoded, 0, b"GIF8"), lambda: _checked_gif(encoded)),
         (has(encoded, 0, b"\x89PNG"), lambda: checked_png(encoded)),
     ]
-    # of anything else decode_image says itself that it is no image
+    # decode_image itself raises on anything else
     encoded = tf.case(kinds, default=lambda: tf.identity(encoded))
     return tf.io.decode_image(encoded, 3, expand_animations=False)
 
@@ -164,13 +104,9 @@ def _decode_webp(encoded):
         with tf.control_dependencies([check]):
             return tf.image.decode_webp(encoded, 4)
 
-    # 0: channels as they are, as three may not be asked of an image with alpha. Of an
-    # animation without alpha TensorFlow then writes past its buffer: 4 is an error.
-    image = tf.cond(
-        animated,
-        frames,
-        lambda: tf.image.decode_webp(encoded, 0),
-    )
+    # 0: the image's own channels, as 3 is an error with alpha. Of an animation without
+    # alpha TensorFlow then writes past its buffer; 4 is an error.
+    image = tf.cond(animated, frames, lambda: tf.image.decode_webp(encoded, 0))
     return image[0, ..., :3]  # (H, W, 3)
 
 
@@ -181,7 +117,7 @@ def _decode_bmp(encoded):
     # TensorFlow checks neither: it would return other pixels
     checks = [
         tf.debugging.assert_greater_equal(header_size, 40),
-        # 3: the masks of 32 bits, of which this is the usual order
+        # 3: bit masks of 32 bits, usually in this order
         tf.debugging.assert_equal(compression % 3, 0),
     ]
     with tf.control_dependencies(checks):
@@ -206,13 +142,13 @@ def _check_pixels(width, height, frames=1):
 
 
 def _header(encoded, begin, length):
-    """Cuts bytes out; behind the end they are 0, as no image has them."""
+    """Returns bytes at a place; past the end they are 0, as in no image."""
     padded = _part(encoded, begin, length) + b"\0" * length
     return tf.strings.substr(padded, 0, length)
 
 
 def _part(encoded, begin, length):
-    """Cuts bytes out; behind the end there are none."""
-    # substr's own error would quote all bytes, of which Python can't make a message
+    """Returns bytes at a place; past the end there are none."""
+    # substr's own error would quote all bytes, which Python can't decode
     begin = tf.minimum(begin, tf.strings.length(encoded))
     return tf.strings.substr(encoded, begin, length)

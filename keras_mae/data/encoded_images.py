@@ -1,20 +1,20 @@
-"""What collections of encoded images share, wherever the bytes lie."""
+"""Base class of image collections that are decoded on the fly."""
 
-from keras_mae.data.augmentation import centre_crop, random_window, resize_and_flip
+from keras_mae.data.augmentation import center_crop, random_window, resize_and_flip
 from keras_mae.data.decoding import decode, decode_window
 
 
 class EncodedImages:
-    """Base of collections whose items are encoded RGB images.
+    """Base class of collections of encoded RGB images.
 
-    A subclass says what its items are: `__len__`, `training_items`, `held_out_items`,
-    `name`, `encoded`, and of labelled images `label`.
+    A subclass defines `__len__`, `training_items`, `held_out_items`, `name`, `encoded`,
+    and `label` where there are labels.
     """
 
     channels = 3
 
     def training_image(self, item, processor, seed, augmentation):
-        """Reads an image for training: a random crop in grey levels."""
+        """Reads an image for training: a random crop."""
 
         def window(shape):
             return random_window(shape, seed, augmentation.scale)
@@ -26,5 +26,5 @@ class EncodedImages:
         return resize_and_flip(image, processor.image_size, seed, augmentation.flip)
 
     def held_out_image(self, item, processor, seed):
-        """Reads a held-out image: the middle of it, in grey levels."""
-        return centre_crop(decode(self.encoded(item)), processor.image_size)
+        """Reads a held-out image: its center crop."""
+        return center_crop(decode(self.encoded(item)), processor.image_size)

@@ -1,4 +1,4 @@
-"""What a data set holds, in short: to notice that images came, went or changed."""
+"""Fingerprint of a data set: a hash that changes with its images and labels."""
 
 import hashlib
 import os
@@ -11,14 +11,14 @@ from keras_mae.data.tfrecord import ImageRecords
 
 
 def describe_contents(source: Source) -> str:
-    """Tells a data set's images and classes from others, without reading its files.
+    """Hashes a data set's images and classes, without reading its files.
 
     Args:
         source: A `Source` from `with_labels`.
 
     Returns:
-        Str, a hash: of the classes' names, and of the images in their order, arrays by
-        their pixels and labels, files by their paths, sizes and times of change.
+        Str, a hash of the class names and of the images in their order: of arrays by
+        pixels and labels, of files by path, size and modification time.
 
     Example:
 
@@ -40,7 +40,7 @@ def describe_contents(source: Source) -> str:
 
 
 def _rows(images):
-    """Yields what tells each image, or each file of several, from others."""
+    """Yields what identifies each image, or each file of several."""
     if isinstance(images, ImageFiles):
         yield from ((path, *_local_stat(path)) for path in images.paths)
     elif isinstance(images, ImageRecords):
@@ -54,11 +54,11 @@ def _local_stat(path):
     try:
         found = os.stat(path)
     except OSError:
-        return ()  # gone since it was listed: it counts as corrupt where it is read
+        return ()  # deleted since it was listed: it will count as corrupt
     return found.st_size, found.st_mtime_ns
 
 
 def _stat(path):
-    """Asks for a file's size and time of change, wherever it lies."""
+    """Returns a local or remote file's size and modification time."""
     found = tf.io.gfile.stat(path)
     return found.length, found.mtime_nsec

@@ -1,4 +1,4 @@
-"""Images in a folder, one file each."""
+"""Image files in a folder, with a subfolder for each class."""
 
 import hashlib
 import os
@@ -9,187 +9,103 @@ import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
 
-ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-HELD_OUT_FOLDERS = ("val", "validation", "test")
-# of a folder that names no held-out images
-HELD_OUT_SHARE = 0.02
+_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+_HELD_OUT_FOLDERS = ("val", "validation", "test")
+# of a folder without one of these
+_HELD_OUT_SHARE = 0.02
 
 
 class ImageFiles(EncodedImages):
-    """Image files below a folder.
-
-    Args:
-        root: Path of the folder.
-        names: List of str, paths of the files in it, relative to it.
-        class_names: List of str, the folders that stand for the classes 0, 1, ...
-
-    Example:
-
-    ```python
-    images = ImageFiles("photos", ["cats/a.jpg", "cats/b.jpg"])
-    assert len(images) == 2 and images.paths[0] == "photos/cats/a.jpg"
-    ```
-    """
+    """Image files below a folder."""
 
     def __init__(self, root, names, class_names=None):
-        self._root = os.fspath(root)
-        self._names = list(names)
+        self.root = os.fspath(root)
+        self.names = list(names)  # of files, relative to root
         self._class_names = class_names
         self._tensors = {}
 
     def __len__(self):
-        return len(self._names)
-
-    @property
-    def root(self):
-        """Str, the folder's path."""
-        return self._root
-
-    @property
-    def names(self):
-        """List of str, the files' paths relative to the folder."""
-        return list(self._names)
+        return len(self.names)
 
     @property
     def paths(self):
-        """List of str, the files' paths."""
-        return [os.path.join(self._root, name) for name in self._names]
+        return [os.path.join(self.root, name) for name in self.names]
 
     def divided(self):
-        """Holds out 2 % of the files, at least one: those with the least hashes.
-
-        Returns:
-            A tuple of `ImageFiles`: for training, and held out.
-
-        Raises:
-            ValueError: If there is only one file.
-
-        Example:
-
-        ```python
-        training, held_out = ImageFiles("photos", ["a.jpg", "b.jpg"]).divided()
-        assert len(training) == len(held_out) == 1
-        ```
-        """
+        """Holds out 2 % of the files, at least one: those with the smallest hashes."""
         if len(self) < 2:
             raise ValueError(
-                f"{self._root} must hold at least two images, one of them held out, "
-                f"or held_out name others. Received: {len(self)}"
+                f"{self.root} must hold at least two images, one of them held out, "
+                f"unless held_out names others. Received: {len(self)}"
             )
-        # a hash: the same files whatever the order in which the folder lists them
-        names = _by_hash(self._names)
-        count = max(1, round(len(names) * HELD_OUT_SHARE))
+        # by hash: the same files in whatever order the folder lists them
+        names = _by_hash(self.names)
+        count = max(1, round(len(names) * _HELD_OUT_SHARE))
         return (
-            ImageFiles(self._root, sorted(names[count:])),
-            ImageFiles(self._root, names[:count]),
+            ImageFiles(self.root, sorted(names[count:])),
+            ImageFiles(self.root, names[:count]),
         )
 
     def without(self, others):
-        """Leaves out files that another collection names.
-
-        Args:
-            others: A collection of any kind.
-
-        Returns:
-            An `ImageFiles`.
-
-        Example:
-
-        ```python
-        images = ImageFiles("photos", ["a.jpg", "b.jpg"])
-        assert len(images.without(ImageFiles("photos", ["a.jpg"]))) == 1
-        ```
-        """
+        """Leaves out files that another collection has."""
         if not isinstance(others, ImageFiles):
             return self
         out = {os.path.realpath(path) for path in others.paths}
         kept = [
             name
-            for name, path in zip(self._names, self.paths, strict=True)
+            for name, path in zip(self.names, self.paths, strict=True)
             if os.path.realpath(path) not in out
         ]
-        return ImageFiles(self._root, kept)
+        return ImageFiles(self.root, kept)
 
     def training_items(self, order):
-        """Orders the files: endless `(position, index)`."""
+        """Shuffles the files without end: `(position, index)`."""
         return order.indices(len(self))
 
     def held_out_items(self):
-        """Lists the files once, mixed, so that the first few are of several classes."""
-        names = {name: index for index, name in enumerate(self._names)}
-        mixed = [names[name] for name in _by_hash(self._names)]
+        """Lists the files once, by hash: the first few are of several classes."""
+        names = {name: index for index, name in enumerate(self.names)}
+        mixed = [names[name] for name in _by_hash(self.names)]
         return tf.data.Dataset.from_tensor_slices(tf.constant(mixed, tf.int64))
 
     def name(self, index):
-        """Names an image: its path."""
+        """Returns an image's path."""
         # the file system's own bytes, which need not be UTF-8
         name = self._look_up(
-            "names", index, lambda: [os.fsencode(name) for name in self._names]
+            "names", index, lambda: [os.fsencode(name) for name in self.names]
         )
-        return tf.strings.join([os.fsencode(self._root), name], os.sep)
+        return tf.strings.join([os.fsencode(self.root), name], os.sep)
 
     def label(self, index):
-        """Looks the image's class up, by its folder."""
-
+        """Returns an image's class, from its folder."""
         return self._look_up("labels", index, lambda: self.labels)
 
     @property
     def labels(self):
         """`(N,)` int64 array, the classes of all images."""
         numbers = {name: number for number, name in enumerate(self._class_names)}
-        return np.array([numbers[os.path.dirname(n)] for n in self._names], "int64")
+        return np.array([numbers[os.path.dirname(n)] for n in self.names], "int64")
 
     def chosen(self, indices):
-        """Takes some of the files, as often as they are asked for.
-
-        Args:
-            indices: Sequence of ints.
-
-        Returns:
-            An `ImageFiles`.
-        """
-        names = [self._names[index] for index in indices]
-        return ImageFiles(self._root, names, self._class_names)
+        """Selects files by index, with repetitions."""
+        names = [self.names[index] for index in indices]
+        return ImageFiles(self.root, names, self._class_names)
 
     def _look_up(self, table, index, make):
-        """Looks something up of all images, kept outside of graphs."""
+        """Looks up `make()[index]`; the table is built once, outside of graphs."""
         if table not in self._tensors:
             with tf.init_scope():
                 self._tensors[table] = tf.convert_to_tensor(make())
         return self._tensors[table][index]
 
     def encoded(self, index):
-        """Reads a file's bytes."""
         return tf.io.read_file(self.name(index))
 
 
 def load_folder(path, divide=True):
-    """Finds the images in a folder: flat, or in folders of any depth, as classes are.
+    """Finds the images in a folder, at any depth: for training, and held out or `None`.
 
-    A folder `train` beside a folder `val`, `validation` or `test`, or alone, holds the
-    images for training, and that one the held-out ones. Where there is none, 2 % of the
-    files, at least one, are held out, always the same ones.
-
-    Args:
-        path: Path of the folder.
-        divide: Whether to hold out files where the folder doesn't say which; else
-            there are no held-out images then.
-
-    Returns:
-        A tuple of `ImageFiles`: for training, and held out or `None`.
-
-    Raises:
-        ValueError: If there is no such folder, or no image in it.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((8, 8, 3), "uint8")).numpy()
-    for name in ("a.png", "b.png", "c.png"):
-        Path(name).write_bytes(png)
-    training, held_out = load_folder(".")
-    assert len(training) == 2 and len(held_out) == 1
-    ```
+    See `load_source`; `divide` holds some out where the folders don't say which.
     """
     root = Path(path)
     if not root.is_dir():
@@ -202,45 +118,17 @@ def load_folder(path, divide=True):
 
 
 def class_names(names):
-    """Reads the classes of files from the folders that they lie in.
-
-    Args:
-        names: List of str, paths relative to the folder of all classes.
-
-    Returns:
-        A sorted list of str, or `None` if some file lies in no folder.
-
-    Example:
-
-    ```python
-    assert class_names(["cats/a.jpg", "dogs/c.jpg"]) == ["cats", "dogs"]
-    assert class_names(["a.jpg"]) is None
-    ```
-    """
+    """Returns the sorted folders of files, or `None` if a file is in none."""
     if not all(os.path.dirname(name) for name in names):
         return None
     return sorted({os.path.dirname(name) for name in names})
 
 
 def list_images(root):
-    """Lists the image files below a folder, without hidden ones.
-
-    Args:
-        root: Path of the folder.
-
-    Returns:
-        A sorted list of str, paths relative to `root`.
-
-    Example:
-
-    ```python
-    Path("a.JPEG").touch()
-    assert list_images(".") == ["a.JPEG"]
-    ```
-    """
+    """Lists the image files below a folder, sorted, without hidden ones."""
     names, seen = [], set()
     for folder, folders, files in os.walk(root, followlinks=True):
-        # a link may lead back to where it lies
+        # a symbolic link may form a loop
         real = os.path.realpath(folder)
         if real in seen:
             folders.clear()
@@ -250,7 +138,7 @@ def list_images(root):
         names += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in files
-            if name.lower().endswith(ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(_ENDINGS) and not name.startswith(".")
         ]
     return sorted(names)
 
@@ -259,15 +147,18 @@ def _find(root):
     names = list_images(root)
     if not names:
         raise ValueError(
-            f"{root} must hold images ({', '.join(ENDINGS)}). Received: none"
+            f"{root} must hold images ({', '.join(_ENDINGS)}). Received: none"
         )
     return ImageFiles(root, names)
 
 
 def _splits(root):
-    """Tells a folder of splits from a folder of classes, one of which is `train`."""
+    """Returns the folders for training and held out (or `None`).
+
+    A folder `train` among others is a split only beside a held-out one, else a class.
+    """
     folders = [f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
-    held_out = [name for name in HELD_OUT_FOLDERS if name in folders]
+    held_out = [name for name in _HELD_OUT_FOLDERS if name in folders]
     if "train" in folders and held_out:
         return root / "train", root / held_out[0]
     if folders == ["train"]:

@@ -1,4 +1,4 @@
-"""Which class an image is of: where labels come from, and whether they agree."""
+"""Class labels of a data set: find and check them, or keep only a few per class."""
 
 import os
 
@@ -10,22 +10,22 @@ from keras_mae.data.tfrecord import ImageRecords
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:
-    """Makes sure of a data set's labels, before anything is trained on them.
+    """Finds and checks a data set's labels.
 
-    Those of files are the folders that they lie in, sorted; those of records the
-    numbers in them, of which a first file is read here; built-in images bring theirs.
+    Files have their folders as classes, sorted; records the numbers in them, of which a
+    first file is checked here; built-in images have their own.
 
     Args:
         source: A `Source`.
-        num_classes: Int, how many classes there are, where the data can't tell; else
-            it must agree.
+        num_classes: Int, the number of classes, needed where the data does not say;
+            else it must agree.
 
     Returns:
-        The `Source`, with `class_names`; what UTF-8 can't say is a question mark.
+        The `Source`, with `class_names`; bytes that are not UTF-8 become `?`.
 
     Raises:
-        ValueError: If images have no labels, the classes for training and those held
-            out differ, a class has no image, or a label is out of range.
+        ValueError: If images have no labels, training and held-out classes differ, a
+            class has no image, or a label is out of range.
 
     Example:
 
@@ -37,7 +37,7 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
     parts = source.training, source.held_out
     if isinstance(source.training, list):
         if source.training_labels is None or source.held_out_labels is None:
-            raise ValueError("The data set has no labels. Classes need a folder each")
+            raise ValueError("The data set has no labels: classes need a folder each")
         labels = source.training_labels
         names = [str(number) for number in range(num_classes or max(labels) + 1)]
         for labels in (source.training_labels, source.held_out_labels):
@@ -58,21 +58,21 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
 
 
 def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Source:
-    """Leaves only some images of each class for training.
+    """Keeps only some training images of each class.
 
-    An epoch stays as long as it was: it visits each of them more often.
+    An epoch stays as long as it was: each image is repeated.
 
     Args:
         source: A `Source` from `with_labels`.
         labels_per_class: Int, or `None` for all.
-        seed: Int, which decides the choice.
+        seed: Int, of the random choice.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError: If a class has fewer images, or the images are records, whose labels
-            are not known in advance.
+        ValueError: If a class has fewer images, or the images are TFRecords, whose
+            labels are not known in advance.
 
     Example:
 
@@ -88,7 +88,7 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
     elif isinstance(source.training, ImageFiles):
         labels = source.training.labels
     else:
-        raise ValueError("labels_per_class chooses among arrays or files, not records")
+        raise ValueError("labels_per_class needs arrays or files, not TFRecords")
     counts = np.bincount(labels, minlength=source.num_classes)
     names = source.class_names or ()
     if not 1 <= labels_per_class <= counts.min():
@@ -106,9 +106,9 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
 
 
 def _folder_classes(training, held_out):
-    """Lists the classes of files, or says what is wrong with their folders."""
+    """Lists the classes of files; raises if their folders don't agree."""
     if training.root == held_out.root:
-        # divided: all images of a small class may be on one side
+        # `divided`: a small class may be on one side only
         return _classes_of(training.root, training.names + held_out.names)
     names, others = (
         _classes_of(part.root, part.names) for part in (training, held_out)
@@ -124,7 +124,7 @@ def _folder_classes(training, held_out):
 
 
 def _classes_of(root, names):
-    """Lists the class folders below a root, none of which may be empty."""
+    """Lists the class folders below a root; raises if one is empty."""
     held = {name.split(os.sep)[0] for name in names}
     with os.scandir(root) as entries:
         folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
@@ -137,33 +137,33 @@ def _classes_of(root, names):
     if classes is None:
         stray = next(name for name in names if not os.path.dirname(name))
         raise ValueError(
-            f"{root} must have a folder for each class. Received: {stray}, in none"
+            f"{root} must have a folder for each class. Received: {stray}, in no folder"
         )
     return classes
 
 
 def _known_names(parts, num_classes):
-    """Finds the classes of records, by what lies beside them or by their number."""
-    told = [part.class_names for part in parts if isinstance(part, ImageRecords)]
-    told = [list(names) for names in told if names]
-    if not told:
+    """Finds the classes of TFRecords: from a file beside them, or by their number."""
+    lists = [part.class_names for part in parts if isinstance(part, ImageRecords)]
+    lists = [list(names) for names in lists if names]
+    if not lists:
         if num_classes is None:
             raise ValueError(
-                "num_classes must be given: the records have numbers for classes, and "
-                "no file of their names lies beside them"
+                "num_classes must be given: the TFRecords number their classes, and "
+                "there is no file of class names beside them"
             )
         return [str(number) for number in range(num_classes)]
-    if told[0] != told[-1]:
+    if lists[0] != lists[-1]:
         raise ValueError(
-            "The classes for training and those held out must be the same. "
-            f"Received: {_shortened(told[0])} and {_shortened(told[-1])}"
+            "Training and held-out classes must be the same. "
+            f"Received: {_shortened(lists[0])} and {_shortened(lists[-1])}"
         )
-    _check_count(told[0], num_classes, "the data set")
-    return told[0]
+    _check_count(lists[0], num_classes, "the data set")
+    return lists[0]
 
 
 def _labelled(images, names):
-    """Gives a collection its classes, once its first labels have proved right."""
+    """Gives a collection its classes, after its (first) labels were checked."""
     if isinstance(images, ImageFiles):
         classes = _classes_of(images.root, images.names)
         if classes != list(names):
@@ -173,7 +173,7 @@ def _labelled(images, names):
             )
         return ImageFiles(images.root, images.names, names)
     if images.label_key is None:
-        raise ValueError("The records have no labels: image/class/label or label")
+        raise ValueError("The TFRecords have no feature image/class/label or label")
     path, labels = images.first_labels()
     _check_range(path, labels, names)
     return images.with_classes(names)

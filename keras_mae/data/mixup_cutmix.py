@@ -1,18 +1,17 @@
-"""Mixup (Zhang et al., 2017) and CutMix (Yun et al., 2019) of a batch, and smoothing.
+"""Mixup (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
 
 As timm's `Mixup` in its mode `batch`: one choice between the two and one weight a
-batch. Its partner of an image is the image's mirror in the batch; here it is the
-neighbour (2k and 2k + 1), so that a batch gives the same however it is divided. Batches
-are shuffled, so the two are equal in distribution. The box is the published one, with
-sides of an even number of pixels; today's timm lets them be odd.
+batch. There an image's partner is its mirror in the batch; here it is its neighbour (2k
+and 2k + 1), so that the result does not depend on how a batch is divided. Batches are
+shuffled, so the two are equal in distribution. The box is the published one, with sides
+of an even number of pixels; today's timm has odd ones too.
 
-`keras.layers.MixUp` and `keras.layers.CutMix` are something else, beside drawing from a
-state of their own and knowing nothing of each other: weight, box and partner are each
-image's own, the partner (perhaps the image itself) by a permutation of the batch. A
-`factor` of CutMix isn't alpha: alpha is itself uniform in (0, `factor`). Its box always
-lies inside the image, where the published box has a uniform centre and is clipped, and
-its corners are fractions of pixels, so that labels are weighted nearly, not exactly, by
-the share of pixels.
+`keras.layers.MixUp` and `keras.layers.CutMix` differ. They have a random state of their
+own, and weight, box and partner (perhaps the image itself) for each image. A `factor`
+of CutMix isn't alpha: alpha is itself uniform in (0, `factor`). Its box always lies
+inside the image, where the published box has a uniform center and is clipped, and its
+corners are fractions of pixels, so that labels are weighted only nearly by the share of
+pixels.
 """
 
 import tensorflow as tf
@@ -24,15 +23,15 @@ from keras_mae.utils.typing import Tensor
 def smoothed_one_hot(
     labels: Tensor, num_classes: int, smoothing: float = 0.1
 ) -> tf.Tensor:
-    """Encodes classes, with some of the weight spread over all of them.
+    """One-hot encodes classes, with label smoothing.
 
     Args:
         labels: Int tensor of classes, any shape.
         num_classes: Int.
-        smoothing: Float in [0, 1], the weight that is spread.
+        smoothing: Float in [0, 1], the weight that is spread over all classes.
 
     Returns:
-        Float32 tensor with one more dimension, of `num_classes`; its sums are 1.
+        Float32 tensor with a last dimension of `num_classes`, whose sums are 1.
 
     Raises:
         ValueError: If `smoothing` is out of range.
@@ -58,22 +57,22 @@ def mix(
     switch: float = 0.5,
     probability: float = 1.0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes each image of a batch with its neighbour, and their labels alike.
+    """Applies mixup or CutMix to pairs of neighbours in a batch, and to their labels.
 
-    The seed alone decides how: parts of a batch are mixed as the whole would be.
+    Only the seed decides how: parts of a batch are mixed as the whole would be.
 
     Args:
         images: `(B, H, W, C)` float32 tensor; `B` is even.
         labels: `(B, K)` float32 tensor, as `smoothed_one_hot` gives it.
         seed: `(2,)` int tensor; the same seed gives the same result.
         mixup_alpha: Float, the weight of mixup is drawn from Beta(alpha, alpha); 0
-            leaves CutMix alone.
-        cutmix_alpha: Float, the same for CutMix; 0 leaves mixup alone.
-        switch: Float in [0, 1], how often it is CutMix where both are possible.
-        probability: Float in [0, 1], how often a batch is mixed at all.
+            for CutMix only.
+        cutmix_alpha: Float, the same for CutMix; 0 for mixup only.
+        switch: Float in [0, 1], the probability of CutMix where both are on.
+        probability: Float in [0, 1], that of mixing a batch at all.
 
     Returns:
-        A tuple of the mixed images and labels, shaped as they came.
+        A tuple of the mixed images and labels, of the same shapes.
 
     Raises:
         ValueError: If `B` is known to be odd, or an argument is out of range.
@@ -91,7 +90,7 @@ def mix(
     labels = tf.convert_to_tensor(labels, tf.float32)
     if (images.shape[0] or 0) % 2:
         raise ValueError(
-            f"A batch that is mixed must be even. Received: {images.shape[0]} images"
+            f"The batch size must be even for mixing. Received: {images.shape[0]}"
         )
     if min(mixup_alpha, cutmix_alpha) < 0:
         raise ValueError(
@@ -142,6 +141,6 @@ def _inside(length, ratio, chance):
 
 
 def _blend(batch, weights):
-    """Weighs a batch against its neighbours."""
+    """Mixes each item of a batch with its neighbour."""
     neighbours = tf.bitwise.bitwise_xor(tf.range(tf.shape(batch)[0]), 1)
     return batch * weights + tf.gather(batch, neighbours) * (1.0 - weights)

@@ -1,4 +1,4 @@
-"""Pipelines: batches for training without end, and held-out images."""
+"""tf.data pipeline for pretraining, and held-out images."""
 
 import os
 
@@ -12,8 +12,8 @@ from keras_mae.data.shuffling import Order
 from keras_mae.data.source import Source
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 
-# held-out images that are read where nobody says how many
-HELD_OUT_COUNT = 512
+# default number of held-out images from files
+_HELD_OUT_COUNT = 512
 # fixed, as autotuning is off: see `options`
 PARALLEL_CALLS = (
     len(os.sched_getaffinity(0))
@@ -33,34 +33,33 @@ def training_pipeline(
     corrupt: CorruptImages | None = None,
     augmentation: Augmentation | None = None,
 ) -> tf.data.Dataset:
-    """Feeds a source's training images without end: shuffled, cropped, normalized.
+    """Yields training images without end: shuffled, cropped, normalized.
 
-    The seed and the number of the step decide what a batch holds, nothing else does:
-    neither where the stream began, nor how many workers share it, nor which images are
-    corrupt. In the place of a corrupt image stands a good one of the same batch.
-    Batches are always full, so that shapes stay static.
+    Only the seed and the step's number decide what a batch contains: not the first
+    step, the number of workers, or corrupt images, which are replaced by good ones of
+    the same batch. Batches are always full, so that shapes are static.
 
     Args:
         source: A `Source`.
         processor: A `MAEImageProcessor` with the wanted size.
         batch_size: Int, images a batch over all replicas of all workers.
         seed: Int.
-        first_step: Int, how many batches of the stream to leave out.
-        input_context: A `tf.distribute.InputContext`, as
-            `Strategy.distribute_datasets_from_function` gives it: the pipeline then
-            yields this worker's share, a batch for each replica in turn. By default
-            there is one replica.
-        corrupt: A `CorruptImages` that hears of images that can't be read; its
-            `check` is the caller's to call. By default the pipeline itself stops, with
-            a TensorFlow error, at the 101st of them.
+        first_step: Int, how many batches to skip.
+        input_context: A `tf.distribute.InputContext` from
+            `Strategy.distribute_datasets_from_function`: the pipeline then yields this
+            worker's share, a batch for each replica in turn. By default there is one
+            replica.
+        corrupt: A `CorruptImages` that collects images that can't be read; the caller
+            calls its `check`. By default the pipeline itself stops, with a TensorFlow
+            error, at the 101st of them.
         augmentation: An `Augmentation`; by default the source's.
 
     Returns:
-        A `tf.data.Dataset` of `(b, H, W, C)` float32 batches, `b` images a replica.
+        A `tf.data.Dataset` of `(b, H, W, C)` float32 batches, `b` images per replica.
 
     Raises:
-        ValueError: If an epoch holds less than one batch, a batch can't be divided
-            among replicas, or the processor is for other images.
+        ValueError: If an epoch has less than one batch, a batch can't be divided among
+            replicas, or the processor has other channels.
 
     Example:
 
@@ -83,7 +82,7 @@ def training_pipeline(
         corrupt,
         augmentation,
     )
-    return endless(batches.map(lambda step, images: images))
+    return mark_infinite(batches.map(lambda step, images: images))
 
 
 def held_out_images(
@@ -92,24 +91,22 @@ def held_out_images(
     count: int | None = None,
     corrupt: CorruptImages | None = None,
 ) -> np.ndarray:
-    """Prepares held-out images, always the same ones.
+    """Loads held-out images, always the same ones.
 
     Args:
         source: A `Source`.
         processor: A `MAEImageProcessor` with the wanted size.
-        count: Int, how many; by default each image once, of files and records at most
-            512.
-        corrupt: A `CorruptImages` that hears of images that can't be read, which are
+        count: Int, how many; by default each image once, of files at most 512.
+        corrupt: A `CorruptImages` that collects images that can't be read, which are
             left out; its `check` is called for each.
 
     Returns:
-        `(count, H, W, C)` float32 array; where there are fewer images they are visited
-        in turn. Photographs come with fixed crops, other images squashed, those of
-        files and records as the middle of the image resized.
+        `(count, H, W, C)` float32 array; fewer images are repeated. Those of files are
+        center crops, those of `photos` fixed random crops, those of `digits` whole.
 
     Raises:
         ValueError: If none can be read, more are corrupt than `corrupt` tolerates, or
-            the processor is for other images.
+            the processor has other channels.
 
     Example:
 
@@ -119,15 +116,17 @@ def held_out_images(
     assert held_out_images(source, processor, count=4).shape == (4, 32, 32, 1)
     ```
     """
-    images = collection(source, training=False)
+    images = image_collection(source, training=False)
     check_channels(images, processor)
     if count is None:
-        most = len(images) if isinstance(images, ImageArrays) else HELD_OUT_COUNT
+        most = len(images) if isinstance(images, ImageArrays) else _HELD_OUT_COUNT
         count = min(len(images), most)
     if count < 1:
         raise ValueError(f"count must be at least 1. Received: {count}")
     guard = Guard(CorruptImages() if corrupt is None else corrupt)
-    load = loader(images, held_out_reader(images, processor), processor, 0, guard)
+    load = make_loader(
+        images, make_held_out_reader(images, processor), processor, 0, guard
+    )
     dataset = images.held_out_items().enumerate()
     dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
     dataset = dataset.with_options(options())
@@ -158,7 +157,7 @@ def training_batches(
     augmentation,
     labelled=False,
 ):
-    """Reads batches without end: `(step, images)`, or `(step, (images, labels))`."""
+    """Yields `(step, images)` or `(step, (images, labels))` without end."""
     if not 0 < batch_size <= source.epoch_size:
         raise ValueError(
             f"batch_size must be in [1, {source.epoch_size}], the images of an epoch. "
@@ -167,17 +166,17 @@ def training_batches(
     if first_step < 0:
         raise ValueError(f"first_step must not be negative. Received: {first_step}")
     augmentation.check()
-    order, per_replica = divide(batch_size, seed, first_step, input_context)
-    images = collection(source, training=True)
+    order, per_replica = worker_order(batch_size, seed, first_step, input_context)
+    images = image_collection(source, training=True)
     check_channels(images, processor)
     guard = Guard(corrupt)
 
     def read(item, image_seed):
         image = images.training_image(item, processor, image_seed, augmentation)
-        image = processor.normalize(augmentation.change(image, image_seed))
-        return augmentation.finish(image, image_seed)
+        image = processor.normalize(augmentation.rand_augment(image, image_seed))
+        return augmentation.random_erasing(image, image_seed)
 
-    load = loader(images, read, processor, seed, guard, labelled)
+    load = make_loader(images, read, processor, seed, guard, labelled)
 
     def clean(position, *batch):
         *batch, good = batch
@@ -190,15 +189,15 @@ def training_batches(
     return dataset.map(clean, num_parallel_calls=PREFETCHED_BATCHES)
 
 
-def held_out_reader(images, processor):
-    """Makes the function from item and seed to a held-out image, normalized."""
+def make_held_out_reader(images, processor):
+    """Returns a function from item and seed to a held-out image, normalized."""
     return lambda item, seed: processor.normalize(
         images.held_out_image(item, processor, seed)
     )
 
 
-def divide(batch_size, seed, first_step, context):
-    """Gives this worker's order, and the images a replica."""
+def worker_order(batch_size, seed, first_step, context):
+    """Returns this worker's `Order`, and the batch size per replica."""
     if context is None:
         return Order(seed, batch_size, first_step), batch_size
     replicas, workers = context.num_replicas_in_sync, context.num_input_pipelines
@@ -209,15 +208,15 @@ def divide(batch_size, seed, first_step, context):
         )
     if replicas % workers:
         raise ValueError(
-            f"Each of the {workers} workers must have as many replicas. "
+            f"All {workers} workers must have the same number of replicas. "
             f"Received: {replicas} replicas"
         )
     order = Order(seed, batch_size, first_step, context.input_pipeline_id, workers)
     return order, context.get_per_replica_batch_size(batch_size)
 
 
-def collection(source, training):
-    """Wraps the arrays of a source; other images are collections already."""
+def image_collection(source, training):
+    """Returns a source's collection; a list of arrays becomes one."""
     images = source.training if training else source.held_out
     if not isinstance(images, list):
         return images
@@ -228,25 +227,15 @@ def collection(source, training):
 def check_channels(images, processor):
     if processor.num_channels != images.channels:
         raise ValueError(
-            f"The data set has {images.channels} channels. Received: a processor for "
-            f"{processor.num_channels}"
+            f"The data set has {images.channels} channels. "
+            f"Received: an image processor for {processor.num_channels}"
         )
 
 
-def loader(images, read, processor, seed, guard, labelled=False):
-    """Makes the function from position and item to what a batch is made of.
+def make_loader(images, read, processor, seed, guard, labelled=False):
+    """Returns a function from position and item to `(position, image, is_good)`.
 
-    Args:
-        images: A collection.
-        read: Function of an item and a `(2,)` seed that returns a normalized image.
-        processor: A `MAEImageProcessor`.
-        seed: Int.
-        guard: A `Guard`.
-        labelled: Whether labels are read as well.
-
-    Returns:
-        A function that returns `(position, image, whether it is good)`, with the label
-        behind the image where labels are read.
+    With `labelled` it returns the label after the image.
     """
     shape = (*processor.image_size, processor.num_channels)
 
@@ -263,10 +252,10 @@ def loader(images, read, processor, seed, guard, labelled=False):
     return load
 
 
-def endless(dataset):
-    """Finishes a pipeline of batches: prefetched, and known to have no end.
+def mark_infinite(dataset):
+    """Prefetches batches, and marks them as infinite.
 
-    Where an end is possible, `tf.distribute` gives up the batches' static size.
+    Of a finite data set `tf.distribute` makes batches of unknown size.
     """
     dataset = dataset.apply(
         tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)
@@ -275,12 +264,12 @@ def endless(dataset):
 
 
 def options():
-    """Options of a pipeline: deterministic, and dealt out to workers by itself."""
+    """Options of a pipeline: deterministic, no autotuning, no automatic sharding."""
     options = tf.data.Options()
     options.deterministic = True
-    # an iterator's end may wait up to a minute for autotuning's thread to wake up
+    # the end of an iterator may wait up to a minute for autotuning's thread
     options.autotune.enabled = False
-    # workers' shares are cut here, by Order
+    # `Order` shards
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )

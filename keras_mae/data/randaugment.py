@@ -1,22 +1,21 @@
-"""RandAugment as fine-tuning uses it: timm's `rand-m9-mstd0.5-inc1`, in a graph.
+"""RandAugment for fine-tuning, in a graph: timm's `rand-m9-mstd0.5-inc1`.
 
 Two of fifteen operations are drawn with replacement, each is applied half of the time,
-at a magnitude drawn around 9 of 10. Pillow's arithmetic is kept, to the fractions of
-grey levels that it drops. What differs: rotation, shear and translation are bilinear,
-where the recipe's are bicubic, and at the image's edge they blend one pixel into the
-fill. At a magnitude of 10, posterizing keeps no bits and the image is black; Pillow did
-so when the recipe was published, today's refuses.
+at a magnitude drawn around 9 of 10. Rounding is Pillow's. What differs: rotation, shear
+and translation are bilinear, where the recipe's are bicubic, and at the image's edge
+they blend one pixel into the fill. At a magnitude of 10, posterizing keeps no bits and
+the image is black; Pillow did so when the recipe was published, today's raises.
 
-`keras.layers.RandAugment` is something else, beside drawing from a state of its own:
+`keras.layers.RandAugment` differs, beside having a random state of its own:
 
 - Operations: eleven. Invert is missing, shear and translation take both axes at once,
   solarize-add and solarize are one operation.
 - Chance: operations are chosen once a call, so for a whole batch, and always applied;
   all of them are computed each time, and the results of the others thrown away.
 - Magnitudes: uniform in a range instead of near one level. At the default `factor` of
-  0.5 most go one way only: turned by 0 to 180 degrees, shifted right and down by up to
-  half of the side, brighter, more contrast, less sharp, less colour; posterizing keeps
-  1 to 3 bits, shear is up to 0.5, solarizing adds and has a threshold of up to 127.5.
+  0.5 most have one direction: rotated by 0 to 180 degrees, shifted right and down by up
+  to half of the side, brighter, more contrast, less sharp, less color; posterizing
+  keeps 1 to 3 bits, shear is up to 0.5, solarizing adds, with a threshold up to 127.5.
 - Arithmetic: brightness is added instead of multiplied, contrast pivots on each
   channel's mean instead of the grey mean, sharpness smooths the border as well, and
   grey levels aren't whole numbers.
@@ -29,42 +28,20 @@ import tensorflow as tf
 
 from keras_mae.data.seeding import seeds_for
 
-MAX_MAGNITUDE = 10
-# ImageNet's mean in grey levels, and its luma
+_MAX_MAGNITUDE = 10
+# ImageNet's mean in [0, 255], and its luma
 _FILLS = {3: (124.0, 116.0, 104.0), 1: (117.0,)}
 
 
 def rand_augment(image, seed, magnitude=9, magnitude_std=0.5, num_ops=2):
-    """Changes an image by a few random operations.
-
-    Args:
-        image: `(H, W, C)` float32 tensor of whole grey levels in [0, 255], of one or
-            three channels.
-        seed: `(2,)` int tensor; the same seed gives the same result.
-        magnitude: Float in [0, 10], how strongly.
-        magnitude_std: Float, the deviation of an operation's magnitude.
-        num_ops: Int, how many operations are drawn; each is applied half of the time.
-
-    Returns:
-        `(H, W, C)` float32 tensor of whole grey levels in [0, 255].
-
-    Raises:
-        ValueError: If the image has other channels, or an argument is out of range.
-
-    Example:
-
-    ```python
-    photo = np.random.randint(0, 256, (32, 32, 3)).astype("float32")
-    assert rand_augment(photo, seed=[0, 1]).shape == (32, 32, 3)
-    ```
-    """
+    """Applies RandAugment to `(H, W, C)` float32 integers in [0, 255]."""
     image = tf.convert_to_tensor(image, tf.float32)
     if image.shape.rank != 3 or image.shape[-1] not in _FILLS:
         raise ValueError(
             "image must be (height, width, channels) with 1 or 3 channels. "
             f"Received: shape {image.shape}"
         )
-    if not 0 <= magnitude <= MAX_MAGNITUDE or magnitude_std < 0 or num_ops < 0:
+    if not 0 <= magnitude <= _MAX_MAGNITUDE or magnitude_std < 0 or num_ops < 0:
         raise ValueError(
             "magnitude must be in [0, 10], magnitude_std and num_ops must not be "
             f"negative. Received: {magnitude}, {magnitude_std} and {num_ops}"
@@ -76,13 +53,13 @@ def rand_augment(image, seed, magnitude=9, magnitude_std=0.5, num_ops=2):
 
 
 def _draw(seed, magnitude, magnitude_std, num_ops):
-    """Draws for each step an index into `OPS`, or one past it, a level and a sign."""
+    """Draws an index into `OPS` (or past it), a level and a sign for each step."""
     seeds = seeds_for("rand_augment", seed, 2)
     uniform = tf.random.stateless_uniform((3, num_ops), seeds[0])
     op, skip, sign = tf.unstack(uniform)
     indices = tf.where(skip < 0.5, len(OPS), tf.cast(op * len(OPS), tf.int32))
     levels = tf.random.stateless_normal((num_ops,), seeds[1], magnitude, magnitude_std)
-    levels = tf.clip_by_value(levels, 0.0, MAX_MAGNITUDE) / MAX_MAGNITUDE
+    levels = tf.clip_by_value(levels, 0.0, _MAX_MAGNITUDE) / _MAX_MAGNITUDE
     return indices, levels, tf.where(sign < 0.5, -1.0, 1.0)
 
 
@@ -96,7 +73,7 @@ def _apply(image, index, level, sign):
 
 def _auto_contrast(image, level, sign):
     low, high = tf.reduce_min(image, (0, 1)), tf.reduce_max(image, (0, 1))
-    # a channel of one level stays what it is
+    # a channel of one level stays as it is
     low, high = tf.unstack(tf.where(low < high, [low, high], [[0.0], [255.0]]))
     # in this order the division is the only rounding
     return tf.floor((image - low) * 255.0 / (high - low))
@@ -111,7 +88,7 @@ def _equalize(image, level, sign):
     # all but the brightest pixels, over the steps between 256 levels
     step = tf.reduce_max(tf.where(counts > 0, before, 0), 1, keepdims=True) // 255
     table = tf.minimum((before + step // 2) // tf.maximum(step, 1), 255)
-    # few pixels, or pixels of one level, stay what they are
+    # few pixels, or pixels of one level, stay as they are
     table = tf.where(step > 0, table, tf.range(256))
     return tf.gather(tf.cast(tf.reshape(table, (-1,)), tf.float32), cells)  # (H, W, C)
 
@@ -131,7 +108,7 @@ def _rotate(image, level, sign):
 
 
 def _posterize(image, level, sign):
-    # four bits and more go, the lowest first
+    # drops the lowest four bits or more
     unit = 2.0 ** (4 + tf.floor(level * 4))
     return tf.floor(image / unit) * unit
 
@@ -186,7 +163,7 @@ def _translate_y(image, level, sign):
     return _affine(image, 1.0, 0.0, 0.0, 0.0, 1.0, pixels)
 
 
-# named as timm names them, in its order; `index` of a draw counts in it
+# with timm's names, in its order
 OPS = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
@@ -207,26 +184,26 @@ OPS = {
 
 
 def _grey(image):
-    """Gives Pillow's luma, `(H, W, 1)`."""
+    """Returns Pillow's luma, `(H, W, 1)`."""
     if image.shape[-1] == 1:
         return image
-    # whole numbers below 2**24: exact in float32
+    # integers below 2**24: exact in float32
     weighted = tf.reduce_sum(image * (19595.0, 38470.0, 7471.0), -1, keepdims=True)
     return tf.floor((weighted + 32768.0) / 65536.0)
 
 
 def _enhance(base, image, level, sign):
-    """Leaves `base` behind or comes nearer to it; at level 0 nothing happens."""
+    """Extrapolates from `base` or blends with it; level 0 is the identity."""
     factor = tf.maximum(1.0 + 0.9 * sign * level, 0.1)
     return tf.floor(tf.clip_by_value(base + factor * (image - base), 0.0, 255.0))
 
 
 def _affine(image, a, b, c, d, e, f):
-    """Takes pixel `(x, y)` from `(a x + b y + c, d x + e y + f)`, as Pillow counts."""
+    """Takes pixel `(x, y)` from `(a x + b y + c, d x + e y + f)`, as Pillow does."""
     fill = tf.constant(_FILLS[image.shape[-1]])
-    # Pillow's pixels have their centres at halves, TensorFlow's at whole numbers
+    # pixel centers are at halves in Pillow, at integers in TensorFlow
     c, f = c + (a + b - 1) / 2, f + (d + e - 1) / 2
-    # TensorFlow fills all channels alike: the fill is made zero
+    # TensorFlow's fill is the same in all channels: shifted to 0
     moved = tf.raw_ops.ImageProjectiveTransformV3(
         images=(image - fill)[None],
         transforms=[tf.stack([a, b, c, d, e, f, 0.0, 0.0])],
@@ -235,5 +212,5 @@ def _affine(image, a, b, c, d, e, f):
         interpolation="BILINEAR",
         fill_mode="CONSTANT",
     )
-    # fractions are dropped, but not those that float32 makes of whole numbers
+    # rounds down, but for rounding errors of float32
     return tf.floor(moved[0] + fill + 1 / 64)

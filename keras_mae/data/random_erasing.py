@@ -1,17 +1,16 @@
-"""Random erasing (Zhong et al., 2017) as fine-tuning uses it: noise in a rectangle.
+"""Random erasing (Zhong et al., 2017) for fine-tuning: a rectangle of noise.
 
 The rectangle's area is uniform in `area`, its aspect ratio log-uniform in `aspect`, as
-in timm (uniform in the paper), its place uniform among those inside the image. The
-paper draws until a rectangle fits, timm ten times; here ten are drawn at once and the
-first that fits is taken, which is the same.
+in timm (uniform in the paper), its position uniform inside the image. The paper draws
+until a rectangle fits, timm ten times; here ten are drawn at once and the first that
+fits is taken, which is the same.
 
-`keras.layers.RandomErasing` is something else, beside drawing from a state of its own.
-Each side takes the root of its own draw from `scale`, so there is no aspect ratio to
-set: it lies in [0.25, 4] at the default, and large and small areas are rarer. `factor`
-is the largest value of a uniform probability, so 0.25 erases an eighth of the images.
-Corners are fractions of pixels. Noise is meant for grey levels, not for normalized
-images: it is multiplied by the range's upper end and clipped to the range, so that half
-of it is black and a sixth white.
+`keras.layers.RandomErasing` differs, beside having a random state of its own. Each side
+is the root of a draw from `scale`, so the aspect ratio can't be set: it is in [0.25, 4]
+at the default, and large and small areas are rarer. `factor` is the maximum of a
+uniform probability, so 0.25 erases an eighth of the images. Corners are fractions of
+pixels. Noise is multiplied by the value range's upper end and clipped to the range, not
+made for normalized images: half of it is black and a sixth white.
 """
 
 import math
@@ -20,35 +19,13 @@ import tensorflow as tf
 
 from keras_mae.data.seeding import seeds_for
 
-ATTEMPTS = 10
+_ATTEMPTS = 10
 
 
 def random_erasing(
     image, seed, probability=0.25, area=(0.02, 1 / 3), aspect=(0.3, 1 / 0.3)
 ):
-    """Puts standard normal noise in the place of a random rectangle.
-
-    Args:
-        image: `(H, W, C)` float32 tensor, normalized.
-        seed: `(2,)` int tensor; the same seed gives the same result.
-        probability: Float in [0, 1], how often something is erased.
-        area: Pair of floats, the least and the largest share of the image.
-        aspect: Pair of floats, the least and the largest height in widths.
-
-    Returns:
-        `(H, W, C)` float32 tensor.
-
-    Raises:
-        ValueError: If an argument is out of range.
-
-    Example:
-
-    ```python
-    image = np.zeros((32, 32, 3), "float32")
-    erased = random_erasing(image, seed=[0, 1], probability=1.0)
-    assert 0.01 < np.mean(erased != 0) < 0.4
-    ```
-    """
+    """Replaces a random rectangle of a normalized image by standard normal noise."""
     if not (0 <= probability <= 1 and 0 <= area[0] <= area[1] <= 1):
         raise ValueError(
             "probability must be in [0, 1], area a rising pair in it. "
@@ -77,13 +54,13 @@ def random_erasing(
 
 
 def _first_fitting_size(shape, seed, area, aspect):
-    """Draws a rectangle's `(height, width)`, smaller than the image; else `(0, 0)`."""
-    shares, ratios = tf.unstack(tf.random.stateless_uniform((2, ATTEMPTS), seed))
+    """Draws a rectangle's `(height, width)`; `(0, 0)` if none fits into the image."""
+    shares, ratios = tf.unstack(tf.random.stateless_uniform((2, _ATTEMPTS), seed))
     areas = area[0] + shares * (area[1] - area[0])
     areas *= tf.cast(tf.reduce_prod(shape), tf.float32)
     low, high = math.log(aspect[0]), math.log(aspect[1])
     ratios = tf.exp(low + ratios * (high - low))
-    sizes = tf.stack([areas * ratios, areas / ratios], axis=1)  # (ATTEMPTS, 2)
+    sizes = tf.stack([areas * ratios, areas / ratios], axis=1)  # (10, 2)
     sizes = tf.cast(tf.round(tf.sqrt(sizes)), tf.int32)
     fits = tf.reduce_all(sizes < shape, axis=1)
     return tf.where(tf.reduce_any(fits), sizes[tf.argmax(fits)], 0)

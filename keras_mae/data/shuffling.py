@@ -1,4 +1,4 @@
-"""Which image comes when: decided by the seed and the position alone."""
+"""Shuffling that depends only on the seed and the position in the stream."""
 
 from typing import NamedTuple
 
@@ -6,38 +6,25 @@ import tensorflow as tf
 
 
 class Order(NamedTuple):
-    """Where a worker's part of an endless stream of global batches begins.
+    """A worker's part of an endless stream of global batches.
 
-    `batch_size` is that of a global batch; worker `worker` of `workers` takes the rows
-    from `worker * share` to `(worker + 1) * share` of each.
+    Worker `worker` of `workers` takes the rows from `worker * share` to
+    `(worker + 1) * share` of each batch.
     """
 
     seed: int
-    batch_size: int
+    batch_size: int  # global
     first_step: int = 0
     worker: int = 0
     workers: int = 1
 
     @property
     def share(self):
-        """Int, rows of a global batch that this worker takes."""
+        """Rows of a global batch for this worker."""
         return self.batch_size // self.workers
 
     def positions(self):
-        """Counts this worker's rows.
-
-        Returns:
-            An endless `tf.data.Dataset` of int64: positions in the stream that one
-            worker alone would see.
-
-        Example:
-
-        ```python
-        order = Order(seed=0, batch_size=4, first_step=1, worker=1, workers=2)
-        positions = order.positions().take(3)
-        assert list(positions.as_numpy_iterator()) == [6, 7, 10]
-        ```
-        """
+        """Yields the positions of this worker's rows in the stream, int64."""
         rows = tf.data.Dataset.counter(self.first_step * self.share)
         begin = self.worker * self.share
         return rows.map(
@@ -45,25 +32,11 @@ class Order(NamedTuple):
         )
 
     def indices(self, count):
-        """Visits each of `count` indices once an epoch, in an order of its own each.
-
-        Args:
-            count: Int, images in an epoch.
-
-        Returns:
-            An endless `tf.data.Dataset` of `(position, index)`, both int64.
-
-        Example:
-
-        ```python
-        indices = Order(seed=0, batch_size=1).indices(9).take(9)
-        assert sorted(int(index) for _, index in indices) == list(range(9))
-        ```
-        """
+        """Yields `(position, index)`: `count` indices once an epoch, reshuffled."""
         last = tf.constant(count - 1, tf.int64)
 
         def index(position):
-            # a permutation that is computed, not stored: no buffer, and any start
+            # a permutation without a buffer, which can start anywhere
             seed = tf.stack([tf.constant(self.seed, tf.int64), position // count])
             shuffled = tf.random.experimental.index_shuffle(
                 position % count, seed, last

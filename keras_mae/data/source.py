@@ -1,4 +1,4 @@
-"""What a data set is: images for training, held-out ones, and their statistics."""
+"""`Source`: a data set's training and held-out images, statistics and labels."""
 
 from typing import Any, NamedTuple
 
@@ -6,14 +6,14 @@ from keras_mae.data.augmentation import PRETRAINING, WHOLE, Augmentation
 
 
 class Source(NamedTuple):
-    """Images of a data set, with what is known of them.
+    """A data set.
 
     `training` and `held_out` are lists of `(H, W, C)` uint8 arrays, or collections of
     encoded images (`ImageFiles`, `ImageRecords`); `mean` and `std` are the channels'
-    statistics in [0, 1]; `crop` says whether pretraining crops at random and mirrors,
-    as photographs need, or takes images whole; `repeats` how often an epoch visits an
-    image; `training_labels` and `held_out_labels` are int arrays or `None`;
-    `class_names` is a tuple of str once `with_labels` has seen to them.
+    statistics in [0, 1]; `crop` is whether pretraining uses random crops and flips, or
+    whole images; `repeats` is how often an epoch visits an image; `training_labels` and
+    `held_out_labels` are int arrays or `None`; `class_names` is a tuple of str in what
+    `with_labels` returns.
     """
 
     training: Any
@@ -28,24 +28,24 @@ class Source(NamedTuple):
 
     @property
     def augmentation(self) -> Augmentation:
-        """The `Augmentation` that pretraining applies where nobody says otherwise."""
+        """The default `Augmentation` of pretraining."""
         return PRETRAINING if self.crop else WHOLE
 
     @property
     def epoch_size(self) -> int:
-        """Int, the images that an epoch of training visits."""
+        """Int, the images in an epoch of training."""
         return len(self.training) * self.repeats
 
     @property
     def num_classes(self) -> int:
-        """Int, how many classes `with_labels` found."""
+        """Int, the number of classes that `with_labels` found."""
         if self.class_names is None:
-            raise ValueError("The source must come from with_labels")
+            raise ValueError("num_classes needs labels: call with_labels(source) first")
         return len(self.class_names)
 
 
 def epoch_size(source: Source) -> int:
-    """Counts the images that an epoch of training visits.
+    """Returns the number of images in an epoch of training.
 
     Args:
         source: A `Source`.

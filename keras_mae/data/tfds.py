@@ -1,32 +1,18 @@
-"""Images that TensorFlow Datasets has prepared, or prepares."""
+"""Images of TensorFlow Datasets, read from its TFRecord files."""
 
 import math
 
 from keras_mae.data.tfrecord import ImageRecords, Shard
 
-HELD_OUT_SPLITS = ("validation", "test")
-# of the training split, where no other one holds images
-HELD_OUT_SHARE = 0.02
+_HELD_OUT_SPLITS = ("validation", "test")
+# of the training split, where there is no other one
+_HELD_OUT_SHARE = 0.02
 
 
 def load_tfds(name, data_dir=None):
-    """Finds the images of a data set by its name in TensorFlow Datasets.
+    """Finds a data set's images, prepared if needed: for training, and held out.
 
-    One that was not prepared yet is downloaded and prepared. Its files are then read as
-    they lie on the disk: the images stay encoded, so that a crop decodes its window
-    alone.
-
-    Args:
-        name: Str, such as `"imagenet2012"` or `"cifar10:3.0.2"`.
-        data_dir: Path where prepared data sets lie; by default the package's own.
-
-    Returns:
-        A tuple of `ImageRecords`: those of the split `train`, and those held out, of
-        `validation`, `test` or the last 2 % of `train`.
-
-    Raises:
-        ValueError: If there is no such data set, it can't be prepared, or has no
-            images, or not as TFRecord.
+    The files are read without decoding them, so that a crop decodes only its window.
     """
     try:
         # slow to import, and of use to this source alone
@@ -38,12 +24,12 @@ def load_tfds(name, data_dir=None):
         ) from error
     try:
         builder = tensorflow_datasets.builder(name, data_dir=data_dir)
-    # an assertion: of a version that there is none of
+    # an assertion: of a version that does not exist
     except (ValueError, RuntimeError, AssertionError) as error:
         cause, _, _ = str(error).partition("\n")  # a list of all data sets follows
         raise ValueError(
-            "tfds must name a data set that TensorFlow Datasets knows, or that lies "
-            f"in data_dir. Received: {name!r}, data_dir={data_dir!r}: {cause}"
+            "tfds must name a data set of TensorFlow Datasets, or one in data_dir. "
+            f"Received: {name!r}, data_dir={data_dir!r}: {cause}"
         ) from error
     if not builder.is_prepared():
         _prepare(builder, name)
@@ -60,7 +46,7 @@ def load_tfds(name, data_dir=None):
 def _prepare(builder, name):
     try:
         builder.download_and_prepare()
-    # whatever a data set's own script raises: it downloads, extracts and parses
+    # whatever a data set's own script raises
     except Exception as error:
         raise ValueError(
             f"tfds:{name} could not be prepared: {type(error).__name__}: {error}"
@@ -109,14 +95,14 @@ def _check_format(builder, name):
 
 
 def _splits(builder, name):
-    """Names the split for training and the one held out."""
+    """Returns the names of the splits for training and held out."""
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     if not sizes.get("train"):
         raise ValueError(
             f"tfds:{name} must have a split 'train' with images. "
             f"Received: {', '.join(sorted(sizes)) or 'none'}"
         )
-    for split in HELD_OUT_SPLITS:
+    for split in _HELD_OUT_SPLITS:
         if sizes.get(split):
             return "train", split
     if sizes["train"] < 2:
@@ -124,7 +110,7 @@ def _splits(builder, name):
             f"tfds:{name} must have at least two images, one of them held out. "
             f"Received: {sizes['train']}"
         )
-    begin = sizes["train"] - max(1, math.ceil(sizes["train"] * HELD_OUT_SHARE))
+    begin = sizes["train"] - max(1, math.ceil(sizes["train"] * _HELD_OUT_SHARE))
     return f"train[:{begin}]", f"train[{begin}:]"
 
 

@@ -1,4 +1,4 @@
-"""Encoded images to the pixels that a model takes, inside a graph."""
+"""Decodes and preprocesses images in a graph, as `MAEImageProcessor` does."""
 
 import numpy as np
 import tensorflow as tf
@@ -6,35 +6,16 @@ import tensorflow as tf
 from keras_mae.data.decoding import checked_png, decode, has
 from keras_mae.export.pillow_resize import resize_like_pillow
 
-# where an Example keeps its image, as in the TFRecords of image data sets
-IMAGE_KEY = "image/encoded"
+# as in TFRecords of image data sets
+_IMAGE_KEY = "image/encoded"
 # ITU-R 601 luma, in the fixed point of Pillow's convert("L")
 _LUMA, _LUMA_BITS = (19595, 38470, 7471), 16
 
 
 def decode_pixels(image_bytes, processor):
-    """Decodes, resizes and normalizes images as a processor does, equal to the bit.
+    """Decodes, resizes and normalizes `(B,)` strings, bit-equal to a processor.
 
-    JPEG, PNG, WebP, BMP and the first frame of a GIF, each as
-    `keras_mae.data.decoding.decode` reads it. Of a CMYK JPEG, which TensorFlow turns
-    into RGB by another rounding than Pillow, decoded levels may differ by one.
-
-    Args:
-        image_bytes: `(B,)` string tensor.
-        processor: A `MAEImageProcessor` for one or three channels.
-
-    Returns:
-        `(B, H, W, C)` float32 tensor.
-
-    Example:
-
-    ```python
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    picture = np.random.randint(0, 256, (40, 50, 3), dtype="uint8")
-    encoded = tf.io.encode_png(picture)[None]
-    pixels = decode_pixels(encoded, processor)
-    np.testing.assert_array_equal(pixels, processor(picture))
-    ```
+    Except a CMYK JPEG: TensorFlow and Pillow round differently in converting it.
     """
     shape = (*processor.image_size, processor.num_channels)
 
@@ -44,7 +25,7 @@ def decode_pixels(image_bytes, processor):
             image = _luma(image)
         return resize_like_pillow(image, processor.image_size, processor.resample)
 
-    # decoders have kernels for CPUs alone
+    # decoders have CPU kernels only
     with tf.device("/cpu:0"):
         images = tf.map_fn(
             decode_one,
@@ -55,55 +36,23 @@ def decode_pixels(image_bytes, processor):
 
 
 def decode_examples(examples, processor):
-    """Decodes the images of serialized `tf.train.Example`s, as `decode_pixels`.
-
-    Args:
-        examples: `(B,)` string tensor; the image is the bytes of `image/encoded`.
-        processor: A `MAEImageProcessor` for one or three channels.
-
-    Returns:
-        `(B, H, W, C)` float32 tensor.
-
-    Example:
-
-    ```python
-    png = tf.io.encode_png(np.zeros((4, 4, 1), "uint8")).numpy()
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    pixels = decode_examples(tf.constant([serialize_example(png)]), processor)
-    assert pixels.shape == (1, 32, 32, 3)
-    ```
-    """
-    feature = {IMAGE_KEY: tf.io.FixedLenFeature((), tf.string)}
+    """Decodes the images in serialized `tf.train.Example`s, as `decode_pixels`."""
+    feature = {_IMAGE_KEY: tf.io.FixedLenFeature((), tf.string)}
     examples = tf.ensure_shape(examples, (None,))
-    return decode_pixels(tf.io.parse_example(examples, feature)[IMAGE_KEY], processor)
+    return decode_pixels(tf.io.parse_example(examples, feature)[_IMAGE_KEY], processor)
 
 
 def serialize_example(encoded):
-    """Makes what `decode_examples` reads.
-
-    Args:
-        encoded: Bytes of an encoded image.
-
-    Returns:
-        Bytes, a `tf.train.Example`.
-
-    Example:
-
-    ```python
-    example = tf.train.Example.FromString(serialize_example(b"a picture"))
-    (feature,) = example.features.feature.values()
-    assert feature.bytes_list.value[0] == b"a picture"
-    ```
-    """
+    """Makes a `tf.train.Example` that `decode_examples` reads."""
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
-    features = tf.train.Features(feature={IMAGE_KEY: feature})
+    features = tf.train.Features(feature={_IMAGE_KEY: feature})
     return tf.train.Example(features=features).SerializeToString()
 
 
 def _normalize(images, processor):
-    """Normalizes uint8 images by a table of the processor's own answers."""
+    """Normalizes uint8 images by a table of the processor's own results."""
     channels = processor.num_channels
-    # a graph multiplies by inverses where NumPy divides, which rounds otherwise
+    # a graph multiplies by inverses where NumPy divides, and so rounds differently
     levels = np.repeat(np.arange(256)[:, None], channels, axis=1)
     table = tf.constant(processor.normalize(levels).ravel())  # (256 * C,)
     indices = tf.cast(images, tf.int32) * channels + tf.range(channels)
@@ -112,7 +61,7 @@ def _normalize(images, processor):
 
 def _decode(encoded):
     """Decodes an image to `(H, W, 3)` uint8, as Pillow and `MAEImageProcessor`."""
-    # MAEImageProcessor rounds grey of 16 bits down; TensorFlow cuts its last 8 off
+    # MAEImageProcessor divides 16-bit grey by 257; TensorFlow drops the last 8 bits
     is_png = has(encoded, 0, b"\x89PNG")
     is_deep_grey = has(encoded, 24, b"\x10\x00")
     return tf.cond(

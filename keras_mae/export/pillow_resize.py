@@ -1,4 +1,4 @@
-"""Pillow's antialiased resizing inside a graph, equal to the last bit.
+"""Pillow's antialiased resize in a TensorFlow graph, bit-equal.
 
 `PIL.Image.resize` works in two passes, along the rows and along the columns, and rounds
 to 8 bits after each. A pass is a sparse matrix of integers: the filter's weights in
@@ -17,28 +17,7 @@ _ROWS = 256
 
 
 def resize_like_pillow(image, image_size, resample):
-    """Resizes an image as `PIL.Image.resize` does.
-
-    Args:
-        image: `(H, W, C)` uint8 tensor of at least one pixel.
-        image_size: Pair of ints, the wanted `(height, width)`.
-        resample: `"bilinear"` or `"bicubic"`.
-
-    Returns:
-        `(height, width, C)` uint8 tensor.
-
-    Raises:
-        ValueError: If `resample` is neither.
-
-    Example:
-
-    ```python
-    image = np.random.randint(0, 256, (30, 50, 3), dtype="uint8")
-    wanted = Image.fromarray(image).resize((16, 8), Image.Resampling.BICUBIC)
-    resized = resize_like_pillow(tf.constant(image), (8, 16), "bicubic")
-    np.testing.assert_array_equal(resized, wanted)
-    ```
-    """
+    """Resizes an image as `PIL.Image.resize` does."""
     if resample not in _FILTERS:
         raise ValueError(
             f"resample must be one of {', '.join(_FILTERS)}. Received: {resample!r}"
@@ -69,7 +48,7 @@ def _two_passes(image, image_size, resample):
 
 
 def _resize_rows(image, width, resample):
-    """Makes the first pass, some rows at a time: `(H, W, C)` to `(H, width, C)`."""
+    """First pass, some rows at a time: `(H, W, C)` to `(H, width, C)`."""
     rows, old_width = tf.shape(image)[0], tf.shape(image)[1]
     channels = image.shape[-1]
     matrix = _resampling_matrix(old_width, width, resample)
@@ -92,14 +71,14 @@ def _resize_rows(image, width, resample):
 
 
 def _apply(matrix, values):
-    """Multiplies by a matrix in fixed point, and rounds: uint8 in and out."""
+    """Multiplies by a fixed-point matrix and rounds: uint8 in and out."""
     sums = tf.sparse.sparse_dense_matmul(matrix, tf.cast(values, tf.int32))
     levels = tf.bitwise.right_shift(sums + (1 << (_BITS - 1)), _BITS)
     return tf.cast(tf.clip_by_value(levels, 0, 255), tf.uint8)
 
 
 def _resampling_matrix(old, new, resample):
-    """Computes a pass along an axis as a `(new, old)` sparse matrix of int32."""
+    """Builds a pass along an axis as a `(new, old)` sparse matrix of int32."""
     filter_of, reach = _FILTERS[resample]
     scale = tf.cast(old, tf.float64) / new
     stretch = tf.maximum(scale, 1.0)  # antialiasing: the filter grows with the pixels

@@ -1,83 +1,88 @@
-"""Models as SavedModels for TF Serving: written aside, compared, moved into place."""
+"""Exports models as SavedModels for TF Serving: write, verify, rename into place."""
 
 import functools
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from keras_mae.export.signatures import PREDICT_METHOD
-from keras_mae.export.task_signatures import serve
-from keras_mae.export.verification import verify
+from keras_mae.export.task_signatures import build_signatures
+from keras_mae.export.verification import verify_savedmodel
 from keras_mae.export.warmup import check_warmup, write_warmup
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
+from keras_mae.utils.typing import PathLike
 
 
-def export(
-    model,
-    processor,
-    path,
-    overwrite=False,
-    labels=None,
-    top_k=5,
-    warmup_batch_sizes=(1, 8),
-):
-    """Writes a SavedModel aside, checks it and renames it into place.
+def export_savedmodel(
+    model: keras.Model,
+    processor: MAEImageProcessor,
+    path: PathLike,
+    overwrite: bool = False,
+    labels: Sequence[str] | None = None,
+    top_k: int = 5,
+    warmup_batch_sizes: Sequence[int] = (1, 8),
+) -> None:
+    """Exports a model as a SavedModel with signatures for TF Serving.
 
-    A failure leaves `path` as it was. Replacing a version takes two renames; a kill
-    between them leaves the older one beside it, as `old-part-...`.
+    It is written to a temporary folder, compared with the model and renamed: a failure
+    leaves `path` unchanged. Replacing a version takes two renames; if the process is
+    killed between them, the older version is left beside `path`, as `old-part-...`.
 
     Args:
         model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
-        processor: The `MAEImageProcessor` that its images went through.
-        path: Path of the version folder.
-        overwrite: Whether an existing version is replaced.
+        processor: The `MAEImageProcessor` of its images.
+        path: Path of the version folder, such as `models/mae/1`.
+        overwrite: Whether to replace an existing version.
         labels: Sequence of str, the names of a classifier's classes; by default their
             numbers.
-        top_k: Int, how many classes a classifier's `classify` names.
-        warmup_batch_sizes: Sequence of ints, the sizes of the requests of each
-            signature that a server answers at first; none if it is empty.
+        top_k: Int, how many classes a classifier's `classify` returns.
+        warmup_batch_sizes: Sequence of ints, the batch sizes of warm-up requests for
+            each signature; empty for none.
 
     Raises:
         ValueError: If the version exists and `overwrite` is false, an argument doesn't
-            fit the model, or the SavedModel answers otherwise than the model.
+            fit the model, or the SavedModel's outputs differ from the model's.
 
     Example:
 
     ```python
     encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
     processor = keras_mae.MAEImageProcessor(image_size=32)
-    export(encoder, processor, "models/mae/1", warmup_batch_sizes=[1])
-    serve = tf.saved_model.load("models/mae/1").signatures["serving_default"]
+    export_savedmodel(encoder, processor, "models/mae/1", warmup_batch_sizes=[1])
+    predict = tf.saved_model.load("models/mae/1").signatures["serving_default"]
     picture = tf.io.encode_png(np.zeros((40, 50, 3), "uint8"))
-    assert serve(image_bytes=picture[None])["features"].shape == (1, 65, 128)
+    assert predict(image_bytes=picture[None])["features"].shape == (1, 65, 128)
     ```
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} exists already: give --overwrite or another version")
+        raise ValueError(f"{path} already exists: pass --overwrite or another version")
     check_warmup(warmup_batch_sizes)
-    served = serve(model, processor, labels, top_k)
+    served = build_signatures(model, processor, labels, top_k)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # not a number, or a server would pick up the half-written folder
+    # a name that is not a number: a server would load the half-written folder
     aside = Path(tempfile.mkdtemp(prefix=f"part-{path.name}-", dir=path.parent))
     try:
-        aside.chmod(0o755)  # mkdtemp's 0700 would shut a server's user out
+        aside.chmod(0o755)  # mkdtemp's 0700 locks out a server's user
         _write(served, aside)
         write_warmup(aside, served.signatures(), warmup_batch_sizes, path.parent.name)
-        verify(aside, served)
+        verify_savedmodel(aside, served)
         _move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write(served, folder):
-    """Writes signatures, each weight once, and what else they need."""
+    """Writes the signatures; they share the weights."""
     signatures = served.signatures()
     share = functools.cache(functools.partial(tf.function, autograph=False))
     traced = {name: signature.trace(share) for name, signature in signatures.items()}
-    name = "features" if served.takes_pictures else "features_from_pixels"
+    name = "features" if served.takes_encoded_images else "features_from_pixels"
     # a bare module: a Keras model would bring its own functions and weights along
     module = tf.Module()
     module.weights = [weight.value for weight in served.model.weights]
@@ -85,7 +90,7 @@ def _write(served, folder):
     tf.saved_model.save(
         module, folder, signatures={"serving_default": traced[name], **traced}
     )
-    # TensorFlow writes every signature as one of Predict
+    # TensorFlow writes the method Predict for every signature
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(
         str(folder)
     )
@@ -97,7 +102,7 @@ def _write(served, folder):
 
 
 def _move_into_place(aside, path):
-    """Renames a folder to `path`, and what was there out of its way."""
+    """Renames a folder to `path`, and moves out of its way what was there."""
     if not path.exists():
         os.rename(aside, path)
         return

@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel, before they are traced: features, for every model."""
+"""Signatures of a SavedModel: how they are built, and those of every model."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,38 +11,21 @@ PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
 
 
 class Signature(NamedTuple):
-    """A signature before it is traced.
+    """A signature before it is traced."""
 
-    Args:
-        function: Function of `(B, H, W, C)` pixels, and of `extra` by their names, that
-            returns a dict of tensors of `B` rows each.
-        images: `tf.TensorSpec`, how a request gives its images.
-        read: Function that turns these into pixels.
-        extra: Tuple of the `tf.TensorSpec`s of what a request gives beside them.
-        method: Str, the method of TF Serving that it answers to.
-    """
-
+    # (B, H, W, C) pixels and `extra` by name -> dict of tensors with B rows each
     function: Callable
-    images: tf.TensorSpec
-    read: Callable
-    extra: tuple = ()
-    method: str = PREDICT_METHOD
+    images: tf.TensorSpec  # how a request gives its images
+    read: Callable  # `images` -> pixels
+    extra: tuple = ()  # TensorSpecs of further inputs
+    method: str = PREDICT_METHOD  # of TF Serving
 
     @property
     def inputs(self):
-        """The `tf.TensorSpec`s of all inputs, as a tuple."""
         return (self.images, *self.extra)
 
     def trace(self, share):
-        """Traces what a SavedModel keeps.
-
-        Args:
-            share: Function from a Python function to its `tf.function`, the same for
-                all signatures: what several call is then traced and stored once.
-
-        Returns:
-            A `tf.ConcreteFunction`.
-        """
+        """Traces it; `share` makes (and caches) the `tf.function`s of its parts."""
         read, function = share(self.read), share(self.function)
 
         def answer(**inputs):
@@ -52,44 +35,25 @@ class Signature(NamedTuple):
         return tf.function(answer, autograph=False).get_concrete_function(**specs)
 
 
-class Served:
-    """A model's answers by signature; this one's are features alone.
-
-    Args:
-        model: A `MAEEncoder`, or a model with one.
-        processor: The `MAEImageProcessor` that its images go through.
-
-    Attributes:
-        resources: List of what a SavedModel must keep beside the weights.
-
-    Raises:
-        ValueError: If the processor makes images of another shape than the model takes.
-
-    Example:
-
-    ```python
-    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    served = Served(encoder, keras_mae.MAEImageProcessor(image_size=32))
-    assert list(served.signatures()) == ["features_from_pixels", "features"]
-    ```
-    """
+class ModelSignatures:
+    """A model's signatures, here for features only."""
 
     def __init__(self, model, processor):
         self.model = model
         self.processor = processor
         self.encoder = getattr(model, "encoder", model)
         self.shape = (*self.encoder.image_size, self.encoder.num_channels)
-        self.resources = []
+        self.resources = []  # what a SavedModel needs beside the weights
         received = (*processor.image_size, processor.num_channels)
         if received != self.shape:
             raise ValueError(
-                "The image processor must make images of (height, width, channels) = "
-                f"{self.shape}, as the model takes them. Received: {received}"
+                "The image processor's (height, width, channels) must be the model's, "
+                f"{self.shape}. Received: {received}"
             )
 
     @property
-    def takes_pictures(self):
-        """Whether encoded pictures, which are grey or RGB, can be asked about."""
+    def takes_encoded_images(self):
+        """Whether requests may have encoded images, which are grey or RGB."""
         return self.shape[-1] in (1, 3)
 
     def signatures(self):
@@ -97,21 +61,10 @@ class Served:
         return self.by_pixels_and_bytes("features", self.features)
 
     def by_pixels_and_bytes(self, name, function, *extra):
-        """Makes the signatures of a function, one for each way of giving images.
-
-        Args:
-            name: Str, the signature's that takes encoded pictures.
-            function: As for `Signature`.
-            *extra: As for `Signature`.
-
-        Returns:
-            A dict from name to `Signature`.
-        """
+        """Makes a signature for pixels and, if possible, one for encoded images."""
         pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
-        made = {
-            f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra),
-        }
-        if self.takes_pictures:
+        made = {f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra)}
+        if self.takes_encoded_images:
             encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
             made[name] = Signature(function, encoded, self._decode, extra)
         return made
@@ -120,7 +73,7 @@ class Served:
         return decode_pixels(image_bytes, self.processor)
 
     def features(self, pixels):
-        """Encodes whole images; the answer never changes from call to call."""
+        """Encodes whole images, without masking."""
         return {
             "features": tf.cast(
                 self.encoder(self.check_pixel_shape(pixels)), tf.float32
@@ -128,24 +81,10 @@ class Served:
         }
 
     def check_pixel_shape(self, pixels):
-        """Refuses images of another shape, at which a convolution would crash."""
+        """Raises on images of another shape, at which a convolution would crash."""
         return tf.ensure_shape(pixels, (None, *self.shape))
 
 
-def demand(condition, message):
-    """Turns a condition into an operation that fails with INVALID_ARGUMENT.
-
-    Args:
-        condition: Bool tensor, all of which must be true.
-        message: What must be so.
-
-    Returns:
-        A `tf.Operation`, to be made a control dependency.
-
-    Example:
-
-    ```python
-    demand(tf.constant([1, 2]) > 0, "there must be something")
-    ```
-    """
+def assert_all(condition, message):
+    """Turns a condition into an operation that fails with INVALID_ARGUMENT."""
     return tf.debugging.Assert(tf.reduce_all(condition), [message])

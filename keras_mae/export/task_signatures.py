@@ -1,38 +1,24 @@
-"""What a pretrainer and a classifier answer beside features."""
+"""Signatures of a pretrainer (reconstruct) and of a classifier (classify)."""
 
 import tempfile
+from collections.abc import Sequence
 
+import keras
 import tensorflow as tf
 
 from keras_mae.export.images import decode_examples
-from keras_mae.export.signatures import Served, Signature, demand
+from keras_mae.export.signatures import ModelSignatures, Signature, assert_all
 from keras_mae.layers import seeded_noise
 from keras_mae.models import MAEClassifier, MAEEncoder
 from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.class_names import write_labels
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 
 
-class ServedPretrainer(Served):
-    """The answers of a `MAEPretrainer`: features, and reconstructions.
-
-    Args:
-        model: A `MAEPretrainer`.
-        processor: The `MAEImageProcessor` that its images go through.
-
-    Raises:
-        ValueError: As for `Served`.
-
-    Example:
-
-    ```python
-    model = MAEPretrainer.from_preset("mae_tiny")
-    served = ServedPretrainer(model, keras_mae.MAEImageProcessor(image_size=32))
-    answer = served.reconstruct(tf.zeros((2, 32, 32, 3)), tf.constant([0, 1], tf.int64))
-    assert answer["mask"].shape == (2, 64)
-    ```
-    """
+class PretrainerSignatures(ModelSignatures):
+    """Signatures of a `MAEPretrainer`: features and reconstructions."""
 
     def signatures(self):
         row = (None, self.encoder.num_patches)
@@ -48,52 +34,52 @@ class ServedPretrainer(Served):
         }
 
     def reconstruct(self, pixels, seed):
-        """Removes the model's share of patches, by each image's own seed."""
+        """Masks the model's share of patches, by a seed for each image."""
         seed = tf.ensure_shape(seed, (None,))
         fits = tf.equal(seed, tf.cast(tf.cast(seed, tf.int32), tf.int64))
         checks = [
-            demand(fits, "seed must fit into 32 bits"),
-            _demand_rows(seed, pixels, "seed"),
+            assert_all(fits, "seed must fit into 32 bits"),
+            _assert_rows(seed, pixels, "seed"),
         ]
-        # each image is row 0 of its own seed, as in a call with that image alone
+        # each image is row 0 of its seed, as in a call with that image alone
         with tf.control_dependencies(checks):
             pairs = tf.stack([seed, tf.zeros_like(seed)], axis=-1)  # (B, 2)
         noise = seeded_noise(pairs, tf.zeros_like(seed), self.encoder.num_patches)
-        return self._paint(pixels, noise=noise)
+        return self._reconstruct(pixels, noise=noise)
 
     def reconstruct_with_mask(self, pixels, mask):
-        """Removes the patches that the caller names."""
+        """Masks the patches with 1 in `mask`, `(B, L)`."""
         length = self.encoder.num_patches
         mask = tf.ensure_shape(mask, (None, length))
         valid = tf.logical_or(tf.equal(mask, 0.0), tf.equal(mask, 1.0))
         removed = tf.reduce_sum(mask, axis=1)
         checks = [
-            _demand_rows(mask, pixels, "mask"),
-            demand(valid, "mask must hold only 0 (visible) and 1 (removed)"),
-            demand(
+            _assert_rows(mask, pixels, "mask"),
+            assert_all(valid, "mask must hold only 0 (visible) and 1 (removed)"),
+            assert_all(
                 tf.equal(removed, removed[:1]),
-                "every row of mask must keep equally many patches",
+                "every row of mask must keep the same number of patches",
             ),
-            demand(removed > 0, "mask must remove at least one patch"),
-            demand(removed < length, "mask must keep at least one patch"),
+            assert_all(removed > 0, "mask must remove at least one patch"),
+            assert_all(removed < length, "mask must keep at least one patch"),
         ]
         with tf.control_dependencies(checks):
             mask = tf.identity(mask)
-        return self._paint(pixels, mask=mask)
+        return self._reconstruct(pixels, mask=mask)
 
     def reconstruct_with_noise(self, pixels, noise):
-        """Keeps the patches of the smallest noise, by the model's share."""
+        """Keeps the patches with the smallest noise, by the model's mask ratio."""
         noise = tf.ensure_shape(noise, (None, self.encoder.num_patches))
         numbers = tf.logical_not(tf.math.is_nan(noise))
         checks = [
-            _demand_rows(noise, pixels, "noise"),
-            demand(numbers, "noise must hold numbers, not NaN"),
+            _assert_rows(noise, pixels, "noise"),
+            assert_all(numbers, "noise must hold numbers, not NaN"),
         ]
         with tf.control_dependencies(checks):
             noise = tf.identity(noise)
-        return self._paint(pixels, noise=noise)
+        return self._reconstruct(pixels, noise=noise)
 
-    def _paint(self, pixels, **masking):
+    def _reconstruct(self, pixels, **masking):
         outputs = self.model.reconstruct(self.check_pixel_shape(pixels), **masking)
         levels = self.processor.denormalize(outputs["reconstruction"])
         count = tf.shape(pixels)[0]
@@ -101,33 +87,13 @@ class ServedPretrainer(Served):
             "reconstruction": tf.clip_by_value(levels, 0.0, 255.0),
             "mask": outputs["mask"],
             "loss": outputs["loss"],
-            # a row an image, as REST's rows need one
+            # one row an image, as in REST's row format
             "patch_size": tf.tile([self.encoder.patch_size], (count, 1)),  # (B, 2)
         }
 
 
-class ServedClassifier(Served):
-    """The answers of a `MAEClassifier`: what the head sees, and the likeliest classes.
-
-    Args:
-        model: A `MAEClassifier`.
-        processor: The `MAEImageProcessor` that its images go through.
-        labels: Sequence of str, the names of the classes; by default their numbers.
-        top_k: Int, how many classes `classify` names; all where there are fewer.
-
-    Raises:
-        ValueError: As for `Served`, and if `labels` or `top_k` are wrong.
-
-    Example:
-
-    ```python
-    model = MAEClassifier(MAEEncoder.from_preset("mae_tiny"), num_classes=2)
-    processor = keras_mae.MAEImageProcessor(image_size=32)
-    served = ServedClassifier(model, processor, labels=["cat", "dog"])
-    answer = served.classify(tf.zeros((3, 32, 32, 3)))
-    assert answer["labels"].shape == (3, 2)
-    ```
-    """
+class ClassifierSignatures(ModelSignatures):
+    """Signatures of a `MAEClassifier`: pooled features, classes, all scores."""
 
     def __init__(self, model, processor, labels=None, top_k=5):
         super().__init__(model, processor)
@@ -139,12 +105,12 @@ class ServedClassifier(Served):
                 f"Received: {len(labels)} labels"
             )
         if not all(labels):
-            # TensorFlow's table takes no empty line
+            # TensorFlow's lookup table takes no empty line
             raise ValueError(f"labels must not be empty. Received: {tuple(labels)}")
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1. Received: {top_k}")
         self.top_k = min(top_k, model.num_classes)
-        # an asset: a SavedModel copies the file, and a user can read it there
+        # an asset: the SavedModel has a copy of the file, which users can read
         self._folder = tempfile.TemporaryDirectory()
         lines = tf.lookup.TextFileInitializer(
             str(write_labels(self._folder.name, labels)),
@@ -159,7 +125,7 @@ class ServedClassifier(Served):
             **super().signatures(),
             **self.by_pixels_and_bytes("classify", self.classify),
         }
-        if self.takes_pictures:
+        if self.takes_encoded_images:
             made["classify_examples"] = Signature(
                 self.score,
                 tf.TensorSpec((None,), tf.string, "inputs"),
@@ -169,12 +135,12 @@ class ServedClassifier(Served):
         return made
 
     def features(self, pixels):
-        """Computes what the head sees of each image."""
+        """Returns the pooled features that the head takes."""
         pooled = self.model.pooled(self.check_pixel_shape(pixels))  # (B, D)
         return {"features": tf.cast(pooled, tf.float32)}
 
     def classify(self, pixels):
-        """Names the likeliest classes, the best first."""
+        """Returns the top k classes, the most probable first."""
         probabilities, ids = tf.math.top_k(self._probabilities(pixels), self.top_k)
         ids = tf.cast(ids, tf.int64)  # (B, K)
         return {
@@ -184,7 +150,7 @@ class ServedClassifier(Served):
         }
 
     def score(self, pixels):
-        """Scores all classes, in their order."""
+        """Returns the scores of all classes, in their order."""
         scores = self._probabilities(pixels)  # (B, N)
         ids = tf.zeros_like(scores, tf.int64) + tf.range(
             self.model.num_classes, dtype=tf.int64
@@ -192,7 +158,7 @@ class ServedClassifier(Served):
         return {"classes": self.names_of(ids), "scores": scores}
 
     def names_of(self, ids):
-        """Looks the names of classes up: int64 to strings."""
+        """Looks up the names of classes: int64 to strings."""
         return self._names.lookup(ids)
 
     def _probabilities(self, pixels):
@@ -200,46 +166,53 @@ class ServedClassifier(Served):
         return tf.nn.softmax(tf.cast(logits, tf.float32))  # (B, N)
 
 
-def serve(model, processor, labels=None, top_k=5):
-    """Chooses a model's answers by its class.
+def build_signatures(
+    model: keras.Model,
+    processor: MAEImageProcessor,
+    labels: Sequence[str] | None = None,
+    top_k: int = 5,
+) -> ModelSignatures:
+    """Builds the signatures that a model's SavedModel has.
 
     Args:
         model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
-        processor: The `MAEImageProcessor` that its images go through.
-        labels: As for `ServedClassifier`; of other models there are none.
-        top_k: As for `ServedClassifier`; other models have no use for it.
+        processor: The `MAEImageProcessor` of its images.
+        labels: Sequence of str, the names of a classifier's classes; by default their
+            numbers.
+        top_k: Int, how many classes a classifier's `classify` returns; all if there
+            are fewer.
 
     Returns:
-        A `Served`.
+        An object whose method `signatures()` returns a dict from name to signature.
 
     Raises:
-        ValueError: If the model is another, or an argument doesn't fit it.
+        ValueError: If the model has another class, or an argument doesn't fit it.
 
     Example:
 
     ```python
     model = MAEPretrainer.from_preset("mae_tiny")
-    served = serve(model, keras_mae.MAEImageProcessor(image_size=32))
+    served = build_signatures(model, keras_mae.MAEImageProcessor(image_size=32))
     assert "reconstruct_with_noise" in served.signatures()
     ```
     """
     if isinstance(model, MAEClassifier):
-        return ServedClassifier(model, processor, labels, top_k)
+        return ClassifierSignatures(model, processor, labels, top_k)
     if labels is not None:
         raise ValueError(
-            "labels are of a classifier's classes. Received: labels for a "
+            "labels need a MAEClassifier. Received: labels for a "
             f"{type(model).__name__}"
         )
     if isinstance(model, MAEPretrainer):
-        return ServedPretrainer(model, processor)
+        return PretrainerSignatures(model, processor)
     if isinstance(model, MAEEncoder):
-        return Served(model, processor)
+        return ModelSignatures(model, processor)
     raise ValueError(
-        "A served model must be a MAEPretrainer, MAEClassifier or MAEEncoder. "
+        "An exported model must be a MAEPretrainer, MAEClassifier or MAEEncoder. "
         f"Received: {type(model).__name__}"
     )
 
 
-def _demand_rows(tensor, pixels, name):
+def _assert_rows(tensor, pixels, name):
     fits = tf.equal(tf.shape(tensor)[0], tf.shape(pixels)[0])
-    return demand(fits, f"{name} must have a row for each image")
+    return assert_all(fits, f"{name} must have a row for each image")

@@ -1,35 +1,37 @@
-"""Whether a SavedModel answers as the Keras model it came from."""
+"""Verifies that a SavedModel's outputs equal those of the Keras model."""
 
 import numpy as np
 import tensorflow as tf
 
 from keras_mae.export.images import serialize_example
+from keras_mae.export.signatures import ModelSignatures
 from keras_mae.export.warmup import sample_inputs
+from keras_mae.utils.typing import PathLike
 
 
-def verify(path, served):
-    """Loads a SavedModel and compares its answers with the Keras model's.
+def verify_savedmodel(path: PathLike, served: ModelSignatures) -> None:
+    """Loads a SavedModel and compares its outputs with the Keras model's.
 
-    Every signature is asked about three images, of the model's size and of others, and
-    about none.
+    Every signature is called with three images, of the model's size and of others, and
+    with an empty batch.
 
     Args:
         path: Path of the SavedModel.
-        served: The `Served` it was written from.
+        served: What `build_signatures` returns for the Keras model.
 
     Raises:
-        ValueError: If a signature is missing, or an answer differs by more than
+        ValueError: If a signature is missing, or an output differs by more than
             rounding.
 
     Example:
 
     ```python
-    from keras_mae.export import export, serve
+    from keras_mae.export import build_signatures, export_savedmodel
 
     encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
     processor = keras_mae.MAEImageProcessor(image_size=32)
-    export(encoder, processor, "models/mae/1")
-    verify("models/mae/1", serve(encoder, processor))
+    export_savedmodel(encoder, processor, "models/mae/1")
+    verify_savedmodel("models/mae/1", build_signatures(encoder, processor))
     ```
     """
     loaded = tf.saved_model.load(path)
@@ -44,17 +46,17 @@ def verify(path, served):
     tolerance = 1e-4 if served.model.compute_dtype == "float32" else 5e-2
     images = _images(served)
     pixels = tf.constant(served.processor(images))
-    answers = {}
+    outputs = {}
     for name, signature in signatures.items():
         extra = sample_inputs(signature, len(images))
         del extra[signature.images.name]
         extra = {key: tf.constant(value) for key, value in extra.items()}
-        if signature.function not in answers:
-            # eagerly, without a graph: what the Keras model says, of bytes and pixels
-            answers[signature.function] = signature.function(pixels, **extra)
-        expected = answers[signature.function]
-        asked = {signature.images.name: _request(signature, images, pixels), **extra}
-        received = loaded.signatures[name](**asked)
+        if signature.function not in outputs:
+            # eagerly, without a graph
+            outputs[signature.function] = signature.function(pixels, **extra)
+        expected = outputs[signature.function]
+        inputs = {signature.images.name: _request(signature, images, pixels), **extra}
+        received = loaded.signatures[name](**inputs)
         if "class_ids" in received:
             expected = _with_ties(served, pixels, received, expected, tolerance)
         _compare(name, received, expected, tolerance)
@@ -62,18 +64,18 @@ def verify(path, served):
 
 
 def _images(served):
-    """Draws images of the model's size, and for pictures also of other sizes."""
+    """Draws images of the model's size and, if they are encoded, of other sizes."""
     height, width, channels = served.shape
     sizes = [(height, width)] * 3
-    if served.takes_pictures:
+    if served.takes_encoded_images:
         sizes[1:] = [(height + 7, 2 * width + 3), (height // 2 + 1, width // 3 + 1)]
-        channels = 3  # of a grey model as well: a graph has to make luma of it
+        channels = 3  # of a grey model as well: the graph converts RGB to luma
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*size, channels), "uint8") for size in sizes]
 
 
 def _request(signature, images, pixels):
-    """Puts images as a signature wants them."""
+    """Converts images to a signature's input."""
     if signature.images.name == "pixels":
         return pixels
     encoded = [tf.io.encode_png(image).numpy() for image in images]
@@ -83,10 +85,10 @@ def _request(signature, images, pixels):
 
 
 def _compare(name, received, expected, tolerance):
-    """Raises unless two answers agree to rounding."""
+    """Raises unless outputs are equal to within the tolerance."""
     if set(received) != set(expected):
         raise ValueError(
-            f"The SavedModel's {name} must answer {', '.join(sorted(expected))}. "
+            f"The SavedModel's {name} must return {', '.join(sorted(expected))}. "
             f"Received: {', '.join(sorted(received))}"
         )
     for key, wanted in expected.items():
@@ -99,7 +101,7 @@ def _compare(name, received, expected, tolerance):
 
 
 def _difference(received, wanted):
-    """Measures how far arrays differ: floats by their scale, others at all."""
+    """Returns the relative difference of floats; of other arrays 0 or 1."""
     if received.shape != wanted.shape:
         return np.inf
     if wanted.dtype.kind != "f":
@@ -109,9 +111,9 @@ def _difference(received, wanted):
 
 
 def _with_ties(served, pixels, received, expected, tolerance):
-    """Expects the classes that were named, if they are as likely as the best ones.
+    """Expects the received classes if they are as probable as the best ones.
 
-    Rounding may change the places of classes that are almost equally likely.
+    Rounding may swap classes of almost equal probability.
     """
     ids = received["class_ids"]
     scores = served.score(pixels)["scores"]  # (B, N)
@@ -122,7 +124,7 @@ def _with_ties(served, pixels, received, expected, tolerance):
 
 
 def _check_empty(name, function, signature, expected):
-    """Raises unless a signature answers a request about no images."""
+    """Raises unless a signature takes an empty batch."""
     nothing = {
         spec.name: tf.zeros((0, *spec.shape[1:]), spec.dtype)
         for spec in signature.inputs
@@ -131,6 +133,6 @@ def _check_empty(name, function, signature, expected):
         wanted = (0, *expected[key].shape[1:])
         if value.shape != wanted:
             raise ValueError(
-                f"The SavedModel's {name}: {key} must be {wanted} of no images. "
+                f"The SavedModel's {name}: {key} of an empty batch must be {wanted}. "
                 f"Received: {tuple(value.shape)}"
             )

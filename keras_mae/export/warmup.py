@@ -1,4 +1,4 @@
-"""Requests that TF Serving answers when it loads a SavedModel, before any user's."""
+"""Warm-up requests, which TF Serving runs when it loads a SavedModel."""
 
 from pathlib import Path
 
@@ -6,30 +6,31 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.export.images import serialize_example
+from keras_mae.export.signatures import Signature
 from keras_mae.export.task_signatures import CLASSIFY_METHOD
 
-# where TF Serving looks, and how many records it takes
+# where TF Serving looks, and its limit
 WARMUP_PATH = Path("assets.extra", "tf_serving_warmup_requests")
 MOST_RECORDS = 1000
 
 
-def sample_inputs(signature, batch_size):
-    """Makes valid inputs of a signature: a small picture, or grey; half of a mask.
+def sample_inputs(signature: Signature, batch_size: int) -> dict[str, np.ndarray]:
+    """Makes valid inputs of a signature.
 
     Args:
-        signature: A `Signature`.
+        signature: A value of `build_signatures(...).signatures()`.
         batch_size: Int.
 
     Returns:
-        A dict from input name to array; strings are of type object.
+        A dict from input name to array; strings have dtype object.
 
     Example:
 
     ```python
-    from keras_mae.export.task_signatures import serve
+    from keras_mae.export import build_signatures
 
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    served = serve(model, keras_mae.MAEImageProcessor(image_size=32))
+    served = build_signatures(model, keras_mae.MAEImageProcessor(image_size=32))
     inputs = sample_inputs(served.signatures()["reconstruct_with_mask"], 2)
     assert inputs["image_bytes"].shape == (2,) and inputs["mask"].shape == (2, 64)
     ```
@@ -47,32 +48,14 @@ def _sample(spec, batch_size):
     shape = (batch_size, *spec.shape[1:])
     if spec.name == "pixels":
         return np.zeros(shape, "float32")
-    # all rows alike: numbers from 0 to 1 as noise, every second patch for a mask
+    # all rows alike: noise from 0 to 1, a mask of every second patch
     row = np.arange(shape[-1])
     row = {"seed": row, "mask": row % 2, "noise": row / len(row)}[spec.name]
     return np.broadcast_to(row, shape).astype(spec.dtype.as_numpy_dtype)
 
 
 def write_warmup(folder, signatures, batch_sizes, name="mae"):
-    """Writes a request for each signature and batch size into a SavedModel.
-
-    Args:
-        folder: Path of the SavedModel.
-        signatures: Dict from name to `Signature`.
-        batch_sizes: Sequence of ints; without any nothing is written.
-        name: Str, the model's in the requests.
-
-    Raises:
-        ValueError: If a batch size is wrong, they are too many, or
-            tensorflow-serving-api is not installed.
-
-    Example:
-
-    ```python
-    write_warmup("1", {}, batch_sizes=[])
-    assert not Path("1").exists()
-    ```
-    """
+    """Writes a request for each signature and batch size into a SavedModel."""
     check_warmup(batch_sizes, len(signatures))
     if not batch_sizes:
         return
@@ -92,21 +75,7 @@ def write_warmup(folder, signatures, batch_sizes, name="mae"):
 
 
 def check_warmup(batch_sizes, num_signatures=1):
-    """Raises if warm-up requests of these sizes can't be written.
-
-    Args:
-        batch_sizes: Sequence of ints.
-        num_signatures: Int, of the SavedModel.
-
-    Raises:
-        ValueError: As for `write_warmup`.
-
-    Example:
-
-    ```python
-    check_warmup([1, 8], num_signatures=9)
-    ```
-    """
+    """Raises if warm-up requests of these batch sizes can't be written."""
     if any(batch_size < 1 for batch_size in batch_sizes):
         raise ValueError(
             f"warmup_batch_sizes must be at least 1. Received: {list(batch_sizes)}"
@@ -114,7 +83,7 @@ def check_warmup(batch_sizes, num_signatures=1):
     count = num_signatures * len(batch_sizes)
     if count > MOST_RECORDS:
         raise ValueError(
-            f"TF Serving takes {MOST_RECORDS} warm-up requests: give fewer of "
+            f"TF Serving takes {MOST_RECORDS} warm-up requests: pass fewer "
             f"warmup_batch_sizes. Received: {len(batch_sizes)} for each of "
             f"{num_signatures} signatures"
         )
@@ -139,7 +108,7 @@ def _classify_log(inputs):
 
 
 def _tensor_proto(values):
-    """Makes a `TensorProto`; of zeros it holds a single one."""
+    """Makes a `TensorProto`, a compact one of zeros."""
     if values.dtype == object or values.any():
         return tf.make_tensor_proto(values)
     proto = tf.make_tensor_proto(values.ravel()[:1])
@@ -152,7 +121,7 @@ def _messages():
         from tensorflow_serving.apis import prediction_log_pb2
     except ImportError as error:
         raise ValueError(
-            "Warm-up requests need tensorflow-serving-api, of the extra serve: pip "
-            "install it, or export without warmup_batch_sizes"
+            "Warm-up requests need tensorflow-serving-api: pip install "
+            "'keras-mae[serve]', or export without warmup_batch_sizes"
         ) from error
     return prediction_log_pb2

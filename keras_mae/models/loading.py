@@ -13,8 +13,8 @@ from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
 from keras_mae.utils.class_names import LABELS_FILE, read_labels
 from keras_mae.utils.files import local_folder
-from keras_mae.weights.formats import describe
-from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.format_detection import describe_checkpoint
 
 
 def load_run(source):
@@ -53,7 +53,7 @@ def load_model(source):
         path = model_file(source)
         return load_keras(path), find_processor(path)
     checkpoint = open_checkpoint(source)
-    parts = describe(checkpoint).contents.parts
+    parts = describe_checkpoint(checkpoint).contents.parts
     cls = MAEClassifier if parts & {"head", "probe"} else MAEEncoder
     cls = MAEPretrainer if "decoder" in parts else cls
     return cls.from_pretrained(checkpoint), find_processor(source)

@@ -7,10 +7,10 @@ from keras_mae.models.preset_files import is_preset_folder, load_preset, save_to
 from keras_mae.presets import PRESETS, preset_sizes
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import Weights
-from keras_mae.weights.exporter import save_pretrained
-from keras_mae.weights.importer import build_pretrained
+from keras_mae.weights.load_pretrained import build_pretrained
 from keras_mae.weights.published import PUBLISHED
 from keras_mae.weights.report import PortReport
+from keras_mae.weights.save_pretrained import save_pretrained
 
 
 class Pretrained:

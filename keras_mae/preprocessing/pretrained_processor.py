@@ -1,7 +1,7 @@
 """Find the image processor of a run or of published weights, or a default one."""
 
 from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
-from keras_mae.weights.hub import Location, Unreached
+from keras_mae.weights.hub import HubUnavailableError, Location
 
 
 def find_processor(source):
@@ -17,7 +17,7 @@ def find_processor_file(source, **reading):
     """
     try:
         return Location(source, **reading).find(CONFIG_NAME)
-    except Unreached:
+    except HubUnavailableError:
         return None  # offline, the cache may not tell whether there is one
 
 

@@ -1,4 +1,4 @@
-"""What opening a source gives: named tensors, not read yet, and what is said."""
+"""An opened checkpoint: tensors that are read lazily, and the config beside them."""
 
 import dataclasses
 import functools
@@ -11,27 +11,13 @@ from keras_mae.utils.typing import PathLike
 
 
 class PortError(ValueError):
-    """Weights can't be read, or keys and variables did not meet; sorted."""
+    """Weights can't be read, or their keys and shapes don't match the model."""
 
 
 def key_differences(
     wanted: Iterable[str], tensors: Mapping[str, "LazyTensor"]
 ) -> list[str]:
-    """Lists the keys that are missing, then those left over, sorted.
-
-    Args:
-        wanted: Iterable of keys.
-        tensors: Dict from key to `LazyTensor`.
-
-    Returns:
-        A list of lines.
-
-    Example:
-
-    ```python
-    assert key_differences(["a"], {}) == ["missing key: a"]
-    ```
-    """
+    """Lists the keys that are missing, then those left over, sorted."""
     wanted = set(wanted)
     missing = [f"missing key: {key}" for key in sorted(wanted - set(tensors))]
     left_over = sorted(set(tensors) - wanted)
@@ -39,27 +25,13 @@ def key_differences(
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
-    """Raises one error that lists all problems, if there is any.
-
-    Args:
-        title: What doesn't fit.
-        problems: List of lines.
-
-    Raises:
-        PortError: If the list is not empty.
-
-    Example:
-
-    ```python
-    raise_problems("The weights don't fit", [])
-    ```
-    """
+    """Raises one `PortError` that lists all problems, if there are any."""
     if problems:
         raise PortError("\n  ".join([f"{title}:", *problems]))
 
 
 class LazyTensor(NamedTuple):
-    """A tensor of a file: its shape and type are known, its values wait to be read."""
+    """A tensor of a file: shape and type are known, values are read on demand."""
 
     shape: tuple
     dtype: np.dtype
@@ -69,46 +41,20 @@ class LazyTensor(NamedTuple):
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A source of weights, opened.
+    """An opened source of weights."""
 
-    Args:
-        source: What the user named.
-        tensors: Dict from foreign key to `LazyTensor`.
-        container: `"safetensors"`, `"PyTorch pickle"` or `"state dict"`.
-        file: Path of the file that holds the weights, or of the index of several.
-        config: Dict, the `config.json` beside the weights, or `None`.
-        config_file: Path of that file.
-        args: Dict, the training arguments that the file keeps beside the weights.
-    """
-
-    source: str
-    tensors: dict
-    container: str
-    file: str = ""
-    config: dict | None = None
+    source: str  # what the user named
+    tensors: dict[str, LazyTensor]
+    container: str  # "safetensors", "PyTorch pickle" or "state dict"
+    file: str = ""  # of the weights, or the index of several
+    config: dict | None = None  # the config.json beside the weights
     config_file: str | None = None
+    # the training arguments that facebook's files keep beside the weights
     args: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Wraps a dict of arrays, say a PyTorch model's `state_dict()`.
-
-        Args:
-            state: Dict from foreign key to array or tensor.
-
-        Returns:
-            A `Checkpoint`.
-
-        Raises:
-            PortError: If a value is no array.
-
-        Example:
-
-        ```python
-        checkpoint = Checkpoint.from_state({"cls_token": np.zeros((1, 1, 8))})
-        assert checkpoint.tensors["cls_token"].shape == (1, 1, 8)
-        ```
-        """
+        """Wraps a dict of arrays, say a PyTorch model's `state_dict()`."""
         arrays = {str(key): _as_array(key, value) for key, value in state.items()}
         tensors = {
             key: LazyTensor(
@@ -124,10 +70,10 @@ Weights: TypeAlias = PathLike | Mapping[str, Any] | Checkpoint
 
 
 def _as_array(key, value):
-    """Turns an array, or a tensor of PyTorch, into an array."""
+    """Converts an array or a PyTorch tensor to NumPy."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
-        # NumPy doesn't know the type; nothing is lost
+        # NumPy has no bfloat16; float32 holds all of it
         value = value.float() if "bfloat16" in str(value.dtype) else value
     array = np.asarray(value)
     if array.dtype == object:

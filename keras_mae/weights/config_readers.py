@@ -1,4 +1,4 @@
-"""What other libraries say of a model beside its weights, in our words."""
+"""Reads other libraries' `config.json` and training arguments, in our names."""
 
 import functools
 import math
@@ -15,7 +15,7 @@ from keras_mae.ops.patches import as_pair
 from keras_mae.presets import PRESETS
 from keras_mae.utils.typing import Size
 from keras_mae.weights.checkpoint import Checkpoint, PortError, raise_problems
-from keras_mae.weights.formats import Description
+from keras_mae.weights.format_detection import Description
 
 # ours -> Hugging Face's, and what an absent one means there
 HUGGINGFACE: dict[str, tuple[str, Any]] = {
@@ -41,7 +41,7 @@ HUGGINGFACE_MAE: dict[str, tuple[str, Any]] = {
     "mask_ratio": ("mask_ratio", 0.75),
     "norm_pix_loss": ("norm_pix_loss", False),
 }
-# theirs -> ours; the first that means ours is written
+# theirs -> ours; the first of several is the one that is written
 _ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_pytorch_tanh": gelu_tanh,
@@ -51,7 +51,7 @@ _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
 }
-# what the training arguments in a file may say, ours -> theirs, and an example
+# training arguments in facebook's files, ours -> theirs, and an example
 FACEBOOK_ARGS = {
     "image_size": ("input_size", 224),
     "mask_ratio": ("mask_ratio", 0.75),
@@ -60,17 +60,17 @@ FACEBOOK_ARGS = {
     "decoder_num_heads": ("decoder_num_heads", 16),
     "layer_norm_epsilon": ("layer_norm_epsilon", 1e-6),
 }
-# the published files whose names, and nothing else, tell the target
-_PUBLISHED_TARGETS = {
+# norm_pix_loss of the published files, where only the file's name tells it
+_NORM_PIX_LOSS_BY_FILE = {
     r"mae_visualize_vit_\w+\.pth": False,
     r"mae_pretrain_vit_\w+_full\.pth": True,
 }
-# JSON knows ints of any length
+# JSON has ints of any length
 _LARGEST = sys.float_info.max
-# what the code of facebook and timm fixes
+# hard-coded by facebook and timm
 FACEBOOK_EPSILON = 1e-6
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-# what changes nothing, or is looked at by itself, has no name of ours
+# no name of ours: without effect, or handled separately
 _TIMM_ARGS = {
     "in_chans": ("num_channels", 3),
     "embed_dim": ("hidden_dim", 768),
@@ -98,18 +98,9 @@ _TIMM_ARGS = {
 
 @functools.cache
 def activations() -> dict[str, Any]:
-    """Lists the activations that other libraries name, as our configurations hold them.
+    """Maps other libraries' activation names to ours, serialized.
 
-    Made when asked for: to serialize, Keras imports TensorFlow on every backend.
-
-    Returns:
-        A dict, theirs -> ours.
-
-    Example:
-
-    ```python
-    assert activations()["swish"] == "silu"
-    ```
+    A function: to serialize, Keras imports TensorFlow on every backend.
     """
     return {
         theirs: keras.activations.serialize(keras.activations.get(ours))
@@ -118,63 +109,38 @@ def activations() -> dict[str, Any]:
 
 
 def is_timm(config: Mapping[str, Any] | None) -> bool:
-    """Whether a configuration is of a Vision Transformer of timm.
-
-    Args:
-        config: Dict or `None`.
-
-    Returns:
-        A bool.
-
-    Example:
-
-    ```python
-    assert is_timm({"architecture": "vit_base_patch16_224"})
-    ```
-    """
+    """Whether a configuration is of a Vision Transformer of timm."""
     return str((config or {}).get("architecture")).startswith("vit_")
 
 
-def told_sizes(checkpoint: Checkpoint, description: Description) -> dict[str, Any]:
-    """Collects what configuration, training arguments and file name tell.
-
-    Args:
-        checkpoint: A `Checkpoint`.
-        description: Its `Description`.
-
-    Returns:
-        A dict by our names.
-
-    Raises:
-        PortError: If a configuration is of another model, or contradicts a shape.
-    """
+def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str, Any]:
+    """Collects settings from config.json, training arguments and file name."""
     config, family = checkpoint.config or {}, description.naming.family
-    said_by = checkpoint.config_file
+    path = checkpoint.config_file
     if family == "facebook":
-        told: dict[str, Any] = {"layer_norm_epsilon": FACEBOOK_EPSILON}
+        settings: dict[str, Any] = {"layer_norm_epsilon": FACEBOOK_EPSILON}
         if is_timm(config):
-            told.update(_from_timm(config, description, said_by))
-        told.update(_from_args(checkpoint.args, checkpoint.file))
-        told.update(_from_name(checkpoint.file))
+            settings.update(_from_timm(config, description, path))
+        settings.update(_from_args(checkpoint.args, checkpoint.file))
+        settings.update(_from_name(checkpoint.file))
     elif "model_type" in config:
-        told = _from_huggingface(config, said_by)
+        settings = _from_huggingface(config, path)
     else:
         # one without a configuration was built with the library's defaults
-        told = {
-            name: HUGGINGFACE[name][1] for name in ("layer_norm_epsilon", "activation")
-        }
-    _compare(told, description, said_by or checkpoint.source)
-    return told
+        names = ("layer_norm_epsilon", "activation")
+        settings = {name: HUGGINGFACE[name][1] for name in names}
+    _check_shapes_agree(settings, description, path or checkpoint.source)
+    return settings
 
 
 def _typed(value, like, name):
-    """Checks a value to be of the kind of an example, and of a possible size."""
+    """Checks that a value has the type of an example, and is in range."""
     number = not isinstance(value, bool) and isinstance(value, (int, float))
     kind, fits = {
         bool: ("a bool", isinstance(value, bool)),
         int: ("a positive int", number and isinstance(value, int) and value > 0),
         float: ("a number, 0 or more", number and 0 <= value <= _LARGEST),
-        str: ("a text", isinstance(value, str)),
+        str: ("a string", isinstance(value, str)),
     }[type(like)]
     if not fits:
         raise PortError(f"{name} must be {kind}. Received: {value!r}")
@@ -193,18 +159,18 @@ def _from_huggingface(config, path):
     if kind not in ("vit_mae", "vit"):
         raise PortError(f"{path}: model_type must be vit_mae or vit. Received: {kind}")
     table = {**HUGGINGFACE, **(HUGGINGFACE_MAE if kind == "vit_mae" else {})}
-    told = {}
+    settings = {}
     for ours, (theirs, default) in table.items():
         value, name = config.get(theirs, default), f"{path}: {theirs}"
         sized = ours in ("image_size", "patch_size")
-        told[ours] = _size(value, name) if sized else _typed(value, default, name)
-    if told["activation"] not in activations():
+        settings[ours] = _size(value, name) if sized else _typed(value, default, name)
+    if settings["activation"] not in activations():
         raise PortError(
             f"{path}: hidden_act must be one of {', '.join(_ACTIVATIONS)}. "
-            f"Received: {told['activation']}"
+            f"Received: {settings['activation']}"
         )
-    told["activation"] = activations()[told["activation"]]
-    return told
+    settings["activation"] = activations()[settings["activation"]]
+    return settings
 
 
 def _from_timm(config, description, path):
@@ -214,34 +180,34 @@ def _from_timm(config, description, path):
             raise PortError(f"{path}: {name} must be an object. Received: {value!r}")
     unknown = sorted(set(args) - _TIMM_ARGS.keys())
     if unknown:
-        raise PortError(f"{path}: model_args not known here: {', '.join(unknown)}")
+        raise PortError(f"{path}: unsupported model_args: {', '.join(unknown)}")
     _check_pooling(
         args.get("global_pool", config.get("global_pool")), description, path
     )
-    told = {}
+    settings = {}
     for theirs, (ours, like) in _TIMM_ARGS.items():
         if ours and args.get(theirs) is not None:
-            told[ours] = _typed(args[theirs], like, f"{path}: {theirs}")
+            settings[ours] = _typed(args[theirs], like, f"{path}: {theirs}")
     if args.get("class_token") is False:
         raise PortError(f"{path}: class_token must be true")
     if "mlp_ratio" in args:
         ratio = _typed(args["mlp_ratio"], 4.0, f"{path}: mlp_ratio")
         width = description.sizes["hidden_dim"] * ratio
-        told["mlp_dim"] = int(min(width, _LARGEST))
+        settings["mlp_dim"] = int(min(width, _LARGEST))
     sizes = {"image_size": args.get("img_size"), "patch_size": args.get("patch_size")}
     if sizes["image_size"] is None and isinstance(card.get("input_size"), list):
         sizes["image_size"] = card["input_size"][1:]
     for name, value in sizes.items():
         if value is not None:
-            told[name] = _size(value, f"{path}: {name}")
+            settings[name] = _size(value, f"{path}: {name}")
     match = re.match(r"vit_([a-z]+)_patch", config["architecture"])
     if match and match[1] in _TIMM_HEADS:
-        told.setdefault("num_heads", _TIMM_HEADS[match[1]])
-    return told
+        settings.setdefault("num_heads", _TIMM_HEADS[match[1]])
+    return settings
 
 
 def _check_pooling(pool, description, path):
-    """Raises where timm pools otherwise than the keys let us think."""
+    """Raises where timm's global_pool contradicts the keys."""
     parts = description.contents.parts
     if "head" in parts and pool and (pool == "avg") != ("head_norm" in parts):
         raise PortError(
@@ -251,54 +217,38 @@ def _check_pooling(pool, description, path):
 
 
 def _from_args(args, path):
-    told = {}
+    settings = {}
     for ours, (theirs, like) in FACEBOOK_ARGS.items():
         if args.get(theirs) is not None:
-            name = f"{path}: args.{theirs}"
+            value, name = args[theirs], f"{path}: args.{theirs}"
             sized = ours == "image_size"
-            value = args[theirs]
-            told[ours] = _size(value, name) if sized else _typed(value, like, name)
-    return told
+            settings[ours] = _size(value, name) if sized else _typed(value, like, name)
+    return settings
 
 
 def _from_name(path):
-    for pattern, norm_pix_loss in _PUBLISHED_TARGETS.items():
+    for pattern, norm_pix_loss in _NORM_PIX_LOSS_BY_FILE.items():
         if re.fullmatch(pattern, Path(path).name):
             return {"norm_pix_loss": norm_pix_loss}
     return {}
 
 
-def _compare(told, description, said_by):
-    """Raises where what is told and what the shapes tell differ."""
+def _check_shapes_agree(settings, description, place):
+    """Raises where settings and the tensors' shapes differ."""
     problems = []
-    for name in sorted(set(told) & set(description.sizes)):
-        wanted, found = told[name], description.sizes[name]
+    for name in sorted(set(settings) & set(description.sizes)):
+        wanted, found = settings[name], description.sizes[name]
         if wanted != found:
             key = description.evidence.get(name, "the keys")
             shape = description.tensors[key].shape if key in description.tensors else ""
-            problems.append(f"{name} is {wanted!r}, but {key} {shape} tells {found!r}")
-    raise_problems(f"{said_by} contradicts the weights", problems)
+            problems.append(f"{name} is {wanted!r}, but {key} {shape} gives {found!r}")
+    raise_problems(f"{place} contradicts the weights", problems)
 
 
-def preset_like(
+def num_heads_of_preset(
     sizes: Mapping[str, Any], prefix: str = ""
 ) -> tuple[int, str] | tuple[None, None]:
-    """Finds the number of heads that the presets have at the same sizes.
-
-    Args:
-        sizes: Dict by our names.
-        prefix: `"decoder_"` for the decoder's.
-
-    Returns:
-        A tuple: the number of heads and the preset's name, or two `None`.
-
-    Example:
-
-    ```python
-    sizes = {"hidden_dim": 1280, "depth": 32, "mlp_dim": 5120}
-    assert preset_like(sizes) == (16, "mae_huge")
-    ```
-    """
+    """Returns the number of heads, and the name, of a preset with the same sizes."""
     names = [prefix + name for name in ("hidden_dim", "depth", "mlp_dim")]
     for preset, config in PRESETS.items():
         if all(config[name] == sizes.get(name) for name in names):
@@ -309,33 +259,20 @@ def preset_like(
 def find_image_size(
     sizes: Mapping[str, Any], wanted: Size | None, source: str
 ) -> tuple[int, int]:
-    """Finds the image size that a file's positions are for.
-
-    Args:
-        sizes: Dict by our names, with `positions` and `patch_size`.
-        wanted: The image size that the user asks for, or `None`.
-        source: What the error names.
-
-    Returns:
-        Pair `(height, width)`: as told, or a square where nothing tells it; else as
-        wanted where the count of positions fits.
-
-    Raises:
-        PortError: If the count of positions fits none.
-    """
+    """Finds the image size of a file's positions: configured, square, or `wanted`."""
     height, width = sizes["patch_size"]
     count = sizes["positions"] - 1
     side = math.isqrt(count)
-    told = sizes.get("image_size")
-    # what the user wants comes last: it may just have as many patches
-    choices = [told or (side * height, side * width), wanted]
+    configured = sizes.get("image_size")
+    # what the user wants comes last: it may have as many patches by chance
+    choices = [configured or (side * height, side * width), wanted]
     for size in filter(None, choices):
         size = as_pair(size, "image_size")
         rows, columns = size[0] // height, size[1] // width
         if size == (rows * height, columns * width) and rows * columns == count:
             return size
     raise PortError(
-        f"{source}: {count} positions of patches {height}x{width} must be those of an "
-        f"image of {told or 'equal sides'}; where the image was another, state "
-        "image_size"
+        f"{source}: {count} positions of patches {height}x{width} don't fit "
+        f"{f'image_size {configured}' if configured else 'a square image'}; "
+        "pass image_size"
     )

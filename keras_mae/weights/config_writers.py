@@ -1,4 +1,4 @@
-"""What other libraries must be told beside a model's weights, in their words."""
+"""Writes a model's settings as other libraries' `config.json` and arguments."""
 
 from typing import Any
 
@@ -12,35 +12,18 @@ from keras_mae.weights.config_readers import (
     HUGGINGFACE_MAE,
     activations,
 )
-from keras_mae.weights.port import contents_of, sizes_of
+from keras_mae.weights.state_dict import contents_of, sizes_of
 
 
 def to_huggingface(model: keras.Model) -> dict[str, Any]:
-    """Writes a model's settings as transformers' `config.json`.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
-
-    Returns:
-        A dict.
-
-    Raises:
-        ValueError: If transformers can't build such a model.
-
-    Example:
-
-    ```python
-    config = to_huggingface(keras_mae.MAEPretrainer.from_preset("mae_tiny"))
-    assert config["model_type"] == "vit_mae" and config["hidden_size"] == 128
-    ```
-    """
+    """Writes transformers' `config.json`."""
     sizes, parts = sizes_of(model), contents_of(model).parts
     _check_alike(sizes, "decoder" in parts)
     _check_square(sizes)
     if "norm" not in parts or "probe" in parts:
         raise ValueError(
-            "The format huggingface holds classifiers with pooling='cls' and without "
-            "batch_norm, and encoders with a final norm; timm and facebook hold others"
+            "format='huggingface' needs a classifier with pooling='cls' and without "
+            "batch_norm, or an encoder with a final norm; try timm or facebook"
         )
     ours = sizes["activation"]
     names = [theirs for theirs, one in activations().items() if one == ours]
@@ -67,24 +50,7 @@ def to_huggingface(model: keras.Model) -> dict[str, Any]:
 
 
 def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
-    """Writes a model's settings as timm's `config.json`.
-
-    Args:
-        model: A `MAEEncoder` or `MAEClassifier`.
-
-    Returns:
-        A tuple: a dict, and a list of sentences on what timm takes otherwise.
-
-    Raises:
-        ValueError: If timm can't build such a model.
-
-    Example:
-
-    ```python
-    config, notes = to_timm(keras_mae.MAEEncoder.from_preset("mae_tiny"))
-    assert config["model_args"]["embed_dim"] == 128
-    ```
-    """
+    """Writes timm's `config.json`, and notes on what timm does differently."""
     sizes, parts = sizes_of(model), contents_of(model).parts
     notes = _check_fixed(sizes, ["activation"])
     width, mlp_dim = sizes["hidden_dim"], sizes["mlp_dim"]
@@ -124,25 +90,7 @@ def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
 
 
 def to_facebook(model: keras.Model) -> tuple[Any, list[str]]:
-    """Collects what shapes can't tell, for the arguments in facebook's file.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
-
-    Returns:
-        A tuple: a dict, and a list of sentences on what facebook's code takes
-        otherwise.
-
-    Raises:
-        ValueError: If facebook's code can't build such a model.
-
-    Example:
-
-    ```python
-    args, notes = to_facebook(keras_mae.MAEPretrainer.from_preset("mae_tiny"))
-    assert args["norm_pix_loss"] is False
-    ```
-    """
+    """Writes the arguments in facebook's file, and notes, as `to_timm`."""
     sizes = sizes_of(model)
     notes = _check_fixed(sizes, ["activation", "qkv_bias"])
     if "decoder_hidden_dim" in sizes:
@@ -156,7 +104,7 @@ def to_facebook(model: keras.Model) -> tuple[Any, list[str]]:
 
 
 def _check_alike(sizes, decoder):
-    """Raises where encoder and decoder have settings that the format knows once."""
+    """Raises where encoder and decoder differ in what the format stores once."""
     names = {*SHARED} - {"dtype", "kernel_initializer", "rematerialize"}
     for name in sorted(names) if decoder else ():
         if sizes[name] != sizes[f"decoder_{name}"]:
@@ -170,13 +118,12 @@ def _check_square(sizes):
     for name in ("image_size", "patch_size"):
         if len(set(sizes[name])) > 1:
             raise ValueError(
-                f"transformers takes squares: {name} must be one. "
-                f"Received: {sizes[name]}"
+                f"transformers needs a square {name}. Received: {sizes[name]}"
             )
 
 
 def _check_fixed(sizes, names):
-    """Raises on settings that the library's code fixes otherwise; notes the epsilon."""
+    """Raises on settings that the library hard-codes differently; notes epsilon."""
     fixed = {"activation": "gelu", "qkv_bias": True}
     for name in names:
         if sizes[name] != fixed[name]:
@@ -186,4 +133,4 @@ def _check_fixed(sizes, names):
     epsilon = sizes["layer_norm_epsilon"]
     if epsilon == FACEBOOK_EPSILON:
         return []
-    return [f"layer_norm_epsilon is {epsilon}; that library takes {FACEBOOK_EPSILON}"]
+    return [f"layer_norm_epsilon is {epsilon}; that library uses {FACEBOOK_EPSILON}"]

@@ -1,4 +1,4 @@
-"""Where a source lies: a file, a folder, or a repository of the Hugging Face hub."""
+"""Finds files in a folder or a Hugging Face hub repository."""
 
 import json
 import os
@@ -11,38 +11,17 @@ from keras_mae.weights.checkpoint import PortError
 
 # owner/name, as the hub spells it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# an index of a thousand shards takes a few megabytes; what is deeper can't be printed
+# an index of a thousand shards takes a few megabytes; deeper nesting can't be printed
 _LONGEST_JSON, _DEEPEST_JSON = 2**25, 50
 _FILE_ENDINGS = (".bin", ".h5", ".json", ".keras", ".pt", ".pth", ".safetensors")
 
 
-class Unreached(PortError):
-    """A file is neither cached nor to be had from the hub now."""
+class HubUnavailableError(PortError):
+    """A file is not cached, and the hub is offline or can't be reached."""
 
 
 class Location:
-    """A folder or a hub repository, whose files are found by name.
-
-    Args:
-        source: Path of a folder or of a file in it, or a hub id such as
-            `"facebook/vit-mae-base"`.
-        revision: A branch, tag or commit of the hub repository.
-        token: The hub's access token; by default the one that is logged in.
-        cache_dir: Where downloads are kept; by default the hub's own cache.
-        local_files_only: Whether to use nothing but the cache.
-
-    Raises:
-        PortError: If `source` is neither a folder nor a possible hub id.
-
-    Example:
-
-    ```python
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        assert Location(folder).find("config.json") is None
-    ```
-    """
+    """A folder, that of a file, or a hub repository; files are found by name."""
 
     def __init__(
         self,
@@ -71,18 +50,7 @@ class Location:
         }
 
     def find(self, name: str) -> Path | None:
-        """Finds a file, downloading it where it is not cached.
-
-        Args:
-            name: The file's name.
-
-        Returns:
-            Its `Path`, or `None` where the source has no such file.
-
-        Raises:
-            Unreached: If the file is not cached, and the hub can't be reached.
-            PortError: If the hub has no such repository.
-        """
+        """Finds a file, or downloads it; `None` where the source has no such file."""
         if self.is_folder:
             path = Path(self.source, name)
             return path if os.path.isfile(path) else None
@@ -94,25 +62,25 @@ class Location:
                 huggingface_hub.hf_hub_download(self.source, name, **self.options)
             )
         except errors.LocalEntryNotFoundError as error:
-            # the rest is looked up in the cache alone, without waiting for the hub
+            # later look-ups use the cache alone, without waiting for the hub
             self.options["local_files_only"] = True
             if self._is_known_to_be_absent(name):
                 return None
-            raise Unreached(
-                f"There is no folder {self.source}; {name} of that name is not in the "
-                f"hub's cache, and the hub can't be reached (or is offline): {error}"
+            raise HubUnavailableError(
+                f"There is no folder {self.source}, and {name} of the hub repository "
+                f"is not cached; the hub is offline or can't be reached: {error}"
             ) from error
         except errors.EntryNotFoundError:
             return None
         except (OSError, ValueError) as error:
             raise PortError(
-                f"There is no folder {self.source}, and {name} of that name can't be "
-                "fetched from the hub (no such repository or revision, or a token is "
+                f"There is no folder {self.source}, and {name} of the hub repository "
+                "can't be downloaded (no such repository or revision, or a token is "
                 f"needed): {error}"
             ) from error
 
     def _is_known_to_be_absent(self, name):
-        """Whether the cache remembers that the repository has no such file."""
+        """Whether the cache records that the repository has no such file."""
         import huggingface_hub
 
         names = ("cache_dir", "revision")
@@ -122,17 +90,7 @@ class Location:
         return found is not None and not isinstance(found, str)
 
     def require(self, name: str) -> Path:
-        """Finds a file that must be there.
-
-        Args:
-            name: The file's name.
-
-        Returns:
-            Its `Path`.
-
-        Raises:
-            PortError: If there is none.
-        """
+        """Finds a file that must be there."""
         path = self.find(name)
         if path is None:
             raise PortError(f"{self.source} has no {name}")
@@ -140,34 +98,24 @@ class Location:
 
 
 def read_json(path: PathLike) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        A dict.
-
-    Raises:
-        PortError: If the file holds something else.
-    """
+    """Reads a JSON object."""
     try:
         with open(path, encoding="utf-8") as file:
             text = file.read(_LONGEST_JSON + 1)
         if len(text) > _LONGEST_JSON:
-            raise ValueError(f"it is longer than {_LONGEST_JSON} characters")
+            raise ValueError(f"longer than {_LONGEST_JSON} characters")
         content = json.loads(text)
         if _is_deeper(content, _DEEPEST_JSON):
-            raise ValueError(f"it is nested deeper than {_DEEPEST_JSON} levels")
+            raise ValueError(f"nested deeper than {_DEEPEST_JSON} levels")
     except (OSError, ValueError, RecursionError) as error:
-        raise PortError(f"{path} is no readable JSON: {error}") from error
+        raise PortError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise PortError(f"{path} must be a JSON object. Received: {content!r:.60}")
     return content
 
 
 def _is_deeper(content, levels):
-    """Whether lists and dicts lie in one another deeper than so many levels."""
+    """Whether lists and dicts are nested deeper than so many levels."""
     level = [content]
     for _ in range(levels):
         holders = [item for item in level if isinstance(item, (dict, list))]

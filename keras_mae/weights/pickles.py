@@ -1,10 +1,15 @@
-"""Reads PyTorch's .pth and .bin files without PyTorch, executing nothing of them."""
+"""Reads PyTorch's .pth and .bin files without PyTorch, executing nothing of them.
+
+Each pickle is read twice: `_check_opcodes` refuses instructions and sizes that no state
+dict needs; `_Unpickler` then builds containers and `LazyTensor`s, and knows no function
+that a file could call.
+"""
 
 import os
 import pickle
 import pickletools
 import zipfile
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -12,149 +17,23 @@ import numpy as np
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import LazyTensor, PortError
 
-# all that torch.save writes for tensors, containers, numbers and texts
+# all that torch.save writes for tensors, containers, numbers and strings
 _OPCODES = frozenset(
-    [
-        "PROTO",
-        "FRAME",
-        "STOP",
-        "MARK",
-        "NONE",
-        "NEWTRUE",
-        "NEWFALSE",
-        "BININT",
-        "BININT1",
-        "BININT2",
-        "LONG1",
-        "BINFLOAT",
-        "BINUNICODE",
-        "SHORT_BINUNICODE",
-        "BINBYTES",
-        "SHORT_BINBYTES",
-        "EMPTY_TUPLE",
-        "TUPLE",
-        "TUPLE1",
-        "TUPLE2",
-        "TUPLE3",
-        "EMPTY_LIST",
-        "APPEND",
-        "APPENDS",
-        "EMPTY_DICT",
-        "SETITEM",
-        "SETITEMS",
-        "GLOBAL",
-        "STACK_GLOBAL",
-        "REDUCE",
-        "NEWOBJ",
-        "BUILD",
-        "BINPERSID",
-        "BINPUT",
-        "LONG_BINPUT",
-        "BINGET",
-        "LONG_BINGET",
-        "MEMOIZE",
-    ]
-)
-# a pickle holds names and shapes; those of a long training run take a megabyte
+    ["PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
+     "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
+     "BINBYTES", "SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+     "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL",
+     "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT",
+     "BINGET", "LONG_BINGET", "MEMOIZE"]
+)  # fmt: skip
+# bytes: a pickle holds names and shapes; those of a long training run take a megabyte
 _LONGEST = 2**23
 # a tuple holds a shape, or what makes a tensor; each mention of a part is counted
 _MOST_IN_TUPLE = 4096
 # items are put into lists and dicts a thousand at a time
 _MOST_ON_STACK = 2**17
-
-
-def check_opcodes(file: BinaryIO, path: PathLike) -> None:
-    """Reads a pickle's instructions, and refuses what no state dict needs.
-
-    Args:
-        file: Binary file that stands before a pickle; it is left there.
-        path: Path of the checkpoint, for errors.
-
-    Raises:
-        PortError: If the pickle does anything but name things and fill containers, or
-            would hold more than a state dict does.
-
-    Example:
-
-    ```python
-    import io
-    import pickle
-
-    empty = io.BytesIO(pickle.dumps({}, protocol=2))
-    check_opcodes(empty, "model.pth")
-    assert empty.tell() == 0
-    ```
-    """
-    start, length = file.tell(), 0
-    sizes: list[int] = []
-    memo: dict[int, int] = {}
-    bounded: Any = _Bounded(file)
-    # optional to pickletools, but not in a file, and not for the names below
-    argument: Any
-    position: Any
-    for opcode, argument, position in pickletools.genops(bounded):
-        name, length = opcode.name, position - start
-        if name not in _OPCODES or length > _LONGEST:
-            raise PortError(
-                f"{path}: only tensors in plain containers are read. The file has "
-                f"{name} at byte {position}"
-            )
-        # a place in the memo is taken for each thing that is written
-        if name.endswith("PUT") and argument > length:
-            raise PortError(f"{path}: a pickle remembers more than it holds")
-        if name == "FRAME" and argument > _LONGEST:
-            raise PortError(f"{path}: a pickle is too long")
-        _follow(opcode, argument, sizes, memo)
-        if len(sizes) > _MOST_ON_STACK:
-            raise PortError(f"{path}: a pickle's stack holds too much")
-        if name.startswith("TUPLE") and sizes[-1] > _MOST_IN_TUPLE:
-            raise PortError(f"{path}: a pickle's tuples hold too much")
-    file.seek(start)
-
-
-class _Bounded:
-    """A file of which no more is read at once than a pickle may be long."""
-
-    def __init__(self, file):
-        self._file = file
-        self.tell = file.tell
-
-    def read(self, size):
-        if size > _LONGEST:
-            raise ValueError(f"{size} bytes at once are too many")
-        return self._file.read(size)
-
-    def readline(self):
-        return self._file.readline(_LONGEST)
-
-
-def _follow(opcode, argument, sizes, memo):
-    """Counts what a pickle's stack and memo would hold: parts of tuples, 0 for a mark.
-
-    A key of a dict is hashed, and a tuple's hash goes down into it: deeper than the
-    machine's stack, or for ever where each tuple holds the one before several times.
-    Lists and dicts count as one: they can't be hashed.
-    """
-    popped, before = [], opcode.stack_before
-    if pickletools.markobject in before:
-        while size := sizes.pop():
-            popped.append(size)
-        before = before[: before.index(pickletools.markobject)]
-    popped += [sizes.pop() for _ in before]
-    size = 1 + sum(popped)
-    if opcode.name in ("BINGET", "LONG_BINGET"):
-        size = memo[argument]
-    elif opcode.name == "MARK":
-        size = 0
-    elif opcode.stack_after in ([pickletools.pylist], [pickletools.pydict]):
-        size = 1
-    sizes += [size] * len(opcode.stack_after)
-    if opcode.name.endswith("PUT"):
-        memo[argument] = sizes[-1]
-    elif opcode.name == "MEMOIZE":
-        memo[len(memo)] = sizes[-1]
-
-
+# of a tensor: NumPy's limit
+_MOST_AXES = 64
 _DTYPES = {
     "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
     "BoolStorage": np.dtype("bool"),
@@ -167,7 +46,7 @@ _DTYPES = {
     "LongStorage": np.dtype("int64"),
     "ShortStorage": np.dtype("int16"),
 }
-# what training scripts keep beside the weights, and nothing here asks for
+# what training scripts save beside the weights, and is not read
 _IGNORED = {
     ("_codecs", "encode"),
     ("numpy", "dtype"),
@@ -179,21 +58,93 @@ _IGNORED = {
     ("torch", "float16"),
     ("torch", "float32"),
 }
-# of a tensor: NumPy knows no more
-_MOST_AXES = 64
-# the first of the pickles in a file older than the zip container, PyTorch < 1.6
+# first pickle in a file of the container before PyTorch 1.6
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
+def read_pickle(path: PathLike) -> Any:
+    """Reads what `torch.save` wrote, with a `LazyTensor` for each tensor."""
+    try:
+        with open(path, "rb") as file:
+            if file.peek(2)[:2] == b"PK":
+                return _read_zip(path)
+            return _read_legacy(path, file)
+    except PortError:
+        raise
+    # a malformed pickle may raise nearly anything
+    except Exception as error:
+        raise PortError(
+            f"{path} is not a readable PyTorch file, or is truncated: {error!r}"
+        ) from error
+
+
+def _read_zip(path):
+    """Reads the container since PyTorch 1.6: a pickle, and a file for each storage."""
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
+        names = archive.namelist()
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1 or len(set(names)) != len(names):
+            hint = "; keras.models.load_model reads it" * (path.suffix == ".keras")
+            raise PortError(f"{path} is a zip file, but not one of PyTorch's{hint}")
+        folder = pickles[0].removesuffix("data.pkl")
+        for info in archive.infolist():
+            # a compressed file may be a million times as long as it looks
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise PortError(f"{path}: {info.filename} must not be compressed")
+        if f"{folder}byteorder" in names:
+            with archive.open(f"{folder}byteorder") as file:
+                order = file.read(9).decode()
+            if order != "little":
+                raise PortError(f"{path}: byte order must be little. Received: {order}")
+        places = _find_storages(archive, raw, f"{folder}data/")
+        with archive.open(pickles[0]) as file:
+            unpickler = _Unpickler(file, path, places)
+            content = unpickler.load()
+    unpickler.check_storages()
+    return content
+
+
+def _find_storages(archive, raw, folder):
+    places = {}
+    for info in archive.infolist():
+        if not info.filename.startswith(folder):
+            continue
+        # the header before the data, whose lengths the directory doesn't repeat
+        raw.seek(info.header_offset + 26)
+        lengths = [int.from_bytes(raw.read(2), "little") for _ in range(2)]
+        offset = info.header_offset + 30 + sum(lengths)
+        places[info.filename.removeprefix(folder)] = (offset, info.file_size)
+    return places
+
+
+def _read_legacy(path, file):
+    """Reads the container before PyTorch 1.6: pickles in a row, then the storages."""
+    places = {}
+    begins = file.peek(1)[:1] == pickle.PROTO
+    if not begins or _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
+        raise PortError(f"{path} is not a PyTorch file, or is truncated")
+    for _ in range(2):  # protocol and machine
+        _Unpickler(file, path, places).load()
+    unpickler = _Unpickler(file, path, places)
+    content = unpickler.load()
+    for key in _Unpickler(file, path, places).load():
+        count = int.from_bytes(file.read(8), "little")
+        size = count * unpickler.storages[key].dtype.itemsize
+        places[key] = (file.tell(), size)
+        file.seek(size, os.SEEK_CUR)
+    unpickler.check_storages()
+    return content
+
+
 class _Fixed(type):
-    """Makes classes on which a pickle can set nothing."""
+    """Metaclass of classes on which a pickle can't set attributes."""
 
     def __setattr__(cls, name, value):
         raise AttributeError(f"{name} can't be set")
 
 
 class _Storage(NamedTuple):
-    """A run of numbers in the file, of which tensors are views."""
+    """A flat array in the file, of which tensors are views."""
 
     dtype: np.dtype
     key: str
@@ -203,15 +154,11 @@ class _Storage(NamedTuple):
 class _Unpickler(pickle.Unpickler):
     """Builds containers and `LazyTensor`s, and refuses every other name.
 
-    Args:
-        file: Binary file that stands before a pickle.
-        path: Path of the checkpoint, for errors.
-        places: Dict from a storage's key to its `(offset, bytes)` in the checkpoint;
-            may be filled after loading.
+    `places` maps a storage's key to `(offset, bytes)`; it may be filled after loading.
     """
 
     def __init__(self, file, path, places):
-        check_opcodes(file, path)
+        _check_opcodes(file, path)
         super().__init__(file, encoding="utf-8")
         self.path = path
         self.places = places
@@ -245,14 +192,14 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid):
         kind, name, key, _, count, *view = pid
-        texts = all(type(text) is str for text in (kind, name, key))
-        if not texts or kind != "storage" or name not in _DTYPES:
+        strings = all(type(text) is str for text in (kind, name, key))
+        if not strings or kind != "storage" or name not in _DTYPES:
             raise PortError(f"{self.path}: a storage is malformed")
         if type(count) is not int or count < 0 or any(view):
             raise PortError(f"{self.path}: unknown storage {key}")
         storage = _Storage(_DTYPES[name], key, count)
         if self.storages.setdefault(storage.key, storage) != storage:
-            raise PortError(f"{self.path}: storage {key} is there twice")
+            raise PortError(f"{self.path}: storage {key} is defined twice")
         return storage
 
     def _sizes(self, numbers):
@@ -284,94 +231,75 @@ class _Unpickler(pickle.Unpickler):
 
         return LazyTensor(shape, dtype, read, str(self.path))
 
-    def check(self):
-        """Raises if a storage is absent or cut off."""
+    def check_storages(self):
         size = os.path.getsize(self.path)
         for dtype, key, count in self.storages.values():
             offset, stored = self.places.get(key, (0, -1))
             if stored < count * dtype.itemsize or offset + stored > size:
-                raise PortError(f"{self.path}: storage {key} is missing or cut off")
+                raise PortError(f"{self.path}: storage {key} is missing or truncated")
 
 
-def read_pickle(path: PathLike) -> Any:
-    """Reads a file that `torch.save` wrote.
-
-    Args:
-        path: Path of the file, in the zip container or in the one before it.
-
-    Returns:
-        What was saved, with a `LazyTensor` for each tensor, and an object with the
-        same attributes for an `argparse.Namespace`.
-
-    Raises:
-        PortError: If the file is cut off, or names anything but tensors in plain
-            containers; nothing of it is executed.
-    """
-    try:
-        with open(path, "rb") as file:
-            if file.peek(2)[:2] == b"PK":
-                return _read_zip(path)
-            return _read_legacy(path, file)
-    except PortError:
-        raise
-    # a malformed pickle may raise nearly anything
-    except Exception as error:
-        raise PortError(
-            f"{path} is no readable PyTorch file, or is cut off: {error!r}"
-        ) from error
-
-
-def _read_zip(path):
-    """Reads the container since PyTorch 1.6: a pickle, and a file for each storage."""
-    places = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
-        names = archive.namelist()
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(set(names)) != len(names):
-            hint = "; keras.models.load_model reads it" * (path.suffix == ".keras")
-            raise PortError(f"{path} is a zip file, but not one of PyTorch's{hint}")
-        folder = pickles[0].removesuffix("data.pkl")
-        for info in archive.infolist():
-            # a compressed file may be a million times as long as it looks
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise PortError(f"{path}: {info.filename} must not be compressed")
-        if f"{folder}byteorder" in names:
-            with archive.open(f"{folder}byteorder") as file:
-                order = file.read(9).decode()
-            if order != "little":
-                raise PortError(f"{path}: byte order must be little. Received: {order}")
-        for info in archive.infolist():
-            if not info.filename.startswith(f"{folder}data/"):
-                continue
-            # the header before the data, whose lengths the directory doesn't repeat
-            raw.seek(info.header_offset + 26)
-            lengths = [int.from_bytes(raw.read(2), "little") for _ in range(2)]
-            offset = info.header_offset + 30 + sum(lengths)
-            places[info.filename.removeprefix(f"{folder}data/")] = (
-                offset,
-                info.file_size,
+def _check_opcodes(file, path):
+    """Refuses instructions and sizes that no state dict needs, then rewinds."""
+    start, sizes, memo = file.tell(), [], {}
+    for opcode, argument, position in pickletools.genops(_BoundedFile(file)):
+        name, length = opcode.name, position - start
+        if name not in _OPCODES or length > _LONGEST:
+            raise PortError(
+                f"{path}: only tensors in plain containers are read. The file has "
+                f"{name} at byte {position}"
             )
-        with archive.open(pickles[0]) as file:
-            unpickler = _Unpickler(file, path, places)
-            content = unpickler.load()
-    unpickler.check()
-    return content
+        # each index in the memo takes an instruction to write
+        if name.endswith("PUT") and argument > length:
+            raise PortError(f"{path}: a pickle's memo is too large")
+        if name == "FRAME" and argument > _LONGEST:
+            raise PortError(f"{path}: a pickle is too long")
+        _follow(opcode, argument, sizes, memo)
+        if len(sizes) > _MOST_ON_STACK:
+            raise PortError(f"{path}: a pickle's stack is too large")
+        if name.startswith("TUPLE") and sizes[-1] > _MOST_IN_TUPLE:
+            raise PortError(f"{path}: a pickle's tuples are too large")
+    file.seek(start)
 
 
-def _read_legacy(path, file):
-    """Reads the older container: pickles one after the other, then the storages."""
-    places = {}
-    begins = file.peek(1)[:1] == pickle.PROTO
-    if not begins or _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
-        raise PortError(f"{path} is no PyTorch file, or is cut off")
-    for _ in range(2):  # protocol and machine
-        _Unpickler(file, path, places).load()
-    unpickler = _Unpickler(file, path, places)
-    content = unpickler.load()
-    for key in _Unpickler(file, path, places).load():
-        count = int.from_bytes(file.read(8), "little")
-        size = count * unpickler.storages[key].dtype.itemsize
-        places[key] = (file.tell(), size)
-        file.seek(size, os.SEEK_CUR)
-    unpickler.check()
-    return content
+class _BoundedFile:
+    """A file that reads at most `_LONGEST` bytes at once."""
+
+    def __init__(self, file):
+        self._file = file
+        self.tell = file.tell
+
+    def read(self, size):
+        if size > _LONGEST:
+            raise ValueError(f"{size} bytes at once are too many")
+        return self._file.read(size)
+
+    def readline(self):
+        return self._file.readline(_LONGEST)
+
+
+def _follow(opcode, argument, sizes, memo):
+    """Counts the parts of tuples on a pickle's stack and in its memo; 0 for a mark.
+
+    Hashing a tuple as a dict's key recurses into it: past the machine's stack, or for
+    ever where each tuple holds the one before several times. Lists and dicts count as
+    one: they can't be hashed.
+    """
+    popped, before = [], opcode.stack_before
+    if pickletools.markobject in before:
+        while size := sizes.pop():
+            popped.append(size)
+        before = before[: before.index(pickletools.markobject)]
+    popped += [sizes.pop() for _ in before]
+    size = 1 + sum(popped)
+    if opcode.name in ("BINGET", "LONG_BINGET"):
+        size = memo[argument]
+    elif opcode.name == "MARK":
+        size = 0
+    elif opcode.stack_after in ([pickletools.pylist], [pickletools.pydict]):
+        size = 1
+    sizes += [size] * len(opcode.stack_after)
+    if opcode.name.endswith("PUT"):
+        memo[argument] = sizes[-1]
+    elif opcode.name == "MEMOIZE":
+        memo[len(memo)] = sizes[-1]

@@ -1,22 +1,22 @@
-"""What a port did, for people to read."""
+"""Report of loading or saving weights: what was copied, left out, resized."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class PortReport:
-    """What a port did.
+    """What loading or saving weights did; `print` it.
 
     Args:
         place: Where the weights came from or went to.
-        format: How keys and file are written there.
-        filled: Int, the tensors copied.
-        target: `"pixels"` or `"normalized pixels"`, what the decoder predicts where the
-            source tells; else `None`.
-        left_out: Tuple of keys (of variables, when writing) left out on purpose.
-        fresh: Tuple of the model's parts that the source has not.
-        resized: Tuple of sentences on what was brought to another size.
-        notes: Tuple of sentences on what else to know.
+        format: The format of keys and file.
+        filled: Int, the number of tensors copied.
+        target: `"pixels"` or `"normalized pixels"`, what the decoder predicts, or
+            `None` where the source does not say.
+        left_out: Tuple of keys (of variables, when saving) left out on purpose.
+        fresh: Tuple of the model's parts that the source lacks.
+        resized: Tuple of sentences on what was resized.
+        notes: Tuple of other notes.
 
     Example:
 

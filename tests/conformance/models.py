@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 import keras_mae
-from keras_mae.export.savedmodel import export
+from keras_mae.export import export_savedmodel
 
 LABELS = ["cat", "dog", "größer"]
 CONFIG = """\
@@ -89,9 +89,11 @@ def save_echo(path):
 def build(folder):
     """Writes all models and the configuration that serves them."""
     folder = Path(folder).absolute()
-    export(pretrainer(), processor(), folder / "mae" / "1", warmup_batch_sizes=())
+    export_savedmodel(
+        pretrainer(), processor(), folder / "mae" / "1", warmup_batch_sizes=()
+    )
     shutil.copytree(folder / "mae" / "1", folder / "mae" / "2")
-    export(
+    export_savedmodel(
         classifier(),
         processor(),
         folder / "classifier" / "1",

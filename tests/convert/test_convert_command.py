@@ -1,4 +1,4 @@
-"""python -m keras_mae.weights: either way, checked against PyTorch, one-line errors."""
+"""keras-mae-convert: either way, checked against PyTorch, one-line errors."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from keras_mae import MAEClassifier, MAEImageProcessor
+from keras_mae.convert import command
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.utils.flags import run_script
-from keras_mae.weights import __main__ as command
-from keras_mae.weights.reader import open_checkpoint
+from keras_mae.weights.checkpoint_reader import open_checkpoint
 from tests.comparison import assert_same_weights
 from tests.scripts import environment
 
@@ -50,7 +50,7 @@ def test_there_and_back_again(format, make_model, tmp_path, convert):
         tmp_path / "one.keras", tmp_path / "out", f"--format={format}", "--check"
     )
     assert there.returncode == 0, there.stderr
-    assert " of the scale from PyTorch" in there.stdout
+    assert "relative difference to PyTorch" in there.stdout
     back = convert(tmp_path / "out", tmp_path / "two.keras", "--check")
     assert back.returncode == 0, back.stderr
     assert "/variable" in back.stdout  # the progress bar
@@ -102,7 +102,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
     )
     assert done.returncode == 0, done.stderr
     assert "left out: " in done.stdout
-    assert done.stdout.count("from PyTorch") == 2  # source and destination
+    assert done.stdout.count("to PyTorch") == 2  # source and destination
     assert "UNEXPECTED" not in done.stdout + done.stderr
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "config.json",
@@ -114,13 +114,13 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone.keras", "out"], "There is no file gone.keras"),
+        (["gone.keras", "out"], "gone.keras does not exist"),
         (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
         (["{dense}", "out"], "must hold one of MAEPretrainer, MAEEncoder"),
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
         (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
         (["{folder}"], "required: destination"),
-        (["{dense}", "out.keras"], "One of SOURCE and DESTINATION must be PyTorch's"),
+        (["{dense}", "out.keras"], "SOURCE or DESTINATION must be a PyTorch format"),
     ],
 )
 def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):

@@ -1,4 +1,4 @@
-"""A tiny model, its files in each format, and what must be so of a bad one."""
+"""Fixtures: a tiny model, and its files in each format."""
 
 import json
 
@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 import keras_mae
 from keras_mae.weights import export_weights
-from keras_mae.weights.key_tables import FACEBOOK
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.crafted import forge
 from tests.crafted.forge import ARGS, text
 

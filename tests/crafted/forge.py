@@ -1,4 +1,4 @@
-"""Writes PyTorch's files by hand, instruction by instruction, sound ones and forged."""
+"""Writes PyTorch files opcode by opcode, valid and forged ones."""
 
 import itertools
 import struct

@@ -1,4 +1,4 @@
-"""What is promised of a bad checkpoint: an error that names it, and nothing else.
+"""Asserts that a bad checkpoint raises an error that names it, and does nothing else.
 
 Beside the error, what is watched is that no command is run, that memory does not grow,
 and that the model which was to be filled stays as it was.

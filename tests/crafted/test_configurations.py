@@ -1,4 +1,4 @@
-"""Nonsense in JSON beside the weights, and Keras files that ask for code."""
+"""Invalid JSON beside the weights, and Keras files that try to execute code."""
 
 import base64
 import json

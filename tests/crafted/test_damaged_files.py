@@ -1,4 +1,4 @@
-"""Files that break off, flipped bits, other tensors, and no source at all."""
+"""Truncated files, flipped bits, other tensors, and sources that don't exist."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 import keras_mae
 from keras_mae.weights import export_weights, load_weights
-from keras_mae.weights.key_tables import FACEBOOK
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.crafted import forge
 from tests.crafted.forge import ARGS, text
 from tests.crafted.refusing import refuse
@@ -108,7 +108,7 @@ def test_a_shape_alone_builds_no_model(key, state, tmp_path, model):
     content = forge.state_program(many, text("args") + ARGS)
     path = tmp_path / "model.pth"
     refuse(model, forge.write_zip(path, content, forge.storages_of(many)))
-    with pytest.raises(ValueError, match=r"hidden_dim is 1000000 by \w+_token"):
+    with pytest.raises(ValueError, match=r"hidden_dim is 1000000, from \w+_token"):
         keras_mae.MAEPretrainer.from_pretrained(path)
 
 

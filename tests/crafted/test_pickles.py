@@ -1,4 +1,4 @@
-"""Crafted pickles: no function they name is called, few bytes do not become many."""
+"""Crafted pickles: no function is called, and few bytes don't become many."""
 
 import pickle
 import pickletools

@@ -1,4 +1,4 @@
-"""Pipelines of labelled images: what a batch holds, and one exact pass."""
+"""Pipelines of labelled images: what a batch holds, and one exact evaluation pass."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Corrupt images: skipped, named, counted, and too many of them refused."""
+"""Corrupt images: skipped, logged, counted, and an error at the limit."""
 
 import itertools
 import logging

@@ -1,4 +1,4 @@
-"""Decoding: Pillow's pixels in every format, windows, and what is refused."""
+"""Decoding: Pillow's pixels in every format, windows, and unsupported images."""
 
 import io
 

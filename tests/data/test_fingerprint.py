@@ -1,4 +1,4 @@
-"""What a data set holds, in short: every change of it is noticed, and nothing else."""
+"""describe_contents: every change of a data set changes its hash, nothing else does."""
 
 import os
 

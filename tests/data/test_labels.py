@@ -1,4 +1,4 @@
-"""Labels: where they come from, whether they agree, and few of them."""
+"""Class labels: where they come from, whether they agree, and few of them."""
 
 import numpy as np
 import pytest

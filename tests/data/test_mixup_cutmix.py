@@ -124,7 +124,7 @@ def test_smoothed_labels_are_timms():
 
 def test_odd_batches_and_values_out_of_range_are_refused():
     images, labels = batch(3)
-    with pytest.raises(ValueError, match=r"must be even. Received: 3 images"):
+    with pytest.raises(ValueError, match=r"must be even for mixing. Received: 3"):
         mix(images, labels, [0, 0])
     images, labels = batch(2)
     for options in ({"mixup_alpha": -1}, {"switch": 2}, {"probability": -0.1}):

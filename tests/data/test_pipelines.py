@@ -1,4 +1,4 @@
-"""Data: built-in sources, resizing, and what is refused."""
+"""Built-in data sets, resizing, and invalid arguments of pipelines."""
 
 import numpy as np
 import pytest
@@ -114,13 +114,15 @@ def test_unknown_names_and_sizes_are_refused(digits):
         data.load_source("cats")
     with pytest.raises(ValueError, match="batch_size must be"):
         data.training_pipeline(digits, processor_for(digits), 2000, seed=0)
-    with pytest.raises(ValueError, match=r"1 channels. Received: a processor for 3"):
+    with pytest.raises(
+        ValueError, match=r"1 channels. Received: an image processor for 3"
+    ):
         data.training_pipeline(digits, MAEImageProcessor(32), 8, seed=0)
 
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn.datasets", None)
-    with pytest.raises(ValueError, match=r"digits.*comes with scikit-learn"):
+    with pytest.raises(ValueError, match=r"digits.*needs scikit-learn"):
         data.load_digits()
 
 

@@ -160,9 +160,11 @@ def test_what_cannot_be_shared_is_refused(sources):
     source = sources["tfrecord"]
     with pytest.raises(ValueError, match=r"divisible by the 3 replicas. Received: 4"):
         batches(source, 1, input_context=context(0, 1, 3))
-    with pytest.raises(ValueError, match=r"as many replicas. Received: 3 replicas"):
+    with pytest.raises(
+        ValueError, match=r"same number of replicas. Received: 3 replicas"
+    ):
         batches(source, 1, batch_size=6, input_context=context(0, 2, 3))
-    with pytest.raises(ValueError, match=r"the 8 workers. Received: 4 shards"):
+    with pytest.raises(ValueError, match=r"the 8 workers. Received: 4 files"):
         batches(source, 1, batch_size=8, input_context=context(0, 8, 8))
     with pytest.raises(ValueError, match=r"must not be negative. Received: -1"):
         batches(source, 1, first_step=-1)

@@ -1,4 +1,4 @@
-"""A served classifier: classes, their names, TF Serving's Classify API."""
+"""Signatures of a classifier: classes, their names, TF Serving's Classify API."""
 
 import io
 import json
@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_mae
-from keras_mae.export import export, serve, verify
+from keras_mae.export import build_signatures, export_savedmodel, verify_savedmodel
 from keras_mae.export.images import serialize_example
 from keras_mae.models.loading import find_labels
 from keras_mae.utils.class_names import read_labels, write_labels
@@ -40,7 +40,7 @@ def served(processor, tmp_path_factory):
     keras.utils.set_random_seed(0)
     model = make_classifier()
     folder = tmp_path_factory.mktemp("models")
-    export(model, processor, folder / "part" / "1", labels=LABELS, top_k=3)
+    export_savedmodel(model, processor, folder / "part" / "1", labels=LABELS, top_k=3)
     shutil.move(folder / "part", folder / "moved")
     yield model, folder / "moved" / "1", tf.saved_model.load(folder / "moved" / "1")
 
@@ -121,7 +121,7 @@ def test_the_names_lie_in_the_asset(served):
 
 @pytest.mark.slow
 def test_without_names_classes_are_numbers_and_few_classes_are_all_named(processor):
-    answers = serve(make_classifier(num_classes=2), processor)
+    answers = build_signatures(make_classifier(num_classes=2), processor)
     got = answers.classify(tf.zeros((3, 32, 32, 3)))
     assert got["labels"].shape == (3, 2)
     assert {*got["labels"].numpy().ravel()} == {b"0", b"1"}
@@ -131,15 +131,15 @@ def test_without_names_classes_are_numbers_and_few_classes_are_all_named(process
 def test_wrong_names_and_counts_are_refused(processor, tmp_path):
     model = make_classifier()
     with pytest.raises(ValueError, match=r"each of the 6 classes. Received: 2"):
-        serve(model, processor, labels=["cat", "dog"])
+        build_signatures(model, processor, labels=["cat", "dog"])
     with pytest.raises(ValueError, match=r"labels must not be empty. Received: \('a"):
-        serve(make_classifier(2), processor, labels=["a", ""])
+        build_signatures(make_classifier(2), processor, labels=["a", ""])
     with pytest.raises(ValueError, match=r"top_k must be at least 1. Received: 0"):
-        serve(model, processor, top_k=0)
+        build_signatures(model, processor, top_k=0)
     with pytest.raises(ValueError, match=r"for a MAEEncoder"):
-        serve(model.encoder, processor, labels=["cat"])
+        build_signatures(model.encoder, processor, labels=["cat"])
     with pytest.raises(ValueError, match=r"Received: Dense"):
-        serve(keras.layers.Dense(1), processor)
+        build_signatures(keras.layers.Dense(1), processor)
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     with pytest.raises(ValueError, match=r"names.txt must have a line for .* 6 cl"):
         read_labels(tmp_path / "names.txt", 6)
@@ -153,10 +153,10 @@ def test_verification_notices_another_head_and_other_names(served, processor):
     model, path, _ = served
     other = keras_mae.MAEClassifier(model.encoder, len(LABELS), head_range=1.0)
     with pytest.raises(ValueError, match=r"must equal the model's"):
-        verify(path, serve(other, processor, LABELS, top_k=3))
+        verify_savedmodel(path, build_signatures(other, processor, LABELS, top_k=3))
     names = [*LABELS[1:], "other"]
     with pytest.raises(ValueError, match=r"labels must equal the model's"):
-        verify(path, serve(model, processor, names, top_k=3))
+        verify_savedmodel(path, build_signatures(model, processor, names, top_k=3))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""keras_mae/export/images.py and pillow_resize.py: the processor's bits in a graph."""
+"""Decoding and resizing in a graph: bit-equal to MAEImageProcessor and Pillow."""
 
 import io
 

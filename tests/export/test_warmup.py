@@ -1,11 +1,11 @@
-"""Warm-up requests: each is answered by the SavedModel that it lies in."""
+"""Warm-up requests: the SavedModel answers each of them."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import keras_mae
-from keras_mae.export import WARMUP_PATH, export, serve
+from keras_mae.export import WARMUP_PATH, build_signatures, export_savedmodel
 from keras_mae.export.warmup import MOST_RECORDS, check_warmup, write_warmup
 
 prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
@@ -36,7 +36,7 @@ def read(folder):
 @pytest.mark.parametrize("kind", ["pretrainer", "classifier", "encoder"])
 def test_every_request_is_answered(kind, processor, tmp_path):
     folder = tmp_path / "mae" / "1"
-    export(make(kind), processor, folder, warmup_batch_sizes=(1, 3))
+    export_savedmodel(make(kind), processor, folder, warmup_batch_sizes=(1, 3))
     signatures = tf.saved_model.load(folder).signatures
     asked = []
     for log, size in read(folder):
@@ -63,16 +63,18 @@ def test_every_request_is_answered(kind, processor, tmp_path):
 
 @pytest.mark.slow
 def test_no_sizes_are_no_file(processor, tmp_path):
-    export(make("encoder"), processor, tmp_path / "1", warmup_batch_sizes=[])
+    export_savedmodel(make("encoder"), processor, tmp_path / "1", warmup_batch_sizes=[])
     assert not (tmp_path / "1" / "assets.extra").exists()
 
 
 def test_what_a_server_refuses_is_not_written(processor, tmp_path):
     encoder = make("encoder")
     with pytest.raises(ValueError, match=r"at least 1. Received: \[0\]"):
-        export(encoder, processor, tmp_path / "a" / "1", warmup_batch_sizes=[0])
+        export_savedmodel(
+            encoder, processor, tmp_path / "a" / "1", warmup_batch_sizes=[0]
+        )
     assert not (tmp_path / "a").exists()
-    signatures = serve(encoder, processor).signatures()
+    signatures = build_signatures(encoder, processor).signatures()
     sizes = np.arange(1, MOST_RECORDS // len(signatures) + 2)
     check_warmup(sizes[:-1].tolist(), len(signatures))
     with pytest.raises(ValueError, match="TF Serving takes 1000 warm-up requests"):

@@ -37,8 +37,8 @@ def random_batch(image_size, patch_size, num_channels, batch=3, seed=1):
 def gradients(model, images, noise):
     """Returns the loss's gradients by the keys of a state dict of 5.x."""
     from keras_mae.weights import export_weights
-    from keras_mae.weights.key_tables import HUGGINGFACE_STATE, port_rows
-    from keras_mae.weights.port import contents_of, find_variable
+    from keras_mae.weights.key_mapping import HUGGINGFACE_STATE, port_rows
+    from keras_mae.weights.state_dict import contents_of, find_variable
 
     rows = port_rows(contents_of(model), HUGGINGFACE_STATE)
     variables = {row.path: find_variable(model, row.path) for row in rows}

@@ -17,8 +17,8 @@ import torch
 from keras_mae import MAEClassifier, warmup_cosine
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.weights import export_weights
-from keras_mae.weights.key_tables import FACEBOOK, port_rows
-from keras_mae.weights.port import contents_of, find_variable
+from keras_mae.weights.key_mapping import FACEBOOK, port_rows
+from keras_mae.weights.state_dict import contents_of, find_variable
 from tests.parity import torch_models
 from tests.parity.reference import to_torch
 from tests.parity.torch_models import NUM_CLASSES

@@ -24,8 +24,8 @@ from transformers import (
 
 from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.weights import export_weights
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE_STATE, port_rows
-from keras_mae.weights.port import contents_of, find_variable, sizes_of
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE_STATE, port_rows
+from keras_mae.weights.state_dict import contents_of, find_variable, sizes_of
 from tests import autodiff
 from tests.comparison import assert_same_weights
 from tests.parity import torch_models

@@ -1,4 +1,4 @@
-"""The hub, played by a server on this machine: cache, revision, token, offline."""
+"""The Hugging Face hub, replaced by a local server: cache, revision, token, offline."""
 
 import shutil
 import time
@@ -78,7 +78,7 @@ def test_an_older_repository_is_read_offline_too(
 
 @pytest.mark.slow
 def test_local_files_only_asks_nobody(hub):
-    with pytest.raises(PortError, match=r"not in the hub's cache"):
+    with pytest.raises(PortError, match=r"is not cached"):
         keras_mae.MAEEncoder.from_pretrained(NAME, local_files_only=True)
     assert not hub.seen
 
@@ -97,7 +97,7 @@ def test_the_cache_folder_is_honoured(hub, tmp_path):
 
 @pytest.mark.slow
 def test_the_token_is_sent(hub, models):
-    with pytest.raises(PortError, match=r"me/private.* can't be fetched.*token"):
+    with pytest.raises(PortError, match=r"me/private.* can't be downloaded.*token"):
         keras_mae.MAEEncoder.from_pretrained("me/private")
     encoder = keras_mae.MAEEncoder.from_pretrained("me/private", token=TOKEN)
     assert_same_weights(encoder, models["main"].encoder)
@@ -144,8 +144,8 @@ def test_the_hubs_image_processor_is_trained_with(hub):
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("no/such", {}, r"no folder no/such, and .* can't be fetched"),
-        (NAME, {"revision": "v9"}, r"facebook/vit-mae-base, and .* can't be fetched"),
+        ("no/such", {}, r"no folder no/such, and .* can't be downloaded"),
+        (NAME, {"revision": "v9"}, r"vit-mae-base, and .* can't be downloaded"),
     ],
 )
 def test_what_the_hub_has_not_is_named(source, options, message, hub):

@@ -1,4 +1,4 @@
-"""Data sets by name."""
+"""Data sets by name: `load_source("digits")`, `folder:PATH`, `tfrecord:GLOB`, ..."""
 
 import os
 
@@ -10,7 +10,7 @@ from keras_mae.data.tfrecord import load_tfrecord
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.utils.typing import PathLike
 
-PREFIXES = ("folder:PATH", "tfrecord:GLOB", "tfds:NAME")
+_PREFIXES = ("folder:PATH", "tfrecord:GLOB", "tfds:NAME")
 
 
 def load_source(
@@ -18,27 +18,26 @@ def load_source(
 ) -> Source:
     """Loads a data set by name.
 
-    - `digits`, `photos`: built in, with held-out images of their own.
-    - `folder:PATH`: the files in it, or in its folder `train`; held out are those of
-      its folder `val`, `validation` or `test` beside `train`, else 2 % of the files.
+    - `digits`, `photos`: built in.
+    - `folder:PATH`: the files in it, or in its folder `train`; those in its folder
+      `val`, `validation` or `test` beside `train` are held out, else 2 % of the files.
     - `tfrecord:GLOB`: the files that match; the last one is held out.
     - `tfds:NAME`: the split `train`; held out is `validation` or `test`, else the last
       2 % of `train`.
 
     Args:
         dataset: Str, the name.
-        held_out: Str in the same notation, where held-out images come from: from that
-            data set's held-out part if it has one by itself, else all of its images,
-            which are then left out of training.
-        data_dir: Path where TensorFlow Datasets keeps what it prepared; by default its
-            own.
+        held_out: Str, the name of a data set for held-out images: its own held-out
+            part if it has one, else all of its images, which are then left out of
+            training.
+        data_dir: Path of TensorFlow Datasets' prepared data sets; by default its own.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError: If the name is unknown, nothing is found under it, or a package is
-            missing that it needs.
+        ValueError: If the name is unknown, no images are found, or a package is
+            missing.
 
     Example:
 
@@ -60,7 +59,7 @@ def load_source(
     if not len(training):
         raise ValueError(
             f"held_out must leave images for training. Received: {held_out}, which "
-            f"names all of {dataset}"
+            f"contains all of {dataset}"
         )
     return source._replace(training=training, held_out=images, held_out_labels=None)
 
@@ -71,7 +70,7 @@ def _load(name, data_dir, divide):
     kind, colon, rest = name.partition(":")
     if not (colon and rest and kind in ("folder", "tfrecord", "tfds")):
         raise ValueError(
-            f"dataset must be one of {', '.join([*SOURCES, *PREFIXES])}. "
+            f"dataset must be one of {', '.join([*SOURCES, *_PREFIXES])}. "
             f"Received: {name!r}"
         )
     if kind == "folder":

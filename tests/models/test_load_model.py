@@ -1,4 +1,4 @@
-"""Loading what --model may name, and changing the precision of what was loaded."""
+"""load_model: runs, .keras files, published weights; changing the precision."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Sources of files, records and TensorFlow Datasets: what is found and what refused."""
+"""load_source: files, TFRecords, TensorFlow Datasets; what is found, what refused."""
 
 import os
 import resource
@@ -132,7 +132,7 @@ def test_names_need_not_be_utf_8(tmp_path):
 
 def test_names_in_utf_8_keep_their_order():
     """The same files are held out as ever."""
-    images = data.files.ImageFiles("photos", ["a.png", "é.png", "ü/日本.png", "z.png"])
+    images = data.folder.ImageFiles("photos", ["a.png", "é.png", "ü/日本.png", "z.png"])
     assert images.divided()[1].names == ["é.png"]
 
 
@@ -166,7 +166,7 @@ def test_held_out_images_are_capped_where_there_are_many(tmp_path):
 def test_the_middle_is_centred_and_not_distorted(size, shape):
     ramps = np.meshgrid(*(np.linspace(-1, 1, side) for side in shape), indexing="ij")
     photo = np.stack([127.5 + 100 * ramp for ramp in ramps] * 2, axis=-1)[..., :3]
-    middle = data.augmentation.centre_crop(photo.round().astype("uint8"), size)
+    middle = data.augmentation.center_crop(photo.round().astype("uint8"), size)
     assert middle.shape == (*size, 3)
     levels = middle.numpy().mean(axis=(0, 1))
     # half a pixel off where the margins are odd
@@ -183,9 +183,9 @@ def test_the_middle_is_centred_and_not_distorted(size, shape):
 def test_a_line_of_pixels_does_not_fill_the_memory():
     """Resized as a whole, it would be 768,000 pixels wide, and 10 GB."""
     line = np.full((1, 3000, 3), 77, "uint8")
-    data.augmentation.centre_crop(line[:, :9], (224, 224))  # what it takes at first
+    data.augmentation.center_crop(line[:, :9], (224, 224))  # what it takes at first
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert (data.augmentation.centre_crop(line, (224, 224)).numpy() == 77).all()
+    assert (data.augmentation.center_crop(line, (224, 224)).numpy() == 77).all()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 500 * 1024  # KiB
 
@@ -196,7 +196,7 @@ def test_the_last_shard_is_held_out(tmp_path):
     source = data.load_source(f"tfrecord:{tmp_path}/*")
     assert source.epoch_size == 8
     assert held_out_numbers(source) == [3, 7]
-    with pytest.raises(ValueError, match=r"held_out name others. .*which matches"):
+    with pytest.raises(ValueError, match=r"held_out names others. .*which matches"):
         data.load_source(f"tfrecord:{tmp_path}/2*")
 
 
@@ -232,13 +232,13 @@ def test_prepared_data_sets_are_read_by_name(tmp_path):
     assert source.epoch_size == 6
     assert sorted(held_out_numbers(source)) == [6, 7, 8, 9]
     assert (source.mean, source.std) == (IMAGENET_MEAN, IMAGENET_STD)
-    with pytest.raises(
-        ValueError, match=r"knows, or that lies.* 'mini_pictures:7.0.0'"
-    ):
+    with pytest.raises(ValueError, match=r"or one in data_dir.* 'mini_pictures:7.0.0'"):
         data.load_source("tfds:mini_pictures:7.0.0", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"knows, or that lies.* Received: 'cats_too'"):
+    with pytest.raises(ValueError, match=r"or one in data_dir.* Received: 'cats_too'"):
         data.load_source("tfds:cats_too", data_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"knows, .*'mnist:9.9.9'.*version 9.9.9, on"):
+    with pytest.raises(
+        ValueError, match=r"or one in .*'mnist:9.9.9'.*version 9.9.9, on"
+    ):
         data.load_source("tfds:mnist:9.9.9", data_dir=tmp_path)
 
 

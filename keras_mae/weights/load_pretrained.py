@@ -1,4 +1,4 @@
-"""From a source of PyTorch weights to a model: study it, build, fill, report."""
+"""`from_pretrained` and `load_weights`: open a source, build a model, fill it."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -9,23 +9,23 @@ from keras_mae.ops.patches import grid_shape
 from keras_mae.presets import PRESETS
 from keras_mae.weights import config_readers
 from keras_mae.weights.checkpoint import Checkpoint, PortError, Weights
-from keras_mae.weights.formats import Description, describe
-from keras_mae.weights.key_tables import port_rows
-from keras_mae.weights.port import (
-    Fit,
+from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.format_detection import Description, describe_checkpoint
+from keras_mae.weights.key_mapping import port_rows
+from keras_mae.weights.report import PortReport
+from keras_mae.weights.state_dict import (
+    SizeChange,
     contents_of,
-    holder,
+    encoder_of,
     import_weights,
     sizes_of,
 )
-from keras_mae.weights.reader import open_checkpoint
-from keras_mae.weights.report import PortReport
 
 _Model = TypeVar("_Model", bound=keras.Model)
 _READING = ("revision", "token", "cache_dir", "local_files_only")
 _RESIZES = (None, "torch", "timm")
 _MERGES = ("sum", "mean")
-# a head is made for each task, so a model may keep its own
+# heads differ from task to task, so a model may keep its own
 _HEADS = frozenset({"head_norm", "head", "probe"})
 _DECODER_FILES = (
     "Files with one: mae_pretrain_vit_*_full.pth (normalized pixels) and "
@@ -35,22 +35,21 @@ _DECODER_FILES = (
 )
 
 
-class _Study(NamedTuple):
-    """A source, what its keys and shapes tell, and what is told beside them."""
+class _Source(NamedTuple):
+    """An opened source of weights."""
 
     checkpoint: Checkpoint
     description: Description
-    told: dict
+    settings: dict  # from what stands beside the weights
 
     @property
     def is_timm(self):
-        """Whether the keys and a configuration say that timm wrote the source."""
+        """Whether keys and config.json are timm's."""
         facebook = self.description.naming.family == "facebook"
         return facebook and config_readers.is_timm(self.checkpoint.config)
 
     @property
     def format(self):
-        """What the report calls the format."""
         naming = self.description.naming
         if naming.family == "facebook":
             return "timm" if self.is_timm else "facebook"
@@ -58,20 +57,20 @@ class _Study(NamedTuple):
 
     @property
     def target(self):
-        """What the source's decoder predicts, if it has one and something tells."""
+        """What the source's decoder predicts, if it is known."""
         if "decoder" not in self.description.contents.parts:
             return None
-        normalized = self.told.get("norm_pix_loss")
+        normalized = self.settings.get("norm_pix_loss")
         return {True: "normalized pixels", False: "pixels"}.get(normalized)
 
     @property
     def title(self):
-        """What an error calls the source."""
+        """The source's name in errors."""
         return f"{self.checkpoint.source} ({self.format})"
 
     def image_size(self, wanted):
-        """The image size of the source's positions, `wanted` where nothing tells it."""
-        sizes = {**self.told, **self.description.sizes}
+        """The image size of the source's positions; `wanted` if it is not known."""
+        sizes = {**self.settings, **self.description.sizes}
         return config_readers.find_image_size(sizes, wanted, self.checkpoint.source)
 
 
@@ -84,7 +83,7 @@ class _Options(NamedTuple):
     progress: bool = False
 
     def check(self):
-        """Raises on a value that is none of the choices."""
+        """Raises on an unknown choice."""
         for name, choices in (
             ("position_resize", _RESIZES),
             ("channel_merge", _MERGES),
@@ -96,62 +95,40 @@ class _Options(NamedTuple):
                 )
 
 
-def _study(cls, source, options):
-    """Opens a source and finds out what it is, before any model is built."""
+def _open_source(cls, source, options):
+    """Opens a source and detects its format, before any model is built."""
     reading = {name: options.pop(name) for name in _READING if name in options}
     options = _Options(**options)
     options.check()
     checkpoint = open_checkpoint(source, **reading)
-    description = describe(checkpoint)
-    told = config_readers.told_sizes(checkpoint, description)
-    study = _Study(checkpoint, description, told)
+    description = describe_checkpoint(checkpoint)
+    settings = config_readers.read_settings(checkpoint, description)
+    opened = _Source(checkpoint, description, settings)
     decoder = "decoder" in description.contents.parts
-    paints = getattr(cls, "has_decoder", False)
-    if paints and not (decoder or options.allow_missing_decoder):
-        raise PortError(f"{study.title} has no decoder. {_DECODER_FILES}")
-    return study, options
+    needed = getattr(cls, "has_decoder", False)
+    if needed and not (decoder or options.allow_missing_decoder):
+        raise PortError(f"{opened.title} has no decoder. {_DECODER_FILES}")
+    return opened, options
 
 
 def build_pretrained(
     cls: type[_Model], source: Weights, overrides: Mapping[str, Any], **options: Any
 ) -> _Model:
-    """Builds a model around the weights of a source.
-
-    Args:
-        cls: `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
-        source: A hub id, the path of a folder or file, or a dict of arrays.
-        overrides: Dict of constructor arguments that differ from the source's.
-        **options: The other arguments of `Pretrained.from_pretrained`.
-
-    Returns:
-        The model, whose `port_report` says what was done.
-
-    Raises:
-        PortError: If the source can't be read, or doesn't fit.
-        ValueError: If an argument is wrong.
-
-    Example:
-
-    ```python
-    one = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    state = keras_mae.weights.export_weights(one)
-    two = build_pretrained(keras_mae.MAEEncoder, state, {})
-    ```
-    """
-    study, options = _study(cls, source, options)
-    sizes, notes = _complete_sizes(cls, study, overrides)
+    """See `Pretrained.from_pretrained`."""
+    opened, options = _open_source(cls, source, options)
+    sizes, notes = _complete_sizes(cls, opened, overrides)
     try:
         model = cls.from_sizes(sizes, overrides)
     except ValueError as error:
-        # a number of the source's that no layer takes, or one of the user's
-        raise ValueError(f"{study.title}: {error}") from error
+        # a value that no layer takes, of the source's or the user's
+        raise ValueError(f"{opened.title}: {error}") from error
     image_size = sizes["image_size"]
-    model.port_report = _fill(model, study, image_size, options, notes)
+    model.port_report = _fill(model, opened, image_size, options, notes)
     return model
 
 
 def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortReport:
-    """Fills a model that is there; where the source doesn't fit, it stays as it was.
+    """Loads weights into an existing model; if they don't fit, it stays unchanged.
 
     Args:
         model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
@@ -175,36 +152,36 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
     report = load_weights(two, keras_mae.weights.export_weights(one))
     ```
     """
-    study, options = _study(type(model), source, options)
+    opened, options = _open_source(type(model), source, options)
     sizes = sizes_of(model)
     for name in ("num_heads", "decoder_num_heads"):
-        told = study.told.get(name)
-        if name in sizes and told not in (None, sizes[name]):
+        heads = opened.settings.get(name)
+        if name in sizes and heads not in (None, sizes[name]):
             raise PortError(
-                f"{study.title}: {name} must be the model's, {sizes[name]}. "
-                f"Received: {told}"
+                f"{opened.title}: {name} must be the model's, {sizes[name]}. "
+                f"Received: {heads}"
             )
-    return _fill(model, study, study.image_size(sizes["image_size"]), options)
+    return _fill(model, opened, opened.image_size(sizes["image_size"]), options)
 
 
-def _complete_sizes(cls, study, overrides):
-    """Puts together what the constructor needs, and notes what was concluded."""
-    parts = study.description.contents.parts
-    sizes = {**study.told, **study.description.sizes}
+def _complete_sizes(cls, source, overrides):
+    """Collects what the constructor needs, and notes on what was inferred."""
+    parts = source.description.contents.parts
+    sizes = {**source.settings, **source.description.sizes}
     if "decoder" not in parts:
-        # the paper's, for a fresh one, unless a configuration tells it
+        # a fresh one has the paper's sizes, unless a configuration has others
         paper = PRESETS["mae_base"]
         sizes = {**{k: v for k, v in paper.items() if "decoder_" in k}, **sizes}
-    sizes["image_size"] = study.image_size(overrides.get("image_size"))
+    sizes["image_size"] = source.image_size(overrides.get("image_size"))
     notes = []
     for prefix in ("", "decoder_") if cls.has_decoder else ("",):
         name = f"{prefix}num_heads"
         if name not in sizes and name not in overrides:
-            sizes[name], preset = config_readers.preset_like(sizes, prefix)
+            sizes[name], preset = config_readers.num_heads_of_preset(sizes, prefix)
             if preset is None:
                 raise PortError(
-                    f"{study.title}: shapes can't tell {name}; state it, as in "
-                    f"from_pretrained(source, {name}=12)"
+                    f"{source.title}: {name} can't be inferred from shapes; pass it, "
+                    f"as in from_pretrained(source, {name}=12)"
                 )
             notes.append(f"{name} is {sizes[name]}, as {preset} has at these sizes")
     if cls.has_head:
@@ -216,17 +193,17 @@ def _complete_sizes(cls, study, overrides):
     return sizes, notes
 
 
-def _fill(model, study, image_size, options, notes=()):
-    """Fills the model from a studied source, and reports."""
-    description = study.description
+def _fill(model, source, image_size, options, notes=()):
+    """Fills the model from an opened source, and reports."""
+    description = source.description
     have, naming = description.contents, description.naming
-    want, shared = _match_parts(model, study)
+    want, shared = _match_parts(model, source)
     fresh = want.parts - shared
     kept = port_rows(have._replace(parts=shared), naming)
     tensors = {key: description.tensors[key] for row in kept for key in row.keys}
-    resize = options.position_resize or ("timm" if study.is_timm else "torch")
-    encoder = holder(model).encoder
-    fit = Fit(
+    resize = options.position_resize or ("timm" if source.is_timm else "torch")
+    encoder = encoder_of(model)
+    change = SizeChange(
         old_grid=grid_shape(image_size, description.sizes["patch_size"]),
         new_grid=encoder.grid,
         antialias=resize == "timm",
@@ -237,69 +214,69 @@ def _fill(model, study, image_size, options, notes=()):
     rows = port_rows(want._replace(parts=shared), naming)
     bar = keras.utils.Progbar(len(rows), unit_name="variable")
     progress = bar.update if options.progress else None
-    import_weights(model, tensors, rows, fit, fresh, progress, study.title)
+    import_weights(model, tensors, rows, change, fresh, progress, source.title)
     return PortReport(
-        place=study.checkpoint.source,
-        format=f"{study.format}, {study.checkpoint.container}",
+        place=source.checkpoint.source,
+        format=f"{source.format}, {source.checkpoint.container}",
         filled=len(tensors),
-        target=study.target,
+        target=source.target,
         left_out=tuple(sorted(set(description.tensors) - set(tensors))),
         fresh=tuple(sorted(fresh)),
-        resized=_resized(fit, resize, shared),
-        notes=(*notes, *_differences(model, study, tensors)),
+        resized=_resized(change, resize, shared),
+        notes=(*notes, *_differences(model, source, tensors)),
     )
 
 
-def _match_parts(model, study):
-    """Says what the model consists of, and which of these parts the source fills."""
-    have, want = study.description.contents.parts, contents_of(model)
+def _match_parts(model, source):
+    """Returns the model's parts, and which of them the source fills."""
+    have, want = source.description.contents.parts, contents_of(model)
     parts = want.parts
-    if holder(model).encoder.final_norm:
-        # also where a mean leaves it unused: the encoder is good for more
+    if encoder_of(model).final_norm:
+        # also where mean pooling leaves it unused: the encoder may be used without
         parts |= have & {"norm"}
     shared = have & parts
-    classes = study.description.sizes.get("num_classes")
+    classes = source.description.sizes.get("num_classes")
     if (have ^ parts) & {"head_norm"}:
         shared -= _HEADS  # a head is trained on one way of pooling
     elif (have ^ parts) & _HEADS or classes != getattr(model, "num_classes", classes):
         shared -= {"head", "probe"}
     if "norm" in parts - shared:
         raise PortError(
-            f"{study.title} has no final norm: it was fine-tuned with mean pooling. "
+            f"{source.title} has no final norm: it was fine-tuned with mean pooling. "
             "MAEClassifier reads it, or an encoder with final_norm=False"
         )
     return want._replace(parts=parts), shared
 
 
-def _resized(fit, resize, shared):
+def _resized(change, resize, shared):
     sentences = []
-    if fit.old_grid != fit.new_grid:
-        old, new = ("x".join(map(str, grid)) for grid in (fit.old_grid, fit.new_grid))
+    if change.old_grid != change.new_grid:
+        old, new = ("x".join(map(str, grid)) for grid in change[:2])
         sides = "encoder and decoder" if "decoder" in shared else "encoder"
         sentences.append(f"positions of {sides} {old} -> {new}, bicubic as {resize}'s")
-    if fit.old_channels != fit.new_channels:
+    if change.old_channels != change.new_channels:
         sentences.append(
-            f"channels {fit.old_channels} -> {fit.new_channels}, patch kernels by "
-            f"{fit.merge}"
+            f"channels {change.old_channels} -> {change.new_channels}, patch kernels "
+            f"by {change.merge}"
         )
     return tuple(sentences)
 
 
-def _differences(model, study, tensors):
+def _differences(model, source, tensors):
     """Sentences on settings that differ from the source's, and on its types."""
     sizes = sizes_of(model)
     ignored = {"image_size", "patch_size", "num_channels"}
     sentences = []
-    if "decoder" not in study.description.contents.parts:
+    if "decoder" not in source.description.contents.parts:
         ignored |= {"mask_ratio", "norm_pix_loss"}
-    elif study.target is None and "norm_pix_loss" in sizes:
+    elif source.target is None and "norm_pix_loss" in sizes:
         sentences.append(
-            "the source doesn't tell whether the pixels were normalized; norm_pix_loss "
-            f"is {sizes['norm_pix_loss']}"
+            "the source doesn't say whether pixels were normalized; norm_pix_loss is "
+            f"{sizes['norm_pix_loss']}"
         )
     sentences += [
         f"{name} is {sizes[name]}; the source says {value}"
-        for name, value in sorted(study.told.items())
+        for name, value in sorted(source.settings.items())
         if name in sizes and name not in ignored and sizes[name] != value
     ]
     types = {tensor.dtype.name for tensor in tensors.values()} - {"float32"}

@@ -1,4 +1,4 @@
-"""Writes a model as another library reads it: weights, and what stands beside them."""
+"""`save_pretrained`: writes a folder for Hugging Face, timm or facebook's code."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,11 @@ import numpy as np
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
-from keras_mae.weights.formats import COUNTER
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE
-from keras_mae.weights.port import contents_of, export_weights
-from keras_mae.weights.reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.format_detection import COUNTER
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
 from keras_mae.weights.report import PortReport
+from keras_mae.weights.state_dict import contents_of, export_weights
 
 _SAFETENSORS = "model.safetensors"
 _TORCH = "model.pth"
@@ -22,30 +22,7 @@ _TORCH = "model.pth"
 def save_pretrained(
     model: keras.Model, folder: PathLike, format: str = "huggingface"
 ) -> PortReport:
-    """Writes a folder that Hugging Face, timm or facebook's code reads.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
-        folder: Path of the folder, made where it is missing.
-        format: `"huggingface"`, `"timm"` or `"facebook"`.
-
-    Returns:
-        A `PortReport`.
-
-    Raises:
-        ValueError: If the format is unknown, can't hold the model, or the folder has
-            other weights; if `"facebook"` is wanted and PyTorch is not installed.
-
-    Example:
-
-    ```python
-    import tempfile
-
-    model = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    with tempfile.TemporaryDirectory() as folder:
-        print(save_pretrained(model, folder, "timm"))
-    ```
-    """
+    """See `Pretrained.save_pretrained`."""
     if format not in _WRITERS:
         raise ValueError(
             f"format must be one of {', '.join(_WRITERS)}. Received: {format!r}"
@@ -55,7 +32,7 @@ def save_pretrained(
     others = [other for other in WEIGHT_FILES if (folder / other).exists()]
     if set(others) - {name}:
         raise ValueError(
-            f"{folder} must hold no other weights. Received: {', '.join(others)}"
+            f"{folder} must not hold other weights. Received: {', '.join(others)}"
         )
     state, config, left_out, notes = prepare(model)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,7 +62,7 @@ def _prepare_timm(model):
     parts = contents_of(model).parts
     if "probe" in parts or not {"norm", "head_norm"} & parts:
         raise ValueError(
-            "timm's models end in a norm and a linear head. Received: "
+            "timm's models have a final norm and a linear head. Received: "
             f"{', '.join(sorted(parts)) or 'an encoder without a final norm'}"
         )
     left_out = ()
@@ -110,8 +87,8 @@ def _import_torch():
         import torch
     except ImportError as error:
         raise ValueError(
-            "format='facebook' is a PyTorch file, and PyTorch writes it: pip install "
-            "torch, or save in the format huggingface and convert it elsewhere"
+            "format='facebook' needs PyTorch: pip install torch, or save with "
+            "format='huggingface'"
         ) from error
     return torch
 
@@ -131,14 +108,14 @@ def _write_torch(state, args, folder):
     torch = _import_torch()
     tensors = {}
     for key, value in state.items():
-        # PyTorch doesn't know NumPy's bfloat16; nothing is lost on the way
+        # PyTorch doesn't take NumPy's bfloat16; float32 holds all of it
         wide = value.astype("float32") if value.dtype.name == "bfloat16" else value
         tensors[key] = torch.tensor(wide).to(getattr(torch, value.dtype.name))
     with atomic_write(folder / _TORCH) as path:
         torch.save({"model": tensors, "args": args}, path)
 
 
-# format -> the file of weights, what goes into it, and how it is written
+# format -> name of the weights file, function that prepares, function that writes
 _WRITERS = {
     "huggingface": (_SAFETENSORS, _prepare_huggingface, _write_safetensors),
     "timm": (_SAFETENSORS, _prepare_timm, _write_safetensors),

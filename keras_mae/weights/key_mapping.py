@@ -1,8 +1,8 @@
-"""Which foreign keys fill which of our variables, and how arrays are turned.
+"""State dict keys of Hugging Face, timm and facebook, mapped to our variables.
 
-Three tables name what a Vision Transformer consists of, here and in the other
-libraries. From them `port_rows` lists the variables of a model: the one at `path` holds
-what the source stores under `keys`, turned by the transform called `kind`.
+Three tables name the parts of a Vision Transformer, here and in the other libraries.
+From them `port_rows` lists the variables of a model: the one at `path` holds what the
+source stores under `keys`, converted by the transform called `kind`.
 """
 
 import re
@@ -14,7 +14,7 @@ from keras import ops
 
 
 class Row(NamedTuple):
-    """One variable: where it lies, the keys it comes from, how it is turned."""
+    """A variable's path, the keys it is stored under, and the kind of transform."""
 
     path: str
     keys: tuple
@@ -22,23 +22,14 @@ class Row(NamedTuple):
 
 
 class Naming(NamedTuple):
-    """How a library names things: columns of the tables, and roots of the blocks.
+    """How a library names its keys."""
 
-    Args:
-        title: What a report calls it.
-        family: `"facebook"` (timm too) or `"huggingface"`.
-        leaves: Which column of `_BLOCK` names the inside of a block.
-        blocks: What comes before a number and the inside of an encoder block.
-        decoder_blocks: The same for the decoder.
-        prefix: What comes before every name of the encoder.
-    """
-
-    title: str
-    family: str
-    leaves: str
-    blocks: str
+    title: str  # in reports
+    family: str  # "facebook" (timm too) or "huggingface"
+    leaves: str  # the column of `_BLOCK`: names inside a block
+    blocks: str  # before the number of an encoder block
     decoder_blocks: str
-    prefix: str = ""
+    prefix: str = ""  # before every key of the encoder
 
 
 FACEBOOK = Naming("facebook/timm", "facebook", "facebook", "blocks", "decoder_blocks")
@@ -53,13 +44,12 @@ HUGGINGFACE = Naming(
 )
 # what transformers 5.23 writes for a decoder's blocks, in place of the hub's name
 HUGGINGFACE_SAVED = HUGGINGFACE._replace(
-    title="Hugging Face, as 5.x saves",
-    decoder_blocks="decoder.decoder_encoder.layer",
+    title="Hugging Face, as 5.x saves", decoder_blocks="decoder.decoder_encoder.layer"
 )
 HUGGINGFACE_STATE = HUGGINGFACE._replace(
     title="Hugging Face, state dict of 5.x", leaves="huggingface_5", blocks="layers"
 )
-# a model without anything around it has no prefix
+# an encoder by itself has no prefix
 _BARE = [
     naming._replace(prefix="", title=f"{naming.title}, bare model")
     for naming in (HUGGINGFACE, HUGGINGFACE_STATE)
@@ -126,7 +116,7 @@ _OUTSIDE = (
     ("probe", "dense", "head", "head.1", None),
 )
 
-# what a kind of layer consists of: our name, the foreign one, the transform
+# variables of a kind of layer: our name, the foreign one, the transform
 _BIAS = (".bias", ".bias", "same")
 _VARIABLES = {
     "same": [("", "", "same")],
@@ -174,18 +164,12 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
 
 
 class Contents(NamedTuple):
-    """What a model or a file consists of.
-
-    Args:
-        depth: Int, the encoder's blocks.
-        decoder_depth: Int, the decoder's blocks; `None` without a decoder.
-        parts: Set of `"norm"` (the encoder's final one), `"decoder"`, `"head_norm"`,
-            `"head"` and `"probe"` (a head behind batch statistics).
-        qkv_bias: Whether query, key and value have a bias.
-    """
+    """The parts of a model or a file."""
 
     depth: int
-    decoder_depth: int | None
+    decoder_depth: int | None  # None without a decoder
+    # "norm" (the encoder's final one), "decoder", "head_norm", "head" and "probe" (a
+    # head behind batch statistics)
     parts: frozenset
     qkv_bias: bool
 
@@ -215,25 +199,7 @@ def _block_rows(path, root, naming, qkv_bias):
 
 
 def port_rows(contents: Contents, naming: Naming) -> list[Row]:
-    """Lists the rows of everything that a model or file consists of.
-
-    Args:
-        contents: A `Contents`.
-        naming: A `Naming`.
-
-    Returns:
-        A list of `Row`; paths are dotted from a model with an `encoder`.
-
-    Raises:
-        ValueError: If the library has no name for a part.
-
-    Example:
-
-    ```python
-    contents = Contents(12, None, frozenset({"norm"}), qkv_bias=True)
-    assert len(port_rows(contents, FACEBOOK)) == 150
-    ```
-    """
+    """Lists the rows of all variables; paths start at a model with an `encoder`."""
     rows: list[Row] = []
     column = 3 + _OUTSIDE_COLUMNS.index(naming.family)
     for entry in _OUTSIDE:

@@ -1,4 +1,4 @@
-"""What a source holds, told from its keys and shapes alone."""
+"""Detects a checkpoint's format, parts and sizes from its keys and shapes."""
 
 import math
 import re
@@ -10,20 +10,20 @@ from keras_mae.weights.checkpoint import (
     key_differences,
     raise_problems,
 )
-from keras_mae.weights.key_tables import NAMINGS, Contents, Naming, port_rows
+from keras_mae.weights.key_mapping import NAMINGS, Contents, Naming, port_rows
 
 # before every key of a model that was wrapped for training
 _WRAPPERS = ("module.", "_orig_mod.")
 # counts the batches that a running mean has seen; nothing is computed from it
 COUNTER = "head.0.num_batches_tracked"
-# keys that need fill nothing: a plain ViT may have a pooler, which MAE never has
-_WITHOUT_USE = {COUNTER} | {
+# keys that may stay unused: a plain ViT may have a pooler, which MAE never has
+_IGNORED_KEYS = {COUNTER} | {
     f"{prefix}pooler.dense.{name}"
     for prefix in ("", "vit.")
     for name in ("weight", "bias")
 }
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
-# ours -> the key whose shape tells, the axis, and the number of axes
+# ours -> the variable whose key has it, the axis, and the number of axes
 _SIZES = {
     "hidden_dim": ("encoder.patch_embedding.cls_token", 2, 3),
     "num_channels": ("encoder.patch_embedding.projection.kernel", 1, 4),
@@ -36,36 +36,17 @@ _SIZES = {
 
 
 class Description(NamedTuple):
-    """What a source holds.
-
-    Args:
-        naming: The `Naming` of its keys.
-        contents: Its `Contents`.
-        tensors: Dict from key to `LazyTensor`, wrappers' prefixes taken off.
-        sizes: Dict of what the shapes tell, by our names; `positions` counts CLS.
-        evidence: Dict from our name to the key whose shape told it.
-    """
+    """What a checkpoint holds."""
 
     naming: Naming
     contents: Contents
-    tensors: dict
-    sizes: dict
-    evidence: dict
+    tensors: dict  # key, without wrappers' prefixes -> LazyTensor
+    sizes: dict  # by our names; `positions` counts the CLS token
+    evidence: dict  # our name -> the key whose shape gave it
 
 
-def describe(checkpoint: Checkpoint) -> Description:
-    """Finds out how a source names things, what it consists of, and its sizes.
-
-    Args:
-        checkpoint: A `Checkpoint`.
-
-    Returns:
-        A `Description`.
-
-    Raises:
-        PortError: If no known naming fits, a key stands there twice, or keys are
-            missing or left over.
-    """
+def describe_checkpoint(checkpoint: Checkpoint) -> Description:
+    """Detects how a checkpoint names its keys, its parts, and its sizes."""
     tensors = _unwrapped(checkpoint)
     naming = _find_naming(tensors, checkpoint.source)
     contents = _find_contents(tensors, naming)
@@ -74,9 +55,9 @@ def describe(checkpoint: Checkpoint) -> Description:
     except ValueError as error:
         raise PortError(f"{checkpoint.source}: {error}") from error
     wanted = {key for row in rows for key in row.keys}
-    problems = key_differences(wanted | (_WITHOUT_USE & set(tensors)), tensors)
+    problems = key_differences(wanted | (_IGNORED_KEYS & set(tensors)), tensors)
     problems += [
-        f"type of {key}: wanted floats, received {tensors[key].dtype}"
+        f"dtype of {key}: expected floats, received {tensors[key].dtype}"
         for key in sorted(wanted & set(tensors))
         if tensors[key].dtype.name not in _FLOATS
     ]
@@ -87,7 +68,7 @@ def describe(checkpoint: Checkpoint) -> Description:
 
 
 def _unwrapped(checkpoint):
-    """Takes the wrappers' prefixes off all keys, in whatever order they lie."""
+    """Removes wrappers' prefixes from all keys, in any order."""
     tensors = dict(checkpoint.tensors)
     for wrapper in _WRAPPERS * len(_WRAPPERS):
         renamed = {}
@@ -95,7 +76,7 @@ def _unwrapped(checkpoint):
             name = key.removeprefix(wrapper)
             if name in renamed:
                 raise PortError(
-                    f"{tensor.file}: {name} is there twice, with and without {wrapper}"
+                    f"{tensor.file}: {name} appears twice, with and without {wrapper}"
                 )
             renamed[name] = tensor
         tensors = renamed
@@ -103,7 +84,7 @@ def _unwrapped(checkpoint):
 
 
 def _markers(naming):
-    """Names a key of the first encoder block and one of the first decoder block."""
+    """Returns a key of the first encoder block and one of the first decoder block."""
     contents = Contents(1, 1, frozenset({"decoder"}), qkv_bias=False)
     kernels = {row.path: row.keys[0] for row in port_rows(contents, naming)}
     return [
@@ -113,7 +94,7 @@ def _markers(naming):
 
 
 def _find_naming(tensors, source):
-    """Chooses the naming whose first blocks are there, the encoder's above all."""
+    """Chooses the naming whose first blocks are there, first of all the encoder's."""
     scores = {
         naming: [marker in tensors for marker in _markers(naming)] for naming in NAMINGS
     }
@@ -122,7 +103,8 @@ def _find_naming(tensors, source):
         some = ", ".join(sorted(tensors)[:4])
         titles = "; ".join(naming.title for naming in NAMINGS)
         raise PortError(
-            f"{source} is in no known format ({titles}). Received keys: {some}, ..."
+            f"{source} is in an unknown format (known: {titles}). "
+            f"Received keys: {some}, ..."
         )
     return best
 
@@ -142,7 +124,7 @@ def _find_contents(tensors, naming):
         try:
             return not tensors.keys().isdisjoint(keys_of(part) - bare)
         except ValueError:
-            return False  # this library has no such part
+            return False  # the library has no such part
 
     parts = ("norm", "decoder", "head_norm", "head", "probe")
     parts = frozenset(part for part in parts if has(part))
@@ -187,7 +169,7 @@ def _find_sizes(tensors, contents, rows):
 
 
 def _check_extent(sizes, evidence, tensors, source):
-    """Raises where a few shapes tell a model far larger than all tensors together.
+    """Raises where shapes describe a model far larger than all tensors together.
 
     It would be built, and might not fit into memory, before all shapes are compared.
     """
@@ -201,9 +183,9 @@ def _check_extent(sizes, evidence, tensors, source):
     held = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if wanted > 2 * held:
         raise_problems(
-            f"{source} holds {held} numbers, and tells a model of {wanted}",
+            f"{source} has {held} parameters, but its shapes describe {wanted}",
             [
-                f"{name} is {sizes[name]} by {key} {tensors[key].shape}"
+                f"{name} is {sizes[name]}, from {key} {tensors[key].shape}"
                 for name, key in sorted(evidence.items())
             ],
         )

@@ -1,4 +1,4 @@
-"""Porting by table: exact both ways, or one error and an untouched model."""
+"""Importing and exporting state dicts: exact both ways, or one error and no change."""
 
 import numpy as np
 import pytest
@@ -6,8 +6,13 @@ import pytest
 import keras_mae
 from keras_mae.weights import PortError, export_weights, load_weights
 from keras_mae.weights.checkpoint import Checkpoint
-from keras_mae.weights.key_tables import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
-from keras_mae.weights.port import Fit, contents_of, find_variable, import_weights
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
+from keras_mae.weights.state_dict import (
+    SizeChange,
+    contents_of,
+    find_variable,
+    import_weights,
+)
 from tests.comparison import assert_same_weights
 
 pytestmark = pytest.mark.backends
@@ -87,7 +92,7 @@ def test_a_wrong_shape_is_named_and_nothing_changes(model):
     before = values(model)
     with pytest.raises(PortError) as error:
         load_weights(model, state)
-    assert "shape of blocks.1.mlp.fc2.bias: wanted (16,) for " in str(error.value)
+    assert "shape of blocks.1.mlp.fc2.bias: expected (16,) for " in str(error.value)
     assert "encoder.blocks.1.mlp.fc2.bias, received (5,)" in str(error.value)
     assert_unchanged(model, before)
 
@@ -115,6 +120,6 @@ def test_a_table_that_forgets_a_variable_is_found_out(model):
     for key in forgotten.keys:
         del state[key]
     grid, channels = model.encoder.grid, model.encoder.num_channels
-    fit = Fit(grid, grid, False, channels, channels, "sum")
+    fit = SizeChange(grid, grid, False, channels, channels, "sum")
     with pytest.raises(PortError, match="unfilled variable: mae_decoder"):
         import_weights(model, Checkpoint.from_state(state).tensors, rows, fit)

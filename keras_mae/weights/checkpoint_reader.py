@@ -1,4 +1,4 @@
-"""Opens weights wherever they lie, without reading them yet, and without PyTorch."""
+"""Opens .safetensors, .pth and .bin checkpoints lazily, without PyTorch."""
 
 import collections
 import json
@@ -18,10 +18,10 @@ from keras_mae.weights.checkpoint import (
     key_differences,
     raise_problems,
 )
-from keras_mae.weights.hub import Location, Unreached, read_json
+from keras_mae.weights.hub import HubUnavailableError, Location, read_json
 from keras_mae.weights.pickles import read_pickle
 
-# what a folder or repository may hold, in the order of preference
+# what a folder or repository may hold, in order of preference
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -30,7 +30,7 @@ WEIGHT_FILES = (
     "model.pth",
 )
 CONFIG_FILE = "config.json"
-# where a PyTorch file keeps its weights, if not at the top
+# keys under which a PyTorch file nests its state dict
 _STATE_KEYS = ("model", "state_dict")
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
@@ -43,27 +43,7 @@ _HDF5 = b"\x89HDF"
 
 
 def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
-    """Opens a source of weights; values are read when they are asked for.
-
-    Args:
-        source: A hub id, the path of a folder or file, a dict of arrays, or a
-            `Checkpoint`.
-        **options: `revision`, `token`, `cache_dir` and `local_files_only` of
-            `Location`, for a hub id.
-
-    Returns:
-        A `Checkpoint`.
-
-    Raises:
-        PortError: If there is no such source, or a file of it can't be read.
-
-    Example:
-
-    ```python
-    checkpoint = open_checkpoint({"cls_token": np.zeros((1, 1, 8))})
-    assert list(checkpoint.tensors) == ["cls_token"]
-    ```
-    """
+    """Opens a source of weights; values are read when they are asked for."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, collections.abc.Mapping):
@@ -92,18 +72,18 @@ def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
 
 
 def _find_weights(location):
-    unreached = None
+    unavailable = None
     for name in WEIGHT_FILES:
         try:
             path = location.find(name)
-        except Unreached as error:
+        except HubUnavailableError as error:
             # another of the files may be in the cache
-            unreached = unreached or error
+            unavailable = unavailable or error
             continue
         if path is not None:
             return path
-    if unreached:
-        raise unreached
+    if unavailable:
+        raise unavailable
     others = []
     if location.is_folder:
         endings = (".pth", ".pt", ".bin", ".safetensors")
@@ -118,7 +98,7 @@ def _find_weights(location):
 
 
 def _open_shards(location, index):
-    """Opens the files that an index names, and holds them against it."""
+    """Opens the files that an index names, and compares their keys with it."""
     shards = read_json(index).get("weight_map")
     if (
         not shards
@@ -143,7 +123,7 @@ def _open_shards(location, index):
 
 
 def _open_file(path):
-    """Opens one file by what it holds, whatever its name."""
+    """Opens one file by its content, whatever its name."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -163,11 +143,11 @@ def _open_file(path):
     if not isinstance(state, dict) or not any(
         isinstance(value, LazyTensor) for value in state.values()
     ):
-        raise PortError(f"{path} holds no dict of tensors")
+        raise PortError(f"{path} does not hold a dict of tensors")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, LazyTensor):
             name = f"{key!r:.60}" if isinstance(key, str) else type(key).__name__
-            raise PortError(f"{path}: {name} is no name of a tensor")
+            raise PortError(f"{path}: {name} is not the name of a tensor")
     _check_extent(path, state)
     args = args if isinstance(args, dict) else getattr(args, "__dict__", {})
     args = {key: _plain(value) for key, value in args.items()}
@@ -177,17 +157,19 @@ def _open_file(path):
 
 
 def _check_extent(path, state):
-    """Raises where tensors are views of so few numbers that a model would be larger."""
+    """Raises where tensors are views that would take more memory than the file."""
     wanted = sum(math.prod(t.shape) * t.dtype.itemsize for t in state.values())
-    # twice: two names may stand for one tensor
+    # twice: two keys may share a tensor
     if wanted > 2 * os.path.getsize(path):
-        raise PortError(f"{path} is smaller than its tensors, of {wanted} bytes")
+        raise PortError(
+            f"{path} is smaller than its tensors, which need {wanted} bytes"
+        )
 
 
 def _plain(value):
-    """Keeps numbers, texts and lists of them; of anything else the name of its type.
+    """Keeps numbers, strings and lists of them; else the type's name.
 
-    An error message spells a value out, and what a pickle builds may be endless.
+    Errors print such values, and what a pickle builds may be endless.
     """
     items = value if isinstance(value, (list, tuple)) else [value]
     if all(isinstance(item, (bool, int, float, str, type(None))) for item in items):
@@ -196,14 +178,16 @@ def _plain(value):
 
 
 def _open_safetensors(path):
-    """Lets the library check the file, then maps it: its own reader copies twice."""
+    """Checks the file with the library, then maps it: its own reader copies twice."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np"):
             pass
     except (SafetensorError, OSError) as error:
-        raise PortError(f"{path} is no whole safetensors file: {error}") from error
+        raise PortError(
+            f"{path} is not a complete safetensors file: {error}"
+        ) from error
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
@@ -216,13 +200,13 @@ def _open_safetensors(path):
 def _mapped(path, key, entry, start):
     dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise PortError(f"{path}: {key} has the type {entry['dtype']}")
+        raise PortError(f"{path}: {key} has unsupported dtype {entry['dtype']}")
     dtype, shape = np.dtype(dtype), tuple(entry["shape"])
     offset = start + entry["data_offsets"][0]
     return LazyTensor(
         shape,
         dtype,
-        # mapped when it is read, so that pages are let go one tensor at a time
+        # mapped on reading, so that memory is freed one tensor at a time
         lambda: np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape),
         str(path),
     )

@@ -1,4 +1,4 @@
-"""serving/export.py: signatures, equality with the model, and safe replacement."""
+"""export_savedmodel: signatures, equality with the model, and safe replacement."""
 
 import io
 
@@ -9,7 +9,12 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_mae
-from keras_mae.export import export, savedmodel, serve, verify
+from keras_mae.export import (
+    build_signatures,
+    export_savedmodel,
+    savedmodel,
+    verify_savedmodel,
+)
 from tests.scripts import load, refusal, run
 from tests.stand_ins import mae_client
 
@@ -50,7 +55,7 @@ def pretrainer_signatures(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("served") / "1"
     processor = keras_mae.MAEImageProcessor(image_size=32)
-    export(model, processor, folder, warmup_batch_sizes=())
+    export_savedmodel(model, processor, folder, warmup_batch_sizes=())
     loaded = tf.saved_model.load(folder)
     yield loaded.signatures
 
@@ -67,7 +72,7 @@ def test_every_signature_answers_as_the_model(
     make_model, processor, tmp_path, policy, norm_pix_loss
 ):
     model = make_model(dtype=policy, norm_pix_loss=norm_pix_loss)
-    export(model, processor, tmp_path / "1")
+    export_savedmodel(model, processor, tmp_path / "1")
     signatures = tf.saved_model.load(tmp_path / "1").signatures
     assert set(signatures) == {
         "serving_default",
@@ -117,7 +122,7 @@ def test_serving_default_takes_encoded_pictures_of_any_kind(
     make_model, processor, tmp_path
 ):
     encoder = make_model().encoder
-    export(encoder, processor, tmp_path / "1")
+    export_savedmodel(encoder, processor, tmp_path / "1")
     serve = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
     picture = photo()
     kinds = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
@@ -133,7 +138,7 @@ def test_serving_default_takes_encoded_pictures_of_any_kind(
 def test_grey_models_read_colour_as_pillow_does(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(32, (0.5,), (0.25,))
     encoder = make_model(num_channels=1).encoder
-    export(encoder, processor, tmp_path / "1")
+    export_savedmodel(encoder, processor, tmp_path / "1")
     serve = tf.saved_model.load(tmp_path / "1").signatures["serving_default"]
     picture = photo((32, 32))
     got = serve(image_bytes=tf.constant([encode(picture)]))["features"]
@@ -143,7 +148,7 @@ def test_grey_models_read_colour_as_pillow_does(make_model, tmp_path):
 @pytest.mark.slow
 def test_five_channels_are_served_by_pixels(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(32, (0.5,) * 5, (0.25,) * 5)
-    export(make_model(num_channels=5).encoder, processor, tmp_path / "1")
+    export_savedmodel(make_model(num_channels=5).encoder, processor, tmp_path / "1")
     signatures = tf.saved_model.load(tmp_path / "1").signatures
     assert "features" not in signatures
     pixels = np.zeros((2, 32, 32, 5), "float32")
@@ -191,7 +196,7 @@ def test_bad_noise_and_seeds_are_invalid_arguments(
 @pytest.mark.slow
 def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
     encoder = make_model().encoder
-    export(encoder, processor, tmp_path / "1")
+    export_savedmodel(encoder, processor, tmp_path / "1")
     signatures = tf.saved_model.load(tmp_path / "1").signatures
     names = {"serving_default", "features", "features_from_pixels"}
     assert set(signatures) == names
@@ -203,7 +208,7 @@ def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
 @pytest.mark.slow
 def test_weights_are_stored_once(make_model, processor, tmp_path):
     model = make_model(hidden_dim=128, mlp_dim=512, depth=2)
-    export(model, processor, tmp_path / "1")
+    export_savedmodel(model, processor, tmp_path / "1")
     stored = sum(p.stat().st_size for p in (tmp_path / "1" / "variables").iterdir())
     assert stored < 1.1 * 4 * model.count_params() + 10_000
 
@@ -211,25 +216,27 @@ def test_weights_are_stored_once(make_model, processor, tmp_path):
 @pytest.mark.slow
 def test_a_failed_export_changes_nothing(make_model, processor, tmp_path, monkeypatch):
     model = make_model().encoder
-    export(model, processor, tmp_path / "1")
+    export_savedmodel(model, processor, tmp_path / "1")
     before = sorted(path.name for path in tmp_path.rglob("*"))
     saved = (tmp_path / "1" / "saved_model.pb").read_bytes()
 
     def fail(*arguments):
         raise ValueError("not equal")
 
-    monkeypatch.setattr(savedmodel, "verify", fail)
+    monkeypatch.setattr(savedmodel, "verify_savedmodel", fail)
     with pytest.raises(ValueError, match="not equal"):
-        export(model, processor, tmp_path / "1", overwrite=True)
+        export_savedmodel(model, processor, tmp_path / "1", overwrite=True)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     assert (tmp_path / "1" / "saved_model.pb").read_bytes() == saved
 
 
 @pytest.mark.slow
 def test_verification_notices_other_weights(make_model, processor, tmp_path):
-    export(make_model().encoder, processor, tmp_path / "1")
+    export_savedmodel(make_model().encoder, processor, tmp_path / "1")
     with pytest.raises(ValueError, match="must equal the model's"):
-        verify(tmp_path / "1", serve(make_model().encoder, processor))
+        verify_savedmodel(
+            tmp_path / "1", build_signatures(make_model().encoder, processor)
+        )
 
 
 @pytest.mark.slow
@@ -241,7 +248,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
     finished = run(SCRIPT, *arguments)
     assert finished.returncode == 2
-    assert "exists already: give --overwrite" in finished.stderr
+    assert "already exists: pass --overwrite" in finished.stderr
     assert run(SCRIPT, *arguments, "--overwrite").returncode == 0
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
 
@@ -251,7 +258,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     "broken, message",
     [
         ("model.keras", "is no readable model"),
-        ("preprocessor_config.json", "no readable JSON"),
+        ("preprocessor_config.json", "can't be read as JSON"),
     ],
 )
 def test_broken_runs_are_named(run_folder, tmp_path, broken, message):
@@ -323,7 +330,7 @@ def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", patch_size=(16, 4), depth=1, decoder_depth=1
     )
-    export(model, processor, tmp_path / "1", warmup_batch_sizes=[])
+    export_savedmodel(model, processor, tmp_path / "1", warmup_batch_sizes=[])
     answer = tf.saved_model.load(tmp_path / "1").signatures["reconstruct_with_mask"]
     mask = np.eye(1, 16, dtype="float32")  # the first patch is removed
     levels = np.full((32, 32, 3), 50, "uint8")
@@ -353,5 +360,5 @@ def test_a_keras_file_alone_is_served_as_published_weights(
 def test_a_processor_for_other_images_is_refused(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(image_size=48)
     with pytest.raises(ValueError, match=r"\(32, 32, 3\).*Received: \(48, 48, 3\)"):
-        export(make_model(), processor, tmp_path / "1")
+        export_savedmodel(make_model(), processor, tmp_path / "1")
     assert not (tmp_path / "1").exists()
