@@ -1,4 +1,4 @@
-"""The sizes, as plain data: what `from_preset` builds."""
+"""Model size presets of `from_preset`: tiny, small, base, large, huge."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +65,7 @@ PRESETS = {
     },
 }
 
-# what an override may name beside a preset's own keys
+# overrides of `from_preset` beside a preset's own keys: encoder's and decoder's
 SHARED = (
     "activation",
     "dropout_rate",
@@ -96,23 +96,7 @@ _PREFIX = "decoder_"
 
 
 def preset_sizes(preset: str) -> dict[str, int]:
-    """Looks a preset up.
-
-    Args:
-        preset: A name in `PRESETS`.
-
-    Returns:
-        A dict of sizes.
-
-    Raises:
-        ValueError: If there is no such preset.
-
-    Example:
-
-    ```python
-    assert preset_sizes("mae_huge")["patch_size"] == 14
-    ```
-    """
+    """Returns the sizes of a preset, or raises `ValueError`."""
     if preset not in PRESETS:
         raise ValueError(
             f"preset must be one of {', '.join(PRESETS)}. Received: {preset!r}"
@@ -121,7 +105,7 @@ def preset_sizes(preset: str) -> dict[str, int]:
 
 
 def _resolve(sizes, overrides, extra=(), decoder=False):
-    """Merges sizes with overrides, or raises on an override that has no use."""
+    """Merges sizes with overrides; raises `ValueError` on an unknown override."""
     known = {*SHARED, *_ENCODER, *extra}
     known |= {name for name in PRESETS["mae_base"] if decoder or _PREFIX not in name}
     unknown = sorted(set(overrides) - known)
@@ -137,51 +121,14 @@ def _resolve(sizes, overrides, extra=(), decoder=False):
 def encoder_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the constructor arguments of an encoder.
-
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`; what an encoder has no use for is
-            ignored.
-        overrides: Dict of arguments that replace them.
-
-    Returns:
-        A dict for `MAEEncoder(**config)`.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    assert encoder_config(PRESETS["mae_huge"], {})["patch_size"] == 14
-    ```
-    """
+    """Returns the arguments of `MAEEncoder`; ignores sizes of a decoder."""
     return _resolve(sizes, overrides)
 
 
 def classifier_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a classifier and its encoder.
-
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`, perhaps with `num_classes`, `pooling` and
-            `batch_norm`.
-        overrides: Dict of arguments that replace them.
-
-    Returns:
-        A tuple of two dicts, the encoder's and the classifier's.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    encoder, head = classifier_config(PRESETS["mae_base"], {"num_classes": 10})
-    assert head == {"num_classes": 10} and encoder["depth"] == 12
-    ```
-    """
+    """Returns the arguments of `MAEEncoder`, and those of `MAEClassifier`."""
     config = _resolve(sizes, overrides, extra=_CLASSIFIER)
     head = {name: config.pop(name) for name in _CLASSIFIER if name in config}
     return config, head
@@ -190,30 +137,10 @@ def classifier_config(
 def pretrainer_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a pretrainer, its encoder and decoder.
+    """Returns the arguments of encoder, decoder and `MAEPretrainer`.
 
-    Args:
-        sizes: Dict of sizes, as in `PRESETS`, perhaps with `mask_ratio` and
-            `norm_pix_loss`.
-        overrides: Dict of arguments that replace them: the encoder's by their names,
-            the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
-            `norm_pix_loss`. Activation, dropouts, bias, epsilon and initializers
-            count for encoder and decoder alike.
-
-    Returns:
-        A tuple of three dicts. The decoder's lacks `grid`, `patch_dim` and
-        `latent_dim`, which follow from the encoder.
-
-    Raises:
-        ValueError: If an override is unknown.
-
-    Example:
-
-    ```python
-    overrides = {"mask_ratio": 0.5}
-    encoder, decoder, model = pretrainer_config(PRESETS["mae_base"], overrides)
-    assert decoder["hidden_dim"] == 512 and model == {"mask_ratio": 0.5}
-    ```
+    The prefix `decoder_` names the decoder's sizes; `SHARED` ones are for both. The
+    decoder's `grid`, `patch_dim` and `latent_dim` follow from the encoder.
     """
     config = _resolve(sizes, overrides, extra=_PRETRAINER, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}

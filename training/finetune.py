@@ -26,7 +26,7 @@ from keras_mae.models.loading import load_model, with_precision
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
-from keras_mae.recipes import FINE_TUNING, fill_in
+from keras_mae.recipes import FINE_TUNING, apply_recipe
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
@@ -56,7 +56,7 @@ class FinetuneConfig(ClassifierConfig):
 
 def main(config):
     """Runs the whole of it: strategy, data, model, fit; or the evaluation alone."""
-    given, config = config, fill_in(config, FINE_TUNING).resolved()
+    given, config = config, apply_recipe(config, FINE_TUNING).resolved()
     training = ClassifierTraining(config, beginning=("eval",))
     with training.strategy.scope():
         model = build_model(training, given)

@@ -29,7 +29,7 @@ from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.optimizers.lars import LARS
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
-from keras_mae.recipes import LINEAR_PROBING, fill_in
+from keras_mae.recipes import LINEAR_PROBING, apply_recipe
 from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
@@ -54,7 +54,7 @@ class ProbeConfig(ClassifierConfig):
 
 def main(config):
     """Loads data and encoder, asks by the method, and reports."""
-    config = fill_in(config, LINEAR_PROBING).resolved()
+    config = apply_recipe(config, LINEAR_PROBING).resolved()
     training = ClassifierTraining(config, may_differ=("pictures",))
     source = training.source
     with training.strategy.scope():

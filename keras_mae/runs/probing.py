@@ -61,7 +61,12 @@ def cached(path, key, compute):
 
 
 def knn_scores(
-    features, labels, queries, num_classes, k=KNN_NEIGHBOURS, temperature=KNN_TEMPERATURE
+    features,
+    labels,
+    queries,
+    num_classes,
+    k=KNN_NEIGHBOURS,
+    temperature=KNN_TEMPERATURE,
 ):
     """Returns class scores `(M, num_classes)` of a weighted k-NN; rows sum up to 1.
 

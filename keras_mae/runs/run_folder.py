@@ -70,7 +70,7 @@ class RunFolder:
             )
 
     def clear(self):
-        """Deletes an older run, weights first: new flags must never meet old weights."""
+        """Deletes an older run, weights first: new flags must not meet old weights."""
         if self._has_weights():
             for path in (self.model, self.best, self.best.with_suffix(".json")):
                 path.unlink(missing_ok=True)

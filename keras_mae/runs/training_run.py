@@ -196,7 +196,7 @@ class Training:
         steps -= steps % config.steps_per_execution
         if steps < 1 or config.batch_size < 1:
             raise ValueError(
-                f"batch_size must be in [1, {size}], the images of an epoch, and so must "
+                f"batch_size must be in [1, {size}], the images of an epoch; so must "
                 f"batch_size * steps_per_execution={config.steps_per_execution}. "
                 f"Received: {config.batch_size}"
             )
@@ -333,7 +333,7 @@ class Training:
         checkpoints.check_space(run.path, path.stat().st_size, keep + 1 - there)
 
     def _segments(self, step):
-        """Yields `(first epoch, last epoch, steps per epoch)` of the `fit` calls left."""
+        """Yields `(first epoch, last epoch, steps per epoch)` of each `fit` left."""
         epoch, done = divmod(step, self.steps)
         if done:
             yield epoch, epoch + 1, self.steps - done

@@ -39,7 +39,7 @@ def test_workers_take_turns(capfd):
 
 
 def test_a_worker_that_fails_is_named():
-    with pytest.raises(ValueError, match="the worker ended"):
+    with pytest.raises(ValueError, match="Worker process failed"):
         Worker([sys.executable, "nothing.py"])
 
 
