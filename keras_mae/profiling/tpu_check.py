@@ -175,9 +175,9 @@ def _compile_at(model, topology, accumulation_steps, progress, batch):
         answer["error"] = _one_line(answer["error"])
     compiled = Compiled(batch, **answer)
     if compiled.error is None:
-        progress(f"  {batch} images a chip: {as_gib(compiled.memory)} GiB")
+        progress(f"  {batch} images per chip: {as_gib(compiled.memory)} GiB")
     else:
-        progress(f"  {batch} images a chip: {compiled.error}")
+        progress(f"  {batch} images per chip: {compiled.error}")
     return compiled
 
 

@@ -74,9 +74,9 @@ def report(outcome):
     topology = outcome.topology
     memory = as_gib(topology.memory)
     lines = [
-        f"{topology.name}: {topology.chips} chips of {memory} GiB each; "
+        f"{topology.name}: {topology.chips} chips of {memory} GiB; "
         f"global batch size "
-        f"{outcome.batch_size}, {outcome.batch_size // topology.chips} images a chip",
+        f"{outcome.batch_size}, {outcome.batch_size // topology.chips} images per chip",
         *(line for result in outcome.results for line in _lines(result, outcome)),
         "Memory: arguments + outputs + temporaries + code - what outputs share with "
         "arguments.",
@@ -94,10 +94,10 @@ def _lines(result, outcome):
         yield f"  {why}: {requested.error}"
     else:
         fits = "compiles" if requested.fits(memory) else "compiles, but does not fit"
-        yield f"  {fits}: {as_gib(requested.memory)} of {as_gib(memory)} GiB a chip"
+        yield f"  {fits}: {as_gib(requested.memory)} of {as_gib(memory)} GiB per chip"
         # the compiler counts a loop's body once
         flops = requested.flops * outcome.accumulation_steps / 1e12
-        yield f"  {flops:,.3g} TFLOP a chip and step"
+        yield f"  {flops:,.3g} TFLOP per chip and step"
     if result.largest is not None:
         beyond = f" ({result.too_large} does not fit)" if result.too_large else "+"
         yield f"  largest batch found to fit a chip: {result.largest}{beyond}"

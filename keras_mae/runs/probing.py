@@ -10,7 +10,7 @@ import numpy as np
 from keras_mae.utils.files import replacing
 
 # Wu et al. 2018, section 3.4, as DINO uses it
-KNN_NEIGHBOURS, KNN_TEMPERATURE = 20, 0.07
+KNN_NEIGHBORS, KNN_TEMPERATURE = 20, 0.07
 
 
 def mean_features(encoder, images, batch_size):
@@ -65,7 +65,7 @@ def knn_scores(
     labels,
     queries,
     num_classes,
-    k=KNN_NEIGHBOURS,
+    k=KNN_NEIGHBORS,
     temperature=KNN_TEMPERATURE,
 ):
     """Returns class scores `(M, num_classes)` of a weighted k-NN; rows sum up to 1.

@@ -69,7 +69,7 @@ def test_the_step_compiles_and_its_memory_grows_with_the_batch(make_model):
     said, environment = [], dict(os.environ)
     small, large = (compile_step(model, batch, said) for batch in (8, 64))
     assert small.error is None and large.error is None
-    assert len(said) == 2 and "64 images a chip" in said[1]
+    assert len(said) == 2 and "64 images per chip" in said[1]
     pixels = 32 * 32 * 3 * 4
     assert large.arguments - small.arguments >= 56 * pixels
     assert large.memory > small.memory + 56 * pixels
@@ -247,14 +247,14 @@ def test_a_check_without_the_compiler(monkeypatch, make_model):
     text = report(outcome)
     assert "does not fit: RESOURCE_EXHAUSTED: Ran out of memory\n" in text
     assert "largest batch found to fit a chip: 80 (88 does not fit)" in text
-    assert "2 TFLOP a chip" in text  # twice what the compiler counts in a loop
+    assert "2 TFLOP per chip" in text  # twice what the compiler counts in a loop
 
 
 def test_the_report_tells_what_compiles_but_does_not_fit():
     result = Result(True, Compiled(4, temporaries=3 * 2**34), 0, 8)
     text = report(Check(V5E, 16, 1, 5 * 10**6, (result,)))
-    assert "compiles, but does not fit: 48.00 of 16.00 GiB a chip" in text
-    assert "4 chips" in text and "global batch size 16, 4 images a chip" in text
+    assert "compiles, but does not fit: 48.00 of 16.00 GiB per chip" in text
+    assert "4 chips" in text and "global batch size 16, 4 images per chip" in text
     assert "all-reduce of the gradients: 5 MB a step" in text
     refused = Result(False, Compiled(4, error="UNIMPLEMENTED: no such thing"))
     text = report(Check(V5E, 16, 1, 1, (refused,)))

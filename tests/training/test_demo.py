@@ -29,10 +29,10 @@ def test_the_demo_does_the_whole_job(tmp_path):
     assert results["served"]["largest_difference_to_keras"] < 1e-4
     assert Image.open(folder / "reconstructions.png").width == 4 * 160 + 12
     assert (folder / "models" / "mae" / "1" / "saved_model.pb").exists()
-    for part in ("pretraining", "probing", "exporting", "serving and asking"):
+    for part in ("pretraining", "probing", "exporting", "serving and querying"):
         assert f"-- {part} took " in finished.stdout
     assert "This takes about 1.8 minutes" in finished.stdout
-    for line in ("POST http://127.0.0.1:", "training mean", "the probe reads a"):
+    for line in ("POST http://127.0.0.1:", "training mean", "predicted digit"):
         assert line in finished.stdout
 
 

@@ -161,7 +161,7 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
         (["--recipe=giant"], "recipe must be one of base, large, huge, small"),
         (["--model=/no/run.keras"], "/no/run.keras does not exist"),
         (["--model=/no/such"], "/no/such"),
-        (["--eval"], "--eval needs a --model"),
+        (["--eval"], "--eval needs --model"),
         (["--batch_size=63"], "a replica's batch must be even. Received: 63"),
         (["--num_classes=3"], "must be in [0, 3), the number of classes. Received: 3"),
         (["--labels_per_class=1000"], "labels_per_class must be in [1, "),
