@@ -32,9 +32,9 @@ from keras_mae.utils.flags import flag, run_script
 # %% [markdown]
 # ## Settings
 #
-# Images of 64 pixels and a tiny encoder suit a laptop; the steps are the same for larger
-# ones. Random crops and flips suit photographs, but not images whose meaning they
-# change, such as digits: `crop_scale=1.0, flip=False` switches both off.
+# Images of 64 pixels and a tiny encoder suit a laptop; larger ones take the same steps.
+# Random crops and flips suit photographs, but not images whose meaning they change,
+# such as digits: `crop_scale=1.0, flip=False` switches both off.
 
 
 # %%
@@ -96,9 +96,9 @@ def read_folder(folder, size, seed):
 # ## Stage 1: pretrain without labels
 #
 # The model masks three quarters of the patches and learns to reconstruct them. It has
-# its own loss, so `compile` needs only an optimizer. `training_pipeline` yields shuffled,
-# augmented batches without end: `steps_per_epoch` says how long an epoch is. Normalized
-# patches make better features; plain pixels (`norm_pix_loss=False`) make reconstructions
+# its own loss: `compile` needs only an optimizer. `training_pipeline` yields shuffled,
+# augmented batches without end; `steps_per_epoch` says how long an epoch is. Normalized
+# patches make better features, plain pixels (`norm_pix_loss=False`) reconstructions
 # that are easier to look at.
 
 

@@ -1,4 +1,6 @@
-"""Tutorial: mask and reconstruct an image. Run: python training/visualize.py --image=cat.jpg
+"""Tutorial: mask and reconstruct an image.
+
+Run: python training/visualize.py --image=cat.jpg
 
 Masks patches of an image, reconstructs them, and writes original | masked |
 reconstruction | reconstruction + visible as one picture. --model is a pretraining run,

@@ -1,4 +1,4 @@
-"""The scripts that measure: whole, on the smallest models; never how fast."""
+"""Benchmark scripts, end to end on the smallest models; no speed is asserted."""
 
 import importlib.util
 import json
@@ -118,7 +118,7 @@ def test_what_does_not_grow_is_named():
         {"depth": depth} for depth in (3, 6, 12, 24)
     ]
     with pytest.raises(
-        ValueError, match=r"axes must be of .*memory\. Received: 'width'"
+        ValueError, match=r"axes must be among .*memory\. Received: 'width'"
     ):
         growth.axis_values("width", growth.GrowthConfig())
 

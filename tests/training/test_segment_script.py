@@ -63,5 +63,5 @@ def test_numbers_are_checked(name):
 
 
 def test_canvases_hold_a_digit():
-    with pytest.raises(ValueError, match=r"16 pixels high.*image_size=\(8, 32\)"):
+    with pytest.raises(ValueError, match=r"at least 16 pixels.*image_size=\(8, 32\)"):
         load(SCRIPT).make_canvases([], [], 1, (8, 32), np.random.default_rng(0))

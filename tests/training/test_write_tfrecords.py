@@ -103,12 +103,12 @@ def test_wrong_flags_are_refused(script, folder, tmp_path):
         write(script, folder, output, shards=11)
     with pytest.raises(ValueError, match=r"shards must be at least 1. Received: 0"):
         write(script, folder, output, shards=0)
-    with pytest.raises(ValueError, match=r"part of a file name. Received: 'a/b'"):
+    with pytest.raises(ValueError, match=r"a file name prefix. Received: 'a/b'"):
         write(script, folder, output, name="a/b")
     with pytest.raises(ValueError, match=r"must be a folder. Received: nowhere"):
         write(script, "nowhere", output)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"must hold images. Received: .*empty"):
+    with pytest.raises(ValueError, match=r"must contain images. Received: .*empty"):
         write(script, tmp_path / "empty", output)
     assert not output.exists() or not list(output.iterdir())
 
