@@ -39,11 +39,11 @@ def test_commands_print_what_they_learn(stub, picture, tmp_path, capsys):
     assert np.load(tmp_path / "classes")["labels"].tolist() == [["Käse", "cat"]]
     ask(stub, "reconstruct", picture, "--seed=5", "--out", tmp_path / "painted.png")
     out = capsys.readouterr().out
-    assert f"{picture}: loss 5.0000, 2 of 4 patches removed" in out
+    assert f"{picture}: loss 5.0000, 2 of 4 patches masked" in out
     assert Image.open(tmp_path / "painted.png").size == (652, 180)
     np.save(tmp_path / "mask.npy", [1, 0, 0, 0])
     ask(stub, "reconstruct", picture, "--mask", tmp_path / "mask.npy")
-    assert "1 of 4 patches removed" in capsys.readouterr().out
+    assert "1 of 4 patches masked" in capsys.readouterr().out
     ask(stub, "status")
     assert capsys.readouterr().out == "version 2: AVAILABLE\nversion 3: END torn\n"
     ask(stub, "metadata")

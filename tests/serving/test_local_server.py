@@ -194,8 +194,8 @@ def test_wrong_flags_are_one_line(folder, tmp_path):
             ([f"--model_config_file={broken}"], "must be a ModelServerConfig"),
             ([echo, "--port=70000"], "port must be in [0, 65535]"),
             ([echo, "--threads=0"], "threads must be at least 1"),
-            ([echo, "--port=0", f"--rest_api_port={port}"], "can't be had"),
-            ([echo, f"--port={port}"], "can't be had"),
+            ([echo, "--port=0", f"--rest_api_port={port}"], "Cannot bind REST"),
+            ([echo, f"--port={port}"], "Cannot bind gRPC"),
         ):
             finished = run(SCRIPT, *flags)
             assert finished.returncode == 2, flags

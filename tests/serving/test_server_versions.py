@@ -56,7 +56,7 @@ def test_warm_up_requests_that_are_none_are_an_error_of_the_version(follow, echo
         writer.write(b"\xff\xff no request")
     models.poll()
     assert states(models) == {1: "AVAILABLE", 2: "END"}
-    assert "a warm-up request failed" in models.status("mae", 2)[0][2]
+    assert "warm-up request failed" in models.status("mae", 2)[0][2]
 
 
 def test_polling_outlives_what_nobody_foresaw(follow, capfd):

@@ -163,5 +163,5 @@ def test_a_server_elsewhere_needs_both_addresses():
     benchmark = load(SERVING)
     with pytest.raises(ValueError, match="both --endpoint and --rest_endpoint"):
         benchmark.main(benchmark.BenchmarkConfig(endpoint="localhost:8500"))
-    with pytest.raises(ValueError, match="for the embedded server"):
+    with pytest.raises(ValueError, match="needs the embedded server"):
         benchmark.soak(None, None, None, None)
