@@ -21,13 +21,13 @@ the `classify` ones. Each but the last also exists as `NAME_from_pixels`, with `
 (B, H, W, C) instead of `image_bytes`; models with other than 1 or 3 channels have only
 these.
 
-`image_bytes` are PNG, JPEG, WebP, BMP (8 bits or more) or GIF files (first frame), which
-the graph decodes, resizes and normalizes exactly as `MAEImageProcessor` does (CMYK within
-one grey level); `pixels` are what `MAEImageProcessor` returns. `features` are the
-encoder's tokens (B, 1 + L, D), or a classifier's pooled features (B, D).
+`image_bytes` are PNG, JPEG, WebP, BMP (8 bits or more) or GIF files (first frame). The
+graph decodes, resizes and normalizes them exactly as `MAEImageProcessor` does (CMYK
+within one grey level); `pixels` are what `MAEImageProcessor` returns. `features` are
+the encoder's tokens (B, 1 + L, D), or a classifier's pooled features (B, D).
 `reconstruction` has grey levels 0 to 255; `mask` is 1 where a patch is masked; patches
-of the largest `noise` are masked; `loss` is per image; `patch_size` (B, 2) is height and
-width. `classify_examples` is for TF Serving's Classify API: `inputs` are serialized
+of the largest `noise` are masked; `loss` is per image; `patch_size` (B, 2) is height
+and width. `classify_examples` is for TF Serving's Classify API: `inputs` are serialized
 `tf.train.Example`s with `image/encoded`.
 
 The export is written to a temporary folder, loaded, compared with the Keras model and

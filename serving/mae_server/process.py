@@ -9,7 +9,7 @@ import threading
 
 @contextlib.contextmanager
 def running(script, *flags, **options):
-    """Runs `local_server.py` on free ports; yields REST address, gRPC address, process."""
+    """Runs `local_server.py` on free ports; yields REST and gRPC address, process."""
     command = [sys.executable, "-u", str(script), *map(str, flags)]
     process = subprocess.Popen(
         [*command, "--port=0", "--rest_api_port=0"],

@@ -74,8 +74,7 @@ class Models:
             raise ValueError(str(error)) from error
 
     def configure(self, configs):
-        """Replaces the configuration; raises `RequestError` and keeps the old one if it
-        cannot be served."""
+        """Replaces the configuration; keeps the old one if it raises `RequestError`."""
         names = [config.name for config in configs]
         for name in names:
             if not name or names.count(name) > 1:

@@ -1,4 +1,4 @@
-"""serving/mae_client: what it hands on from a server are the models' own answers."""
+"""serving/mae_client: results equal those of the Keras models."""
 
 import keras
 import numpy as np

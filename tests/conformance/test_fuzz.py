@@ -1,4 +1,4 @@
-"""Malformed bodies: a clear answer to each, no crash, no hang."""
+"""Malformed request bodies: an error for each, no crash, no hang."""
 
 import json
 

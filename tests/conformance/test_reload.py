@@ -1,4 +1,4 @@
-"""Versions that come and go while requests are answered, and new configurations.
+"""Hot reload: new and removed versions under load, and new configurations.
 
 These write into the folder of the server's models, so another server than the embedded
 one needs `--models`.

@@ -1,4 +1,4 @@
-"""Probing: neighbours' votes, features that are kept, accuracies."""
+"""Probing: k-NN, the feature cache, accuracies."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""serving/client.py: what it prints, writes and ends with."""
+"""serving/client.py: output, files and exit codes."""
 
 import re
 import subprocess

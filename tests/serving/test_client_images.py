@@ -1,4 +1,4 @@
-"""serving/mae_client: which pictures are sent, and the picture of what comes back."""
+"""serving/mae_client: encoding of images, and pictures of reconstructions."""
 
 import io
 

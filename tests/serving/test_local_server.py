@@ -1,4 +1,4 @@
-"""serving/local_server.py: flags, limits, a stop that finishes requests, the page.
+"""serving/local_server.py: flags, limits, graceful shutdown, the page.
 
 What it shares with TF Serving is in `tests/conformance`.
 """

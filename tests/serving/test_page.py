@@ -357,14 +357,14 @@ def test_the_slider_sets_how_many_patches_are_removed(page, server):
 def test_a_button_draws_another_mask(page, server):
     show(page, server)
     masks = {tuple(server.requests[-1]["mask"])}
-    button = page.get_by_role("button", name="Another mask")
+    button = page.get_by_role("button", name="New mask")
     for _ in range(3):
         answered(page, button.click)
         masks.add(tuple(server.requests[-1]["mask"]))
     assert len(masks) > 1 and {sum(mask) for mask in masks} == {18}
     picture_before = sent(server)
     answered(page, lambda: choose(page, picture()))
-    answered(page, page.get_by_role("button", name="Draw a sample").click)
+    answered(page, page.get_by_role("button", name="Sample picture").click)
     assert sent(server) == picture_before
 
 
@@ -440,7 +440,7 @@ def test_requests_never_overlap_and_the_latest_wins(page, server):
 def test_a_servers_error_is_shown_and_passes(page, server):
     show(page, server)
     server.error = "<b>mask</b> must hold only 0 and 1"
-    button = page.get_by_role("button", name="Another mask")
+    button = page.get_by_role("button", name="New mask")
     button.click()
     text = wait_for_status(page, "must hold only")
     assert text == "The server says (400): <b>mask</b> must hold only 0 and 1"
@@ -455,7 +455,7 @@ def test_a_servers_error_is_shown_and_passes(page, server):
 def test_a_server_that_went_away_is_said(page, server):
     show(page, server)
     page.route("**/*:predict", lambda route: route.abort())
-    page.get_by_role("button", name="Another mask").click()
+    page.get_by_role("button", name="New mask").click()
     wait_for_status(page, "The server does not answer.")
     page.errors.clear()
 

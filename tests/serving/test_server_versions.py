@@ -1,4 +1,4 @@
-"""serving/mae_server/versions.py: folders in states that no export leaves behind."""
+"""serving/mae_server/versions.py: incomplete and broken model folders."""
 
 import contextlib
 import shutil

@@ -1,4 +1,4 @@
-"""Files for engines: what they start is the script, with flags that it has."""
+"""training/cluster: Slurm and Kubernetes files start the script with valid flags."""
 
 import dataclasses
 import json

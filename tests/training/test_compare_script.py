@@ -1,4 +1,4 @@
-"""training/compare.py: a small comparison, its table, and going on with it."""
+"""training/compare.py: a small comparison, its table, and resuming it."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""training/demo.py: the main job, whole, on few epochs."""
+"""training/demo.py, end to end, with few epochs."""
 
 import json
 

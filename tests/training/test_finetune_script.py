@@ -1,4 +1,4 @@
-"""training/finetune.py, whole, on digits: what it writes, measures and survives."""
+"""training/finetune.py on digits: outputs, evaluation, wrong flags, resuming."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""training/pretrain.py, whole, on real data: what it writes, refuses and survives."""
+"""training/pretrain.py on real data: outputs, wrong flags, resuming after kills."""
 
 import csv
 import io

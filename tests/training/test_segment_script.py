@@ -1,4 +1,4 @@
-"""training/segment.py on a few canvases: what it makes, measures, writes, refuses."""
+"""training/segment.py on a few canvases: data, metrics, outputs, wrong flags."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The two tutorials, whole, on pictures and models that a laptop makes in seconds."""
+"""The two tutorials, end to end, on small images and models."""
 
 import contextlib
 import csv

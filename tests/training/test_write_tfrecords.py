@@ -1,4 +1,4 @@
-"""Scripts about data: shards from a folder, and the benchmark of the pipeline."""
+"""training/write_tfrecords.py, and training/benchmark_data.py."""
 
 import itertools
 import re
