@@ -96,7 +96,7 @@ def test_malformed_bodies(caller, request_body, verb):
 
 @pytest.mark.nightly
 @fuzz(500)
-def test_malformed_bodies_by_the_hundred(caller, request_body, verb):
+def test_many_malformed_bodies(caller, request_body, verb):
     check_answer(caller, request_body, verb)
 
 

@@ -101,7 +101,7 @@ def test_the_compiler_confirms_the_memory_of_a_chip(generation, tmp_path):
 
 
 @needs_compiler
-def test_an_operation_without_a_tpu_kernel_is_refused(tmp_path):
+def test_an_operation_without_a_tpu_kernel_is_an_error(tmp_path):
     answer = compile_program(tmp_path, NO_SUCH_OPERATION)
     assert "NoSuchOperation" in answer["error"]
     assert not Compiled(1, **answer).is_too_large
@@ -124,7 +124,7 @@ def test_a_dynamic_shape_does_not_compile(make_model):
     assert "must be a compile-time constant" in verdict.error
 
 
-def test_an_error_of_the_step_itself_is_no_verdict(make_model):
+def test_a_python_error_of_the_step_is_raised(make_model):
     def step(images):
         raise ValueError("a mistake in Python")
 
@@ -132,7 +132,7 @@ def test_an_error_of_the_step_itself_is_no_verdict(make_model):
         compile_step(compiled_model(make_model, step), 2)
 
 
-def test_a_crash_of_the_compiler_is_told(monkeypatch, tmp_path):
+def test_a_crash_of_the_compiler_is_reported(monkeypatch, tmp_path):
     script = tmp_path / "crash.py"
     script.write_text("import os, sys\nprint('it broke', file=sys.stderr)\nos._exit(7)")
     monkeypatch.setattr(tpu_compiler, "__file__", str(script))
@@ -153,18 +153,18 @@ def test_topologies(name, chips):
 
 
 @pytest.mark.parametrize("name", ["v9:2x2", "v5e", "v5e:axb", "v5e:4", "v5e:2x2x2x2"])
-def test_unknown_topologies_name_the_known(name):
+def test_unknown_topologies_list_the_known_ones(name):
     with pytest.raises(ValueError, match=rf"v4, v5e, v5p, v6e. Received: '{name}'"):
         tpu_check.parse_topology(name)
 
 
 @needs_compiler
-def test_a_shape_that_the_compiler_refuses():
+def test_unsupported_topology_shape():
     with pytest.raises(ValueError, match=r"'v5e:3x3': .*not divisible"):
         tpu_check.parse_topology("v5e:3x3")
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(tpu_check, "PACKAGES", ("json", "no_such_package"))
     wanted = r"pip install 'keras-mae\[tpu-check\]'. Missing: no_such_package"
     for ask in (
@@ -176,7 +176,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size, parts", [(6, 1), (8, 4), (0, 1)])
-def test_a_batch_that_does_not_divide(monkeypatch, batch_size, parts):
+def test_indivisible_batch_size(monkeypatch, batch_size, parts):
     monkeypatch.setattr(tpu_check, "PACKAGES", ())
     with pytest.raises(ValueError, match=rf"4 chips and {parts} acc.*: {batch_size}"):
         tpu_check.check(None, V5E, batch_size, parts)
@@ -204,7 +204,7 @@ def test_the_search_ends_within_an_eighth(limit, granule, first):
     assert all(batch % granule == 0 for batch in tried)
 
 
-def test_a_search_without_end_stops():
+def test_search_stops_after_max_compilations():
     def compile_at(batch):
         return Compiled(batch, temporaries=10 if batch > 8 else 1000)
 
@@ -213,7 +213,7 @@ def test_a_search_without_end_stops():
 
 
 @pytest.mark.slow
-def test_a_check_without_the_compiler(monkeypatch, make_model):
+def test_check_with_a_stubbed_compiler(monkeypatch, make_model):
     """All but the compiler, which here charges 100 bytes an image, or 10."""
     models, lowered = [], []
 
@@ -250,7 +250,7 @@ def test_a_check_without_the_compiler(monkeypatch, make_model):
     assert "2 TFLOP per chip" in text  # twice what the compiler counts in a loop
 
 
-def test_the_report_tells_what_compiles_but_does_not_fit():
+def test_report_of_steps_that_do_not_fit_or_compile():
     result = Result(True, Compiled(4, temporaries=3 * 2**34), 0, 8)
     text = report(Check(V5E, 16, 1, 5 * 10**6, (result,)))
     assert "compiles, but does not fit: 48.00 of 16.00 GiB per chip" in text
@@ -277,7 +277,7 @@ def test_rematerialized_blocks_take_less_memory_and_more_arithmetic(make_model):
 
 @needs_compiler
 @pytest.mark.nightly
-def test_the_script_answers_for_the_tiny_preset(monkeypatch, capsys):
+def test_compile_for_flag_of_the_script(monkeypatch, capsys):
     # a whole search takes many minutes
     monkeypatch.setattr(tpu_check, "MAX_COMPILATIONS", 1)
     script = scripts.load("training/pretrain.py")

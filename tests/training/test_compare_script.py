@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 
 @pytest.mark.nightly
-def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
+def test_comparison_writes_a_table_and_resumes(tmp_path):
     finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
     assert finished.returncode == 0, finished.stderr
     table = (tmp_path / "table.md").read_text()

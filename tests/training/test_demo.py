@@ -18,7 +18,7 @@ def run_demo(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_the_demo_does_the_whole_job(tmp_path):
+def test_demo_runs_every_step(tmp_path):
     folder = tmp_path / "demo"
     finished, results = run_demo(folder, "--epochs=12")
     errors = results["masked_patch_mse"]
@@ -47,7 +47,7 @@ def test_pretraining_beats_a_random_encoder_and_raw_pixels(tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_step_that_fails_ends_the_demo(tmp_path):
+def test_failed_step_ends_the_demo(tmp_path):
     (tmp_path / "file").write_text("in the way")
     finished = run("training/demo.py", f"--output={tmp_path / 'file'}", "--epochs=1")
     assert finished.returncode == 2

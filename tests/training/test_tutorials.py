@@ -64,7 +64,7 @@ def panels(path, size):
 
 
 @pytest.mark.slow
-def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path):
+def test_picture_shows_masked_and_reconstructed_patches(painter, photo, tmp_path):
     out = tmp_path / "new" / "look.png"
     finished = run(
         VISUALIZE,
@@ -91,7 +91,7 @@ def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path)
 
 
 @pytest.mark.nightly
-def test_without_flags_it_is_the_published_model_on_a_photograph(tmp_path, monkeypatch):
+def test_default_model_and_image(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     # the published sizes, narrow
     model = keras_mae.MAEPretrainer.from_preset(
@@ -112,9 +112,7 @@ def test_without_flags_it_is_the_published_model_on_a_photograph(tmp_path, monke
     assert original.std() > 20 and 0.25 <= kept < 0.27
 
 
-def test_a_picture_that_is_partly_given_away_says_so(
-    make_model, photo, tmp_path, capsys
-):
+def test_normalized_targets_are_explained(make_model, photo, tmp_path, capsys):
     folder = save_run(tmp_path / "normalized", make_model(norm_pix_loss=True))
     script = load(VISUALIZE)
     config = script.VisualizeConfig(str(photo), str(folder), out=f"{tmp_path}/a.png")
@@ -140,7 +138,7 @@ def test_a_picture_that_is_partly_given_away_says_so(
         (["--out={folder}/look.paint"], "unknown file extension"),
     ],
 )
-def test_nothing_to_look_at_is_one_line_and_code_2(
+def test_wrong_flags_of_visualize_are_one_line_and_code_2(
     painter, photo, tmp_path, flags, message
 ):
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
@@ -189,7 +187,7 @@ def test_both_stages_learn_from_a_folder(trained):
 
 
 @pytest.mark.nightly
-def test_the_whole_script_is_quiet_about_all_else(tmp_path):
+def test_own_images_script_prints_nothing_to_stderr(tmp_path):
     pictures = write_pictures(tmp_path / "pictures", 20, np.random.default_rng(0))
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     folder = tmp_path / "run"
@@ -199,7 +197,7 @@ def test_the_whole_script_is_quiet_about_all_else(tmp_path):
 
 
 @pytest.mark.nightly
-def test_what_it_keeps_reads_new_pictures(trained):
+def test_saved_classifier_classifies_new_images(trained):
     folder, _ = trained
     model, processor = load_model(folder / "classifier")
     assert find_labels(folder / "classifier", model.num_classes) == CLASSES
@@ -209,7 +207,7 @@ def test_what_it_keeps_reads_new_pictures(trained):
 
 
 @pytest.mark.nightly
-def test_what_it_pretrains_can_be_looked_at(trained, photo, tmp_path, capsys):
+def test_pretrained_model_can_be_visualized(trained, photo, tmp_path, capsys):
     folder, _ = trained
     script = load(VISUALIZE)
     out = tmp_path / "look.png"
@@ -252,7 +250,7 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         (["--pretrain_epochs=0"], "shorter than the training"),
     ],
 )
-def test_a_folder_without_classes_is_one_line_and_code_2(tmp_path, flags, message):
+def test_wrong_flags_of_own_images_are_one_line_and_code_2(tmp_path, flags, message):
     rng = np.random.default_rng(0)
     folders = {
         name: write_pictures(tmp_path / name, 5, rng)

@@ -85,7 +85,7 @@ def test_flat_folders_have_no_classes(script, folder, tmp_path):
     assert [path.suffix for path in (tmp_path / "flat").iterdir()] == [".tfrecord"]
 
 
-def test_unreadable_files_are_named_and_left_out(script, folder, tmp_path, caplog):
+def test_unreadable_files_are_reported_and_left_out(script, folder, tmp_path, caplog):
     bad = folder / "a" / "notes.jpg"
     bad.write_text("no picture")
     write(script, folder, tmp_path / "some", shards=2)
@@ -114,7 +114,7 @@ def test_wrong_flags_are_refused(script, folder, tmp_path):
 
 
 @pytest.mark.nightly
-def test_the_benchmark_measures_files_and_records(capsys):
+def test_data_benchmark_reads_files_and_tfrecords(capsys):
     pytest.importorskip("skimage")
     benchmark = load("training/benchmark_data.py")
     small = {"images": 48, "image_size": 32, "batch_size": 8, "batches": 2}
