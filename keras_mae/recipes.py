@@ -50,7 +50,7 @@ FINE_TUNING = {
     },
     # Small batches at a high rate for many epochs, as few images make few updates. No
     # crops, CutMix or erasing, which remove whole objects: on the digits, with five
-    # labels a class, crops and CutMix cost 5 points. No flips: they change digits.
+    # labels per class, crops and CutMix cost 5 points. No flips: they change digits.
     "small": {
         "pooling": "mean",
         "batch_size": 64,

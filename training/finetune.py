@@ -25,7 +25,11 @@ from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.recipes import FINE_TUNING, apply_recipe
-from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
+from keras_mae.runs.classification import (
+    ClassifierConfig,
+    ClassifierTraining,
+    recipe_flag,
+)
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import confusion_picture
@@ -33,7 +37,7 @@ from keras_mae.visualization.plots import confusion_picture
 
 @dataclasses.dataclass
 class FinetuneConfig(ClassifierConfig):
-    """Flags of this script; `None`: the recipe's value."""
+    """Flags of this script."""
 
     output: str = flag("output folder of the run", "runs/finetune")
     recipe: str = flag(
@@ -45,26 +49,18 @@ class FinetuneConfig(ClassifierConfig):
         "train only the last N transformer blocks and the head; default: all", None
     )
     head_dropout_rate: float = flag("dropout rate before the head", 0.0)
-    min_learning_rate: float | None = flag(
-        "final learning rate of the cosine schedule; default: the recipe's", None
+    min_learning_rate: float | None = recipe_flag("final learning rate of the schedule")
+    layer_decay: float | None = recipe_flag(
+        "layer-wise learning rate decay, per block from the head down"
     )
-    layer_decay: float | None = flag(
-        "layer-wise learning rate decay, per block from the head down; default: the "
-        "recipe's",
-        None,
+    drop_path_rate: float | None = recipe_flag(
+        "stochastic depth rate of the last block"
     )
-    drop_path_rate: float | None = flag(
-        "stochastic depth rate of the last block; default: the recipe's", None
-    )
-    magnitude: float | None = flag(
-        "RandAugment magnitude, 0: off; default: the recipe's", None
-    )
-    erase: float | None = flag(
-        "random erasing probability; default: the recipe's", None
-    )
-    mixup: float | None = flag("mixup alpha, 0: off; default: the recipe's", None)
-    cutmix: float | None = flag("CutMix alpha, 0: off; default: the recipe's", None)
-    smoothing: float | None = flag("label smoothing; default: the recipe's", None)
+    magnitude: float | None = recipe_flag("RandAugment magnitude, 0: off")
+    erase: float | None = recipe_flag("random erasing probability")
+    mixup: float | None = recipe_flag("mixup alpha, 0: off")
+    cutmix: float | None = recipe_flag("CutMix alpha, 0: off")
+    smoothing: float | None = recipe_flag("label smoothing")
 
 
 def main(config):

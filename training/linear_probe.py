@@ -39,7 +39,7 @@ from keras_mae.visualization.plots import METHODS, confusion_picture, feature_pi
 
 @dataclasses.dataclass
 class ProbeConfig(ClassifierConfig):
-    """Flags of this script; `None`: the recipe's value."""
+    """Flags of this script."""
 
     output: str = flag("output folder of the run", "runs/probe")
     recipe: str = flag(

@@ -105,7 +105,7 @@ def _finetuning(preset, batch_size, xla, accumulation_steps, overrides):
 
 
 def _training_step(model, data, strategy=None):
-    """Makes what `fit` runs at each step, without its loop."""
+    """Returns the step that `fit` runs, without its loop."""
     if keras.backend.backend() == "jax":
         return _jax_training_step(model, data)
     if keras.backend.backend() == "torch":

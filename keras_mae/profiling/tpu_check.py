@@ -29,7 +29,7 @@ from keras_mae.profiling.tpu_report import (
     on_or_off,
 )
 
-# GiB a chip that a program may use, by the compiler of libtpu 0.0.52
+# GiB per chip that a program may use, by the compiler of libtpu 0.0.52
 USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
 PACKAGES = ("jax", "jaxlib", "libtpu")
 MAX_COMPILATIONS = 8  # of a search

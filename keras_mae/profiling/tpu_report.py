@@ -7,7 +7,7 @@ from keras_mae.profiling.costs import GIB
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A TPU slice: its `name`, `generation`, `chips`, and bytes of `memory` a chip."""
+    """A TPU slice: `name`, `generation`, `chips`, and bytes of `memory` per chip."""
 
     name: str
     generation: str
@@ -81,7 +81,7 @@ def report(outcome):
         "Memory: arguments + outputs + temporaries + code - what outputs share with "
         "arguments.",
         "One chip's program was compiled. Data parallelism adds an all-reduce of the "
-        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB a step.",
+        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB per step.",
     ]
     return "\n".join(lines)
 
@@ -100,7 +100,7 @@ def _lines(result, outcome):
         yield f"  {flops:,.3g} TFLOP per chip and step"
     if result.largest is not None:
         beyond = f" ({result.too_large} does not fit)" if result.too_large else "+"
-        yield f"  largest batch found to fit a chip: {result.largest}{beyond}"
+        yield f"  largest batch per chip found to fit: {result.largest}{beyond}"
 
 
 def on_or_off(flag):

@@ -13,9 +13,14 @@ from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag
 
 
+def recipe_flag(text, choices=None):
+    """A flag whose default is the value of the recipe."""
+    return flag(f"{text}; default: the recipe's", None, choices)
+
+
 @dataclasses.dataclass
 class ClassifierConfig(TrainingConfig):
-    """Flags of every script that trains a classifier; `None`: the recipe's value."""
+    """Flags of every script that trains a classifier."""
 
     model: str | None = flag(
         "pretrained weights: run folder, .keras file, hub id, checkpoint folder or "
@@ -30,33 +35,22 @@ class ClassifierConfig(TrainingConfig):
         "labelled training images per class; default: all", None
     )
     image_size: int | None = flag("image size in pixels; default: the model's", None)
-    pooling: str | None = flag(
-        "head input: mean of the patch tokens or the class token; default: the "
-        "recipe's",
-        None,
-        ("mean", "cls"),
+    pooling: str | None = recipe_flag(
+        "head input: mean of the patch tokens or the class token", ("mean", "cls")
     )
-    epochs: int | None = flag("training epochs; default: the recipe's", None)
-    warmup_epochs: int | None = flag(
-        "epochs of linear learning rate warmup; default: the recipe's", None
+    epochs: int | None = recipe_flag("training epochs")
+    warmup_epochs: int | None = recipe_flag("epochs of linear learning rate warmup")
+    batch_size: int | None = recipe_flag(
+        "global batch size, summed over replicas and accumulation steps"
     )
-    batch_size: int | None = flag(
-        "global batch size, summed over replicas and accumulation steps; default: the "
-        "recipe's",
-        None,
+    blr: float | None = recipe_flag(
+        "base learning rate; learning rate = blr * batch_size / 256"
     )
-    blr: float | None = flag(
-        "base learning rate; learning rate = blr * batch_size / 256; default: the "
-        "recipe's",
-        None,
+    weight_decay: float | None = recipe_flag("weight decay")
+    crop_scale: float | None = recipe_flag(
+        "smallest area of a random resized crop, as a fraction of the image (1: off)"
     )
-    weight_decay: float | None = flag("weight decay; default: the recipe's", None)
-    crop_scale: float | None = flag(
-        "smallest area of a random resized crop, as a fraction of the image (1: no "
-        "crops); default: the recipe's",
-        None,
-    )
-    flip: bool | None = flag("random horizontal flips; default: the recipe's", None)
+    flip: bool | None = recipe_flag("random horizontal flips")
 
 
 class ClassifierTraining(Training):

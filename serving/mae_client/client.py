@@ -123,7 +123,7 @@ class Client:
 
         Raises:
             ValueError: If an argument is not a valid image.
-            OSError: If a file can't be read.
+            OSError: If a file cannot be read.
             ServingError: If the server returns an error, or does not respond.
 
         Example:
@@ -164,7 +164,7 @@ class Client:
         Raises:
             ValueError: If an argument is invalid, or its rows are not as many as the
                 images.
-            OSError: If a file can't be read.
+            OSError: If a file cannot be read.
             ServingError: If the server returns an error, or does not respond.
 
         Example:
@@ -202,7 +202,7 @@ class Client:
 
         Raises:
             ValueError: If an argument is not a valid image.
-            OSError: If a file can't be read.
+            OSError: If a file cannot be read.
             ServingError: If the server returns an error, or does not respond.
 
         Example:

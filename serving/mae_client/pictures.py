@@ -33,11 +33,11 @@ def draw(
         for image in images
     ]
     stacked = np.stack(originals).reshape(reconstruction.shape)
-    painted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
-    removed = _to_pixels(mask, patch_size[0].tolist(), height, width)
-    masked = np.where(removed, np.uint8(127), stacked)
-    pasted = np.where(removed, painted, stacked)
-    return _draw_grid([stacked, masked, painted, pasted])
+    predicted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
+    hidden = _to_pixels(mask, patch_size[0].tolist(), height, width)
+    masked = np.where(hidden, np.uint8(127), stacked)
+    pasted = np.where(hidden, predicted, stacked)
+    return _draw_grid([stacked, masked, predicted, pasted])
 
 
 def _to_pixels(mask, patch_size, height, width):
@@ -50,8 +50,8 @@ def _to_pixels(mask, patch_size, height, width):
             f"An image of {height}x{width} pixels cannot have {length} patches of "
             f"{tall}x{wide}"
         )
-    removed = mask.reshape(count, rows, columns, 1) == 1
-    return removed.repeat(tall, axis=1).repeat(wide, axis=2)  # (B, H, W, 1)
+    hidden = mask.reshape(count, rows, columns, 1) == 1
+    return hidden.repeat(tall, axis=1).repeat(wide, axis=2)  # (B, H, W, 1)
 
 
 def _draw_grid(panels):

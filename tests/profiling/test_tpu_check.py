@@ -246,7 +246,7 @@ def test_check_with_a_stubbed_compiler(monkeypatch, make_model):
     assert outcome.gradient_bytes == 4 * weights
     text = report(outcome)
     assert "does not fit: RESOURCE_EXHAUSTED: Ran out of memory\n" in text
-    assert "largest batch found to fit a chip: 80 (88 does not fit)" in text
+    assert "largest batch per chip found to fit: 80 (88 does not fit)" in text
     assert "2 TFLOP per chip" in text  # twice what the compiler counts in a loop
 
 
@@ -255,7 +255,7 @@ def test_report_of_steps_that_do_not_fit_or_compile():
     text = report(Check(V5E, 16, 1, 5 * 10**6, (result,)))
     assert "compiles, but does not fit: 48.00 of 16.00 GiB per chip" in text
     assert "4 chips" in text and "global batch size 16, 4 images per chip" in text
-    assert "all-reduce of the gradients: 5 MB a step" in text
+    assert "all-reduce of the gradients: 5 MB per step" in text
     refused = Result(False, Compiled(4, error="UNIMPLEMENTED: no such thing"))
     text = report(Check(V5E, 16, 1, 1, (refused,)))
     assert "does not compile: UNIMPLEMENTED: no such thing" in text
