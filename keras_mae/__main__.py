@@ -1,4 +1,4 @@
-"""Says which versions are at work, and which commands there are.
+"""Prints versions (--version), or help that lists the installed commands.
 
 Run: python -m keras_mae [--version]
 """
@@ -17,17 +17,7 @@ _LIBRARIES = ("tensorflow", "jax", "torch", "numpy")
 
 
 def versions() -> str:
-    """Lists the versions of this package, and of what it computes with.
-
-    Returns:
-        Lines, a name and its version each; the backend's is marked.
-
-    Example:
-
-    ```python
-    assert versions().startswith(f"keras_mae {keras_mae.__version__}")
-    ```
-    """
+    """Lists the versions of this package, Keras and its backends, one a line."""
     lines = [f"keras_mae {keras_mae.__version__}", f"keras {keras.__version__}"]
     for name in _LIBRARIES:
         try:
@@ -41,32 +31,14 @@ def versions() -> str:
 
 
 def commands() -> str:
-    """Lists the installed commands.
-
-    Returns:
-        Lines, a command each.
-    """
+    """Lists the installed commands, one a line."""
     found = importlib.metadata.entry_points(group="console_scripts")
     names = sorted({e.name for e in found if e.name.startswith("keras-mae-")})
-    return "\n".join(["commands, each with --help:", *(f"  {name}" for name in names)])
+    return "\n".join(["commands (each has --help):", *(f"  {name}" for name in names)])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the versions, or how to go on.
-
-    Args:
-        argv: List of arguments; by default those of the process.
-
-    Raises:
-        SystemExit: With code 0 after the versions or the help, with code 2 and one
-            line on standard error for anything else that is asked for.
-
-    Example:
-
-    ```python
-    main([])
-    ```
-    """
+    """Runs the command line."""
     parser = Parser(
         prog="python -m keras_mae",
         description=keras_mae.__doc__,
@@ -74,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--version", action="store_true", help="print the versions, and stop"
+        "--version", action="store_true", help="print versions and exit"
     )
     if parser.parse_args(argv).version:
         print(versions())

@@ -1,4 +1,4 @@
-"""Published sizes as plain data: what `from_preset` builds, with fresh weights."""
+"""Model size presets of `from_preset`: tiny, small, base, large, huge."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +65,7 @@ PRESETS = {
     },
 }
 
-# what an override may name beside a preset's own keys
+# overrides of `from_preset` beside a preset's own keys: encoder's and decoder's
 SHARED = (
     "activation",
     "dropout_rate",
@@ -96,7 +96,7 @@ _PREFIX = "decoder_"
 
 
 def preset_sizes(preset: str) -> dict[str, int]:
-    """Returns the sizes of a preset, or raises."""
+    """Returns the sizes of a preset, or raises `ValueError`."""
     if preset not in PRESETS:
         raise ValueError(
             f"preset must be one of {', '.join(PRESETS)}, or a folder written by "
@@ -106,7 +106,7 @@ def preset_sizes(preset: str) -> dict[str, int]:
 
 
 def _resolve(sizes, overrides, extra=(), decoder=False):
-    """Merges sizes with overrides, or raises on an override that has no use."""
+    """Merges sizes with overrides; raises `ValueError` on an unknown override."""
     known = {*SHARED, *_ENCODER, *extra}
     known |= {name for name in PRESETS["mae_base"] if decoder or _PREFIX not in name}
     unknown = sorted(set(overrides) - known)
@@ -122,14 +122,14 @@ def _resolve(sizes, overrides, extra=(), decoder=False):
 def encoder_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns the constructor arguments of an encoder."""
+    """Returns the arguments of `MAEEncoder`; ignores sizes of a decoder."""
     return _resolve(sizes, overrides)
 
 
 def classifier_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a classifier's encoder, and its own."""
+    """Returns the arguments of `MAEEncoder`, and those of `MAEClassifier`."""
     config = _resolve(sizes, overrides, extra=_CLASSIFIER)
     head = {name: config.pop(name) for name in _CLASSIFIER if name in config}
     return config, head
@@ -138,11 +138,10 @@ def classifier_config(
 def pretrainer_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Returns the constructor arguments of a pretrainer's encoder, decoder and its own.
+    """Returns the arguments of encoder, decoder and `MAEPretrainer`.
 
-    Overrides name the decoder's sizes with the prefix `decoder_`; activation, dropouts,
-    bias, epsilon and initializers count for encoder and decoder alike. The decoder's
-    dict lacks `grid`, `patch_dim` and `latent_dim`, which follow from the encoder.
+    The prefix `decoder_` names the decoder's sizes; `SHARED` ones are for both. The
+    decoder's `grid`, `patch_dim` and `latent_dim` follow from the encoder.
     """
     config = _resolve(sizes, overrides, extra=_PRETRAINER, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}

@@ -1,4 +1,4 @@
-"""Published recipes of fine-tuning and probing, as plain data.
+"""Published hyperparameters of fine-tuning and linear probing, as plain data.
 
 Tables 9 and 10 of the paper (appendix A.1), with the values of the released code.
 `small` is ours, for a few thousand images at most.
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 _Config = TypeVar("_Config", bound=Any)
 
-# what base, large and huge share: RandAugment, mixup, smoothing (paper, table 9)
+# common to base, large and huge (paper, table 9)
 _PUBLISHED = {
     "pooling": "mean",
     "batch_size": 1024,
@@ -48,11 +48,9 @@ FINE_TUNING = {
         "layer_decay": 0.75,
         "drop_path_rate": 0.3,
     },
-    # Few images make few updates, and few labels are soon known by heart: small batches
-    # at a high rate for many epochs, a milder decay for a shallow model, mixup and
-    # smoothing. None of what takes a whole object away (crops, CutMix, erasing): on the
-    # digits, with five labels a class, crops and CutMix cost 5 points. No image is
-    # mirrored either: digits and letters would change.
+    # Small batches at a high rate for many epochs, as few images make few updates. No
+    # crops, CutMix or erasing, which remove whole objects: on the digits, with five
+    # labels per class, crops and CutMix cost 5 points. No flips: they change digits.
     "small": {
         "pooling": "mean",
         "batch_size": 64,
@@ -87,7 +85,7 @@ LINEAR_PROBING = {
     "base": {**_PROBE, "epochs": 90},
     "large": {**_PROBE, "epochs": 50},
     "huge": {**_PROBE, "epochs": 50},
-    # features of whole images, computed once; a batch that small data can fill
+    # whole images, whose features are computed once; batches for small data
     "small": {
         "pooling": "mean",
         "batch_size": 256,
@@ -101,32 +99,8 @@ LINEAR_PROBING = {
 }
 
 
-def fill_in(config: _Config, recipes: Mapping[str, Mapping[str, Any]]) -> _Config:
-    """Gives the flags that are `None` the values of the recipe that a config names.
-
-    Args:
-        config: A dataclass with a field `recipe`.
-        recipes: Dict from names to dicts, `FINE_TUNING` or `LINEAR_PROBING`.
-
-    Returns:
-        A config of the same class.
-
-    Raises:
-        ValueError: If there is no such recipe.
-
-    Example:
-
-    ```python
-    @dataclasses.dataclass
-    class Config:
-        recipe: str = "base"
-        blr: float | None = None
-
-
-    assert fill_in(Config(), FINE_TUNING).blr == 5e-4
-    assert fill_in(Config(blr=1.0), FINE_TUNING).blr == 1.0
-    ```
-    """
+def apply_recipe(config: _Config, recipes: Mapping[str, Mapping[str, Any]]) -> _Config:
+    """Fills the flags that are `None` with the values of `config.recipe`."""
     if config.recipe not in recipes:
         raise ValueError(
             f"recipe must be one of {', '.join(recipes)}. Received: {config.recipe!r}"

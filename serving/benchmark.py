@@ -1,14 +1,14 @@
-"""Measure a server of a SavedModel: images a second and latencies, and long load.
+"""Benchmark a SavedModel server: throughput, latency, and long load with reloads.
 
 Run: python serving/benchmark.py --model_base_path=models/mae
      python serving/benchmark.py --preset=mae_base
      python serving/benchmark.py --preset=mae_tiny --soak_minutes=10
 
-Starts the embedded server, or asks the one at --endpoint and --rest_endpoint. locust
-sends features requests, by REST with pixels, by REST with JPEGs and by gRPC with JPEGs,
-from a process of its own on the same machine; beside them stands a bare session on the
-same pictures, without a server. With --soak_minutes there is a new version each minute
-instead, and what counts is failed requests and the server's memory.
+Starts the embedded server, or uses the one at --endpoint and --rest_endpoint. locust
+sends `features` requests from a process of its own on the same machine: pixels by REST,
+JPEGs by REST and by gRPC. The baseline is a TensorFlow session on the same JPEGs,
+without a server. With --soak_minutes a new version appears each minute, and failed
+requests and the server's memory are reported.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -35,8 +35,7 @@ from PIL import Image
 from tensorflow_serving.apis import predict_pb2
 
 from keras_mae.export import export_savedmodel
-from keras_mae.utils import flags
-from keras_mae.utils.flags import flag
+from keras_mae.utils.flags import flag, run_script
 from mae_server.bundle import Bundle
 from mae_server.process import running
 
@@ -48,22 +47,28 @@ RPC = "/tensorflow.serving.PredictionService/Predict"
 
 @dataclasses.dataclass
 class BenchmarkConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    model_base_path: str | None = flag("folder of numbered SavedModels", None)
-    preset: str = flag("what to export with fresh weights, without that", "mae_tiny")
-    endpoint: str | None = flag("HOST:PORT of another server's gRPC", None)
-    rest_endpoint: str | None = flag("HOST:PORT of its REST API", None)
-    model_name: str = flag("the model's name there", "mae")
-    batch_sizes: str = flag("images a request, by commas", "1,8")
-    concurrency: str = flag("requests at the same time, by commas", "1,4")
-    seconds: int = flag("how long a row is measured", 10)
-    soak_minutes: int = flag("load with a new version each minute", 0)
-    out: str | None = flag("where to write the rows as JSON", None)
+    model_base_path: str | None = flag("folder of numbered model versions", None)
+    preset: str = flag(
+        "model size to export with random weights, without --model_base_path",
+        "mae_tiny",
+    )
+    endpoint: str | None = flag(
+        "gRPC address HOST:PORT of a running server; default: start the embedded one",
+        None,
+    )
+    rest_endpoint: str | None = flag("REST address HOST:PORT of that server", None)
+    model_name: str = flag("model name in requests", "mae")
+    batch_sizes: str = flag("images per request, separated by commas", "1,8")
+    concurrency: str = flag("concurrent requests, separated by commas", "1,4")
+    seconds: int = flag("seconds per measurement", 10)
+    soak_minutes: int = flag("minutes of load with a new version each minute", 0)
+    out: str | None = flag("JSON file to write the results to", None)
 
 
 def find_model(config, folder):
-    """Returns the folder of the versions to serve; makes one of a preset."""
+    """Returns the folder of the versions to serve, exporting a preset if needed."""
     if config.model_base_path:
         return Path(config.model_base_path)
     model = keras_mae.MAEPretrainer.from_preset(config.preset)
@@ -82,7 +87,7 @@ def newest(base_path):
 
 @contextlib.contextmanager
 def serve(config, base_path):
-    """Yields REST address, gRPC address and process of the server to measure."""
+    """Yields REST address, gRPC address and process (or `None`) of the server."""
     if config.endpoint and config.rest_endpoint:
         yield config.rest_endpoint, config.endpoint, None
         return
@@ -92,13 +97,7 @@ def serve(config, base_path):
 
 
 class Requests:
-    """The bodies of `features` requests for some pictures.
-
-    Args:
-        bundle: The `Bundle` that is served.
-        name: Str, the model's name.
-        batch_size: Int, pictures a request.
-    """
+    """Bodies of `features` requests for random images."""
 
     def __init__(self, bundle, name, batch_size):
         rng = np.random.default_rng(0)
@@ -131,7 +130,7 @@ class Requests:
 
 
 def draw_jpeg(rng):
-    """Draws a smooth picture of a photograph's size; returns its JPEG."""
+    """Returns a smooth random image of a photograph's size as JPEG."""
     levels = rng.integers(0, 256, (12, 16, 3), "uint8")
     file = io.BytesIO()
     Image.fromarray(levels).resize(PHOTO, Image.Resampling.BICUBIC).save(file, "JPEG")
@@ -139,7 +138,7 @@ def draw_jpeg(rng):
 
 
 def load(kind, body, addresses, name, users, seconds):
-    """Lets locust send a request for some time; returns its statistics."""
+    """Runs locust with a request; returns its statistics."""
     protocol = kind.partition("_")[0]
     path = f"/v1/models/{name}:predict" if protocol == "rest" else RPC
     with tempfile.NamedTemporaryFile() as file:
@@ -162,14 +161,14 @@ def load(kind, body, addresses, name, users, seconds):
     try:
         return json.loads(finished.stdout)[0]
     except (ValueError, IndexError) as error:
-        raise ValueError(f"locust sent nothing: {finished.stderr}") from error
+        raise ValueError(f"locust failed: {finished.stderr}") from error
 
 
 def summarize(latencies, users, failures=0):
-    """Turns milliseconds of requests into a row's numbers.
+    """Returns rate and percentiles of latencies in milliseconds.
 
-    Each user asks again as soon as it is answered, so what comes through follows from
-    the mean, and what was under way at both ends of the time doesn't count.
+    Users send their next request at once, so the rate follows from the mean latency;
+    requests cut off at either end of the measurement do not distort it.
     """
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
     rate = 1000 * users / np.mean(latencies)
@@ -177,14 +176,14 @@ def summarize(latencies, users, failures=0):
 
 
 def summarize_locust(found, users):
-    """Turns locust's statistics into a row's numbers."""
+    """Returns rate and percentiles of locust's statistics."""
     counts = {float(ms): count for ms, count in found["response_times"].items()}
     latencies = np.repeat(list(counts), list(counts.values()))
     return summarize(latencies, users, found["num_failures"])
 
 
 def run_session(bundle, inputs, users, seconds):
-    """Calls the session of a SavedModel in threads, without a server."""
+    """Measures the session of a SavedModel in threads, without a server."""
     latencies = []
     begin = time.monotonic()
 
@@ -203,22 +202,23 @@ def run_session(bundle, inputs, users, seconds):
 
 
 def measure(config, base_path, addresses):
-    """Measures and prints each row; returns them."""
+    """Prints and returns a row per request kind, batch size and concurrency."""
     bundle = Bundle(newest(base_path))
     rows = []
     print(
-        "| request | images | at once | images/s | of the session | p50 | p95 | p99 |"
+        "| request | batch size | concurrency | images/s | of session "
+        "| p50 | p95 | p99 |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for batch_size in map(int, config.batch_sizes.split(",")):
         requests = Requests(bundle, config.model_name, batch_size)
         for users in map(int, config.concurrency.split(",")):
-            alone = None
+            baseline = None
             for kind in ("session", "grpc_bytes", "rest_bytes", "rest_pixels"):
                 if kind == "session":
                     bundle.run("features", requests.arrays)
                     row = run_session(bundle, requests.arrays, users, config.seconds)
-                    alone = row["requests_s"]
+                    baseline = row["requests_s"]
                 else:
                     body = getattr(requests, kind)()
                     arguments = (kind, body, addresses, config.model_name, users)
@@ -226,12 +226,12 @@ def measure(config, base_path, addresses):
                     row = summarize_locust(load(*arguments, config.seconds), users)
                 row = {"kind": kind, "batch_size": batch_size, "users": users, **row}
                 rows.append(row)
-                print_row(row, alone)
+                print_row(row, baseline)
     bundle.close()
     return rows
 
 
-def print_row(row, alone):
+def print_row(row, baseline):
     """Prints a row of the table."""
     name = (
         row["kind"].replace("_", ", ").replace("rest", "REST").replace("grpc", "gRPC")
@@ -241,13 +241,13 @@ def print_row(row, alone):
     print(
         f"| {name} | {row['batch_size']} | {row['users']} | "
         f"{row['requests_s'] * row['batch_size']:.1f} | "
-        f"{row['requests_s'] / alone:.0%} | {times} |",
+        f"{row['requests_s'] / baseline:.0%} | {times} |",
         flush=True,
     )
 
 
 def memory_of(process):
-    """Returns the resident memory of a process in MiB."""
+    """Resident memory of a process in MiB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
@@ -255,12 +255,12 @@ def memory_of(process):
 def soak(config, base_path, addresses, process):
     """Loads a server with a new version each minute; returns a row a minute."""
     if process is None:
-        raise ValueError("--soak_minutes is for the embedded server")
+        raise ValueError("--soak_minutes needs the embedded server")
     bundle = Bundle(newest(base_path))
     requests = Requests(bundle, config.model_name, 1)
     bundle.close()
     rows = []
-    print("| minute | version | requests | failed | p99 | memory of the server |")
+    print("| minute | version | requests | failed | p99 | server memory |")
     print("|---|---|---|---|---|---|")
     for minute in range(1, config.soak_minutes + 1):
         kind = ("grpc_bytes", "rest_bytes")[minute % 2]
@@ -279,7 +279,7 @@ def soak(config, base_path, addresses, process):
             flush=True,
         )
     failed = sum(row["failed"] for row in rows)
-    # minute by minute it goes up and down with each reload
+    # from first to last minute: in between it varies with each reload
     first, last = rows[0]["memory"], rows[-1]["memory"]
     if failed or last > 1.5 * first:
         raise ValueError(
@@ -290,7 +290,7 @@ def soak(config, base_path, addresses, process):
 
 
 def add_version(base_path):
-    """Copies the newest version to the next number, and removes the one before."""
+    """Copies the newest version to the next number, and deletes the one before."""
     old = newest(base_path)
     aside = base_path / "part-next"
     shutil.copytree(old, aside)
@@ -300,7 +300,7 @@ def add_version(base_path):
 
 
 def main(config):
-    """Measures what the flags ask for."""
+    """Benchmarks, or runs the soak test."""
     if (config.endpoint is None) != (config.rest_endpoint is None):
         raise ValueError("Give both --endpoint and --rest_endpoint, or neither")
     with tempfile.TemporaryDirectory() as folder:
@@ -316,4 +316,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    flags.run_script(main, BenchmarkConfig, __doc__)
+    run_script(main, BenchmarkConfig, __doc__)

@@ -1,8 +1,9 @@
-"""Ask a served MAE for features, reconstructions and classes, by REST or gRPC.
+"""Command-line client of a served model: features, reconstructions, classes.
 
 Run: python serving/client.py features cat.jpg --address=localhost:8501
 
-The work is done by the folder `mae_client` beside it, which says what it needs.
+Speaks TF Serving's REST or gRPC protocol. It needs the folder `mae_client` beside it,
+NumPy, Pillow and urllib3; --grpc needs `tensorflow-serving-api`.
 """
 
 import argparse
@@ -24,30 +25,37 @@ class _Parser(argparse.ArgumentParser):
 def _parse(argv):
     """Reads the command line; a wrong one ends the process with exit code 2."""
     every = _Parser(add_help=False)
-    every.add_argument("--grpc", action="store_true", help="gRPC instead of REST")
-    every.add_argument("--address", help="by default localhost:8501, gRPC's :8500")
-    every.add_argument("--model", default="mae", help="its name on the server")
+    every.add_argument("--grpc", action="store_true", help="use gRPC instead of REST")
+    every.add_argument(
+        "--address",
+        help="HOST:PORT; default: localhost:8501, :8500 for --grpc",
+    )
+    every.add_argument("--model", default="mae", help="model name on the server")
     which = every.add_mutually_exclusive_group()
-    which.add_argument("--version", type=int, help="by default the server chooses")
-    which.add_argument("--label", help="the server's name of a version")
-    every.add_argument("--timeout", type=float, default=60, help="seconds a request")
+    which.add_argument("--version", type=int, help="model version; default: the newest")
+    which.add_argument("--label", help="version label, such as stable")
+    every.add_argument(
+        "--timeout", type=float, default=60, help="seconds per request; default: 60"
+    )
     images = _Parser(add_help=False)
-    images.add_argument("images", nargs="+", help="paths of pictures")
+    images.add_argument("images", nargs="+", help="image files")
     parser = _Parser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
     for name, does in (
-        ("features", "what a model sees in images, as arrays"),
-        ("classify", "which classes a classifier finds in them"),
+        ("features", "encoder features of images, as arrays"),
+        ("classify", "most likely classes of images"),
     ):
         command = commands.add_parser(name, parents=[every, images], help=does)
-        command.add_argument("--out", help="file for the arrays, .npz")
-    does = "hide patches and have them painted, as a picture"
+        command.add_argument("--out", help=".npz file to write the arrays to")
+    does = "mask patches of images and reconstruct them"
     command = commands.add_parser("reconstruct", parents=[every, images], help=does)
     masking = command.add_mutually_exclusive_group()
-    masking.add_argument("--seed", type=int, help="of the first image's mask, 0")
-    masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = removed")
-    command.add_argument("--out", help="file for a picture, a row an image")
-    commands.add_parser("status", parents=[every], help="which versions are served")
+    masking.add_argument(
+        "--seed", type=int, help="random seed of the first image's mask; default: 0"
+    )
+    masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = masked")
+    command.add_argument("--out", help="picture file to write, one row per image")
+    commands.add_parser("status", parents=[every], help="states of model versions")
     commands.add_parser("metadata", parents=[every], help="signatures of the model")
     return parser.parse_args(argv)
 
@@ -76,25 +84,27 @@ def _save_arrays(path, **arrays):
         # an open file: np.savez would add .npz to another name
         with open(path, "wb") as file:
             np.savez(file, **arrays)
-        yield f"The arrays are in {path}"
+        yield f"Arrays saved to {path}"
 
 
 def _reconstruct(client, options):
     mask = None if options.mask is None else _read_mask(options.mask)
     answer = client.reconstruct(options.images, seed=options.seed, mask=mask)
     for path, row, loss in zip(options.images, answer.mask, answer.loss, strict=True):
-        removed = f"{int(row.sum())} of {len(row)} patches removed"
-        yield f"{path}: loss {loss:.4f}, {removed}"
+        masked = f"{int(row.sum())} of {len(row)} patches masked"
+        yield f"{path}: loss {loss:.4f}, {masked}"
     if options.out:
         answer.save(options.out, options.images)
-        yield f"The picture is in {options.out}"
+        yield f"Picture saved to {options.out}"
 
 
 def _read_mask(path):
     try:
         return np.load(path)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"--mask must be a .npy file. {path}: {error}") from error
+        raise ValueError(
+            f"--mask must be a .npy file. Received: {path}: {error}"
+        ) from error
 
 
 def _status(client, _):
@@ -126,15 +136,10 @@ _COMMANDS = {
 
 
 def main(argv=None):
-    """Runs a command of the command line.
+    """Runs the command line; errors are one line on standard error.
 
-    Args:
-        argv: List of arguments; by default those of the process.
-
-    Raises:
-        SystemExit: With one line on standard error; code 2 where flags or files are
-            wrong, code 1 where the server refuses or does not answer. Without a line
-            and with code 141 where nobody reads what is printed any more.
+    Exit codes: 1 for errors of the server, 2 for wrong flags or files, 141 if the
+    reader of standard output has closed it.
     """
     options = _parse(argv)
     names = ("address", "model", "version", "label", "grpc", "timeout")
@@ -142,11 +147,11 @@ def main(argv=None):
         with _quiet_stderr() if options.grpc else contextlib.nullcontext():
             client = Client(**{name: getattr(options, name) for name in names})
         with client:
-            # all of them before the first is printed: files are written in any case
+            # all lines before the first is printed: files are written in any case
             lines = list(_COMMANDS[options.command](client, options))
         print(*lines, sep="\n", flush=True)
     except BrokenPipeError:
-        # Python flushes once more at its end
+        # Python flushes standard output again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a shell reports SIGPIPE
     except ServingError as error:
@@ -157,7 +162,7 @@ def main(argv=None):
 
 @contextlib.contextmanager
 def _quiet_stderr():
-    """Silences file descriptor 2, where TensorFlow greets while it is imported."""
+    """Silences file descriptor 2, where TensorFlow logs while it is imported."""
     saved = os.dup(2)
     try:
         with open(os.devnull, "wb") as nowhere:

@@ -1,10 +1,10 @@
 """Export a model as a SavedModel for TF Serving.
 
-Run: python serving/export.py --model=run --out=models/mae --version=1
+Run: python serving/export.py --model=runs/pretrain --out=models/mae --version=1
 
 --model is a run or .keras file of a pretrainer, classifier or encoder, or published
-weights: a hub id, a folder, a .pth or .safetensors file. Writes the SavedModel
-`OUT/VERSION` with these signatures, `B` images each:
+weights: a hub id, checkpoint folder, .pth or .safetensors file. Writes the SavedModel
+`OUT/VERSION` with these signatures, for `B` images:
 
     serving_default, features   image_bytes (B,)          -> features
     reconstruct                 image_bytes, seed (B,)    -> reconstruction, mask, loss,
@@ -16,22 +16,22 @@ weights: a hub id, a folder, a .pth or .safetensors file. Writes the SavedModel
     classify_examples           inputs (B,)               -> classes, scores,
                                                              (B, N) each
 
-Every model has the first; a pretrainer has `reconstruct` and what follows it, a
-classifier `classify` and what follows it. Each but the last is there as
-`NAME_from_pixels` as well, with `pixels` (B, H, W, C) in the place of `image_bytes`;
-models of other than 1 or 3 channels have only these.
+Every model has `features`, a pretrainer also the `reconstruct` signatures, a classifier
+the `classify` ones. Each but the last also exists as `NAME_from_pixels`, with `pixels`
+(B, H, W, C) instead of `image_bytes`; models with other than 1 or 3 channels have only
+these.
 
-`image_bytes` are encoded pictures (PNG, JPEG, WebP, BMP of 8 bits or more, GIF's first
-frame), `pixels` what `MAEImageProcessor` returns: the graph decodes, resizes and
-normalizes to the same bits; only CMYK may be a grey level off. `features` are the
-encoder's tokens (B, 1 + L, D), of a classifier what its head sees (B, D).
-`reconstruction` is in grey levels 0 to 255, `mask` is 1 where a patch was removed, of
-`noise` the smallest stay, `loss` is one number an image, `patch_size` (B, 2) a patch's
-height and width. `classify_examples` answers TF Serving's Classify API: `inputs` are
-serialized `tf.train.Example`s with `image/encoded`.
+`image_bytes` are PNG, JPEG, WebP, BMP (8 bits or more) or GIF files (first frame). The
+graph decodes, resizes and normalizes them exactly as `MAEImageProcessor` does (CMYK
+within one grey level); `pixels` are what `MAEImageProcessor` returns. `features` are
+the encoder's tokens (B, 1 + L, D), or a classifier's pooled features (B, D).
+`reconstruction` has grey levels 0 to 255; `mask` is 1 where a patch is masked; patches
+of the largest `noise` are masked; `loss` is per image; `patch_size` (B, 2) is height
+and width. `classify_examples` is for TF Serving's Classify API: `inputs` are serialized
+`tf.train.Example`s with `image/encoded`.
 
-It is written aside, loaded again, compared with the Keras model, and then renamed
-into place: a failed export changes nothing.
+The export is written to a temporary folder, loaded, compared with the Keras model and
+then renamed: a failed export changes nothing.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -43,31 +43,39 @@ from pathlib import Path
 from keras_mae.export import export_savedmodel, find_labels, read_labels
 from keras_mae.models.loading import load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 
 @dataclasses.dataclass
 class ExportConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    model: str = flag("a run, .keras, hub id, folder, .pth or .safetensors")
-    out: str = flag("folder of the served model", "models/mae")
-    version: int = flag("the SavedModel's number, a folder in --out", 1)
+    model: str = flag(
+        "model to export: run folder, .keras file, hub id, checkpoint folder, .pth or "
+        ".safetensors"
+    )
+    out: str = flag("folder of the model's versions", "models/mae")
+    version: int = flag("version number, the SavedModel's folder in --out", 1)
     overwrite: bool = flag("replace this version if it exists", False)
     precision: str | None = flag(
-        "dtype policy; default: the model's own",
+        "Keras dtype policy; default: the model's",
         None,
         ("float32", "mixed_bfloat16", "bfloat16"),
     )
-    labels: str | None = flag("file of class names, one a line; default: found", None)
-    top_k: int = flag("classes that classify names", 5)
-    warmup_batch_sizes: str = flag("of requests at loading; '' for none", "1,8")
+    labels: str | None = flag(
+        "text file of class names, one per line; default: labels.txt or config.json "
+        "beside the model",
+        None,
+    )
+    top_k: int = flag("number of classes that classify returns", 5)
+    warmup_batch_sizes: str = flag(
+        "batch sizes of warmup requests, separated by commas; '': no warmup", "1,8"
+    )
 
 
 def main(config):
     """Exports a model."""
-    if config.version < 1:
-        raise ValueError(f"version must be at least 1. Received: {config.version}")
+    check_at_least_one(config, "version")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
     path = Path(config.out, str(config.version))
     model, processor = load_model(config.model)
@@ -84,21 +92,21 @@ def main(config):
         warmup_batch_sizes=batch_sizes,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    print(f"The SavedModel lies in {path} ({size / 1e6:.1f} MB)")
+    print(f"SavedModel written to {path} ({size / 1e6:.1f} MB)")
 
 
 def parse_batch_sizes(text):
-    """Reads ints between commas or spaces."""
+    """Parses ints separated by commas or spaces."""
     try:
         return [int(word) for word in text.replace(",", " ").split()]
     except ValueError as error:
         raise ValueError(
-            f"warmup_batch_sizes must be ints, as in 1,8. Received: {text!r}"
+            f"warmup_batch_sizes must be ints, such as 1,8. Received: {text!r}"
         ) from error
 
 
 def choose_labels(config, model):
-    """Finds a classifier's class names: as told, else beside the model."""
+    """Reads a classifier's class names, from --labels or beside the model."""
     if config.labels is not None:
         return read_labels(config.labels, getattr(model, "num_classes", None))
     if not isinstance(model, keras_mae.MAEClassifier):

@@ -1,18 +1,18 @@
-"""Serve SavedModels on a laptop, by TF Serving's protocol.
+"""Serve SavedModels on a laptop by TF Serving's REST and gRPC protocols.
 
 Run: python serving/local_server.py --model_name=mae --model_base_path=models/mae
 
-Answers gRPC on --port and REST on --rest_api_port, and shows a page to try a model at
-the REST address itself. Folders are looked at each second: a new version answers before
-the old one is unloaded. It is bound to loopback unless told otherwise.
+gRPC listens on --port and REST on --rest_api_port, whose root is a web page to try the
+model. Model folders are polled: a new version is available before the old one is
+unloaded. The server binds to loopback by default.
 
-For production use TF Serving itself, which takes the same flags and folders: this
-server neither batches requests nor reports metrics.
+For production use TF Serving, which takes the same flags and folders: this server has
+no batching and no metrics.
 """
 
 import os
 
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a taken port is one line, ours
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a port in use is our one-line error
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
@@ -31,8 +31,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from tensorflow_serving.config import model_server_config_pb2
 
-from keras_mae.utils import flags
-from keras_mae.utils.flags import flag
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from mae_server.errors import RequestError
 from mae_server.rest import RestApi
 from mae_server.rpc import make_grpc_server
@@ -41,33 +40,36 @@ from mae_server.versions import ModelConfig, Models
 
 MAX_BODY_BYTES = 64 * 2**20
 MAX_MESSAGE_BYTES = 512 * 2**20
-# for a request's body to come in, and for the last answers to go out
+# to receive a request's body, and to finish requests at shutdown
 BODY_SECONDS, GRACE_SECONDS = 60, 30
 
 
 @dataclasses.dataclass
 class ServerConfig:
-    """The flags of this script: TF Serving's where it has them."""
+    """Flags of this script, with TF Serving's names where it has them."""
 
-    model_base_path: str | None = flag("folder of numbered SavedModels", None)
-    model_name: str = flag("the model's name in requests", "mae")
-    model_config_file: str | None = flag("ModelServerConfig, instead of these", None)
-    model_config_file_poll_wait_seconds: int = flag("0 reads that file once", 0)
-    file_system_poll_wait_seconds: float = flag("time between looks; 0: one look", 1.0)
-    port: int = flag("gRPC port; 0 takes a free one", 8500)
-    rest_api_port: int = flag("REST port; 0 takes a free one", 8501)
-    host: str = flag("address to bind to", "127.0.0.1")
-    threads: int = flag("requests answered at the same time", 4)
-    max_enqueued: int = flag("the most requests that wait meanwhile", 100)
-    max_batch_size: int = flag("the most images a request may hold", 1024)
+    model_base_path: str | None = flag("folder of numbered model versions", None)
+    model_name: str = flag("model name in requests", "mae")
+    model_config_file: str | None = flag(
+        "ModelServerConfig text file, instead of --model_base_path and --model_name",
+        None,
+    )
+    model_config_file_poll_wait_seconds: int = flag(
+        "seconds between reads of --model_config_file; 0: read it once", 0
+    )
+    file_system_poll_wait_seconds: float = flag(
+        "seconds between polls of the model folders; 0: no polling", 1.0
+    )
+    port: int = flag("gRPC port; 0: any free port", 8500)
+    rest_api_port: int = flag("REST port; 0: any free port", 8501)
+    host: str = flag("address to bind to; 0.0.0.0: all interfaces", "127.0.0.1")
+    threads: int = flag("requests processed at the same time", 4)
+    max_enqueued: int = flag("waiting requests before others are refused", 100)
+    max_batch_size: int = flag("largest number of images per request", 1024)
 
 
 class ConfigFile:
-    """The file that lists models, read again when it has changed.
-
-    Args:
-        path: Path of a text `ModelServerConfig`.
-    """
+    """A `ModelServerConfig` text file, read again when it has changed."""
 
     def __init__(self, path):
         self._path = Path(path)
@@ -84,17 +86,17 @@ class ConfigFile:
                 f"--model_config_file must be a ModelServerConfig: {error}"
             ) from error
 
-    def follow(self, models):
-        """Configures the models again if the file has changed; keeps them on errors."""
+    def reload(self, models):
+        """Reconfigures the models if the file has changed; on errors keeps them."""
         try:
             if self._path.read_text() != self._text:
                 models.configure(self.read())
         except (OSError, ValueError, RequestError) as error:
-            print(f"{self._path} is not followed: {error}", flush=True)
+            print(f"Cannot reload {self._path}: {error}", flush=True)
 
 
 def start_models(config):
-    """Loads the models and starts to follow their folders."""
+    """Loads the models, and starts polling."""
     if (config.model_base_path is None) == (config.model_config_file is None):
         raise ValueError("Give either --model_base_path or --model_config_file")
     if config.model_config_file is None:
@@ -105,7 +107,7 @@ def start_models(config):
         if config.model_config_file_poll_wait_seconds:
             models.keep_polling(
                 config.model_config_file_poll_wait_seconds,
-                lambda: file.follow(models),
+                lambda: file.reload(models),
             )
     if config.file_system_poll_wait_seconds > 0:
         models.keep_polling(config.file_system_poll_wait_seconds)
@@ -113,8 +115,8 @@ def start_models(config):
 
 
 async def read_body(request):
-    """Reads a request's body, or raises `ValueError` as soon as it is too long."""
-    problem = ValueError(f"a body must have at most {MAX_BODY_BYTES} bytes")
+    """Reads a request's body; raises `ValueError` as soon as it is too long."""
+    problem = ValueError(f"request body must have at most {MAX_BODY_BYTES} bytes")
     if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
         raise problem
     body = bytearray()
@@ -126,9 +128,9 @@ async def read_body(request):
 
 
 def make_app(service):
-    """Builds the ASGI application: the REST API, and the page beside it."""
+    """Builds the ASGI application: REST API and web page."""
     answer = RestApi(service)
-    pool = futures.ThreadPoolExecutor(service.most_threads)
+    pool = futures.ThreadPoolExecutor(service.max_threads)
 
     async def api(request):
         try:
@@ -136,8 +138,8 @@ def make_app(service):
                 body = await read_body(request)
         except (TimeoutError, ValueError) as error:
             late = isinstance(error, TimeoutError)
-            text = f"no body within {BODY_SECONDS} s" if late else str(error)
-            # the rest stays unread: the connection can't be used again
+            text = f"no request body within {BODY_SECONDS} s" if late else str(error)
+            # the connection cannot be reused: part of the body is unread
             headers = {"Connection": "close"}
             return JSONResponse({"error": text}, 408 if late else 413, headers)
         path = request.scope["raw_path"].decode("latin-1")
@@ -157,13 +159,11 @@ def bind(host, port):
     """Binds the socket of the REST API."""
     try:
         listening = socket.create_server((host, port), backlog=1024)
-        # or else an answer's second packet waits 40 ms for the first one's receipt
+        # Nagle's algorithm would delay a response's second packet by 40 ms
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
     except OSError as error:
-        raise ValueError(f"The REST port {port} of {host} can't be had: {error}") from (
-            error
-        )
+        raise ValueError(f"Cannot bind REST port {port} on {host}: {error}") from error
 
 
 def main(config):
@@ -173,11 +173,7 @@ def main(config):
             raise ValueError(
                 f"{name} must be in [0, 65535]. Received: {getattr(config, name)}"
             )
-    for name in ("threads", "max_batch_size", "max_enqueued"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{name} must be at least 1. Received: {getattr(config, name)}"
-            )
+    check_at_least_one(config, "threads", "max_batch_size", "max_enqueued")
     models = start_models(config)
     service = Service(
         models, config.threads, config.max_enqueued, config.max_batch_size
@@ -198,7 +194,7 @@ def main(config):
             flush=True,
         )
         server.start()
-        # uvicorn ends by the signal that stopped it, once requests are answered
+        # uvicorn raises the signal again at its end: ignored, for exit code 0
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
         uvicorn.Server(rest).run([listening])
@@ -209,7 +205,7 @@ def main(config):
 
 def cli():
     """Runs the command line."""
-    flags.run_script(main, ServerConfig, __doc__)
+    run_script(main, ServerConfig, __doc__)
 
 
 if __name__ == "__main__":

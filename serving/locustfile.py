@@ -1,4 +1,4 @@
-"""What serving/benchmark.py lets locust send: one prepared request, again and again.
+"""locust user of serving/benchmark.py: sends one prepared request repeatedly.
 
 Run: python serving/benchmark.py, which sets LOAD_BODY (a file), LOAD_PROTOCOL (rest or
 grpc) and LOAD_PATH.
@@ -14,7 +14,7 @@ from locust.contrib.fasthttp import FastHttpUser
 BODY = Path(os.environ["LOAD_BODY"]).read_bytes()
 LIMIT = 512 * 2**20
 
-# grpc's own threads would block locust's
+# makes gRPC cooperate with locust's greenlets
 grpc.experimental.gevent.init_gevent()
 
 
@@ -30,7 +30,7 @@ if os.environ["LOAD_PROTOCOL"] == "rest":
 else:
 
     class GrpcUser(User):
-        """Sends the body as a message that is serialized already."""
+        """Sends the body, a serialized message."""
 
         def on_start(self):
             options = [

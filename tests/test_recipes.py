@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from keras_mae.optimizers.schedules import warmup_cosine
-from keras_mae.recipes import FINE_TUNING, LINEAR_PROBING, fill_in
+from keras_mae.recipes import FINE_TUNING, LINEAR_PROBING, apply_recipe
 
 # He et al. 2021, tables 9 and 10, with the released code's values for each size
 SHARED = {
@@ -71,10 +71,10 @@ class Config:
 
 
 def test_what_is_given_wins():
-    filled = fill_in(Config("base", flip=False, mixup=0.0), FINE_TUNING)
+    filled = apply_recipe(Config("base", flip=False, mixup=0.0), FINE_TUNING)
     assert filled == Config("base", 5e-4, flip=False, mixup=0.0)
 
 
 def test_an_unknown_recipe_is_refused():
     with pytest.raises(ValueError, match=r"one of base, large, huge, small. .*'giant'"):
-        fill_in(Config("giant"), FINE_TUNING)
+        apply_recipe(Config("giant"), FINE_TUNING)

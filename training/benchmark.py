@@ -1,12 +1,12 @@
-"""Measure how fast a model trains, encodes and reconstructs, alone or against a peer.
+"""Benchmark training, encoding and reconstruction, alone or against transformers.
 
 Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
      python training/benchmark.py --mode=encode --against=huggingface
 
-Each side is a process of its own; they take turns, one step each, so that what else the
-machine does falls on both. `--against=huggingface` is transformers' ViTMAE on PyTorch
-with SDPA, autocast for bfloat16, on images of the same size with the same mask ratio
-and AdamW. MFU is the share of what a large matrix product reaches in the same process.
+Each side is a process of its own, and they take turns, one step each, so that other
+load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
+PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW. MFU
+is relative to the FLOP/s of a large matrix product in the same process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -28,42 +28,42 @@ from keras_mae.presets import preset_sizes
 from keras_mae.profiling.costs import measured_flops
 from keras_mae.profiling.paired_runs import Worker, compare, serve_steps, take_turns
 from keras_mae.profiling.timed_steps import make_step
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
 
 
 @dataclasses.dataclass
 class BenchmarkConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    mode: str = flag("what is measured", "pretrain-step", choices=MODES)
-    preset: str = flag("the model's sizes", "mae_base")
-    batch_size: int = flag("images a step", 16)
-    mask_ratio: float = flag("the share of removed patches", 0.75)
+    mode: str = flag("what to measure", "pretrain-step", choices=MODES)
+    preset: str = flag("model size, as for pretrain.py", "mae_base")
+    batch_size: int = flag("images per step", 16)
+    mask_ratio: float = flag("fraction of patches to mask", 0.75)
     precision: str = flag(
-        "dtype policy",
+        "Keras dtype policy",
         "float32",
         choices=("float32", "mixed_bfloat16", "bfloat16"),
     )
-    xla: str = flag("jit_compile", "auto", choices=("auto", "on", "off"))
-    backend: str = flag("Keras's", "tensorflow", choices=("tensorflow", "jax", "torch"))
-    replicas: int = flag("mirrored on logical devices of the CPU", 1)
-    rematerialize: bool = flag("compute blocks twice to save memory", False)
-    accumulation_steps: int = flag("parts of a batch, one after the other", 1)
-    image_size: int | None = flag("pixels, instead of the preset's", None)
-    depth: int | None = flag("encoder blocks, instead of the preset's", None)
-    warmup: int = flag("steps that don't count", 2)
-    repeats: int = flag("steps that do", 10)
-    against: str | None = flag("a peer to take turns with", None, ("huggingface",))
-    compile_peer: bool = flag("torch.compile the peer", False)
-    dataset: str = flag("what --mode=input reads, as for pretrain.py", "photos")
-    out: str | None = flag("where to write the numbers as JSON", None)
-    worker: bool = flag("run steps for another process; the script's own use", False)
+    xla: str = flag("XLA compilation (jit_compile)", "auto", ("auto", "on", "off"))
+    backend: str = flag("Keras backend", "tensorflow", ("tensorflow", "jax", "torch"))
+    replicas: int = flag("logical CPU devices of a MirroredStrategy; 1: none", 1)
+    rematerialize: bool = flag("gradient checkpointing of transformer blocks", False)
+    accumulation_steps: int = flag("gradient accumulation steps", 1)
+    image_size: int | None = flag("image size in pixels; default: the preset's", None)
+    depth: int | None = flag("encoder blocks; default: the preset's", None)
+    warmup: int = flag("steps before measuring", 2)
+    repeats: int = flag("steps to measure", 10)
+    against: str | None = flag("library to compare with", None, ("huggingface",))
+    compile_peer: bool = flag("torch.compile the model of --against", False)
+    dataset: str = flag("dataset of --mode=input, as for pretrain.py", "photos")
+    out: str | None = flag("JSON file to write the results to", None)
+    worker: bool = flag("internal: run steps for a parent process", False)
 
 
 def make_our_step(config):
-    """Returns our side's step and its FLOPs."""
+    """Returns the step of our side, and its FLOPs."""
     if config.mode == "input":
         return make_input_step(config), 0.0
     overrides = {"dtype": config.precision, "mask_ratio": config.mask_ratio}
@@ -83,7 +83,7 @@ def make_our_step(config):
 
 
 def make_input_step(config):
-    """Returns a function that takes a batch from the training pipeline."""
+    """Returns a function that reads a batch of the training pipeline."""
     from keras_mae import data
 
     source = data.load_source(config.dataset)
@@ -96,7 +96,7 @@ def make_input_step(config):
 
 
 def work(config):
-    """Serves our side's steps to the process that compares."""
+    """Runs our steps in a worker process."""
     begin = time.perf_counter()
     step, flops = make_our_step(config)
     about = {
@@ -115,7 +115,7 @@ def work(config):
 
 
 def start_ours(config):
-    """Starts our side's process, with the flags of this one."""
+    """Starts our worker process, with the flags of this one."""
     command = [sys.executable, __file__, "--worker"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -124,14 +124,14 @@ def start_ours(config):
         no = "no-" if value is False else ""
         text = "" if isinstance(value, bool) else f"={value}"
         command.append(f"--{no}{field.name}{text}")
-    # chosen before Keras is imported
+    # the backend must be set before Keras is imported
     return Worker(command, {"KERAS_BACKEND": config.backend})
 
 
 def start_peer(config):
-    """Starts the peer's process, with the sizes of the preset."""
+    """Starts the worker process of --against, with the sizes of the preset."""
     if config.mode == "input":
-        raise ValueError("--mode=input has no peer")
+        raise ValueError("--mode=input cannot be used with --against")
     sizes = preset_sizes(config.preset)
     sizes |= {"image_size": config.image_size or sizes["image_size"]}
     sizes |= {"depth": config.depth or sizes["depth"]}
@@ -146,7 +146,7 @@ def start_peer(config):
 
 
 def describe(worker, config):
-    """Returns a side's numbers as a dict."""
+    """Returns the results of a side as a dict."""
     median = statistics.median(worker.seconds)
     row = {
         **worker.about,
@@ -160,10 +160,10 @@ def describe(worker, config):
 
 
 def report(rows, config):
-    """Prints the sides' numbers, and the ratio where there are two."""
+    """Prints the results of each side, and their ratio if there are two."""
     print(
-        f"{config.mode}, {config.preset}, {config.precision}, batch "
-        f"{config.batch_size}, median of {config.repeats}:"
+        f"{config.mode}, {config.preset}, {config.precision}, batch size "
+        f"{config.batch_size}, median of {config.repeats} steps:"
     )
     for row in rows:
         mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
@@ -175,18 +175,15 @@ def report(rows, config):
         ratio, low, high = compare(rows[0]["seconds"], rows[1]["seconds"])
         memory = rows[0]["peak_memory"] / rows[1]["peak_memory"]
         print(
-            f"  ratio of images/s: {ratio:.2f} (quartiles of the rounds {low:.2f} to "
-            f"{high:.2f}); of peak memory: {memory:.2f}"
+            f"  ratio of images/s: {ratio:.2f} (quartiles {low:.2f} to {high:.2f}); "
+            f"of peak memory: {memory:.2f}"
         )
 
 
 def main(config):
-    """Measures one side or two."""
-    for name in ("batch_size", "repeats", "accumulation_steps", "replicas"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{name} must be at least 1. Received: {getattr(config, name)}"
-            )
+    """Benchmarks one side or two."""
+    names = ("batch_size", "repeats", "accumulation_steps", "replicas")
+    check_at_least_one(config, *names)
     if config.worker:
         work(config)
         return

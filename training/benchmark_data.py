@@ -1,9 +1,9 @@
-"""Measures how many images a second the training pipeline gives, without a model.
+"""Benchmark the input pipeline of training, in images per second, without a model.
 
 Run: python training/benchmark_data.py --image_size=224
 
-Without --dataset it makes JPEGs of 500x375 pixels from scikit-image's photographs, and
-reads them as files and as TFRecord shards.
+Without --dataset it writes JPEGs of 500x375 pixels, made of scikit-image's photographs,
+and reads them as files and as TFRecord shards.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -20,7 +20,8 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_mae import data
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.data.tfrecord import image_example
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 SIZE = (500, 375)
 SHARDS = 4
@@ -28,19 +29,21 @@ SHARDS = 4
 
 @dataclasses.dataclass
 class DataConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    dataset: str | None = flag("as for pretrain.py; default: photographs as JPEG", None)
-    data_dir: str | None = flag("where TensorFlow Datasets keeps its files", None)
-    image_size: int = flag("pixels", 224)
-    batch_size: int = flag("images a batch", 64)
-    batches: int = flag("how many are timed at once", 8)
-    repeats: int = flag("how often", 5)
-    images: int = flag("JPEGs to make", 512)
+    dataset: str | None = flag(
+        "dataset, as for pretrain.py; default: JPEGs made of photographs", None
+    )
+    data_dir: str | None = flag("TensorFlow Datasets folder, for tfds:NAME", None)
+    image_size: int = flag("output image size in pixels", 224)
+    batch_size: int = flag("batch size", 64)
+    batches: int = flag("batches per measurement", 8)
+    repeats: int = flag("number of measurements", 5)
+    images: int = flag("number of JPEGs to write, without --dataset", 512)
 
 
 def make_files(folder, count):
-    """Writes crops of the photographs as JPEGs, and the same into shards."""
+    """Writes crops of photographs as JPEG files, and the same into TFRecord shards."""
     photos = [photo for photo in data.load_photos().training if min(photo.shape) > 2]
     writers = [
         tf.io.TFRecordWriter(str(Path(folder, f"{number}.tfrecord")))
@@ -52,26 +55,19 @@ def make_files(folder, count):
         )
         path = Path(folder, f"{number:05}.jpg")
         Image.fromarray(window.numpy().astype("uint8")).save(path, quality=90)
-        content = tf.train.BytesList(value=[path.read_bytes()])
-        feature = {"image/encoded": tf.train.Feature(bytes_list=content)}
-        example = tf.train.Example(features=tf.train.Features(feature=feature))
-        writers[number % SHARDS].write(example.SerializeToString())
+        writers[number % SHARDS].write(image_example(path.read_bytes()))
     for writer in writers:
         writer.close()
 
 
 def measure(dataset, config):
-    """Times the pipeline.
-
-    Returns:
-        List of floats, images a second in each repeat.
-    """
+    """Returns images per second of each repeat."""
     source = data.load_source(dataset, data_dir=config.data_dir)
     processor = keras_mae.MAEImageProcessor(
         config.image_size, source.mean, source.std, resample="bicubic"
     )
     batches = iter(data.training_pipeline(source, processor, config.batch_size, seed=0))
-    # what was prefetched meanwhile would flatter the first repeat: it is thrown away
+    # the first repeat is dropped: it would count batches prefetched before it
     rates = []
     for _ in range(config.repeats + 1):
         start = time.perf_counter()
@@ -83,12 +79,8 @@ def measure(dataset, config):
 
 
 def main(config):
-    """Measures, and prints medians."""
-    for name in ("batches", "repeats", "images"):
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{name} must be at least 1. Received: {getattr(config, name)}"
-            )
+    """Prints the median rate of each dataset."""
+    check_at_least_one(config, "batches", "repeats", "images")
     with tempfile.TemporaryDirectory() as folder:
         datasets = [config.dataset]
         if config.dataset is None:

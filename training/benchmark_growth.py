@@ -1,12 +1,11 @@
-"""Draw how a pretraining step's time and memory grow, and table what saves memory.
+"""Plot time and memory of a pretraining step against batch size, image size and more.
 
 Run: python training/benchmark_growth.py --preset=mae_base --out=growth
 
-Each point is a process of training/benchmark.py. `growth.png` shows seconds and peak
-memory of a step against batch size, image size, mask ratio, depth and mirrored replicas
-on logical devices of the CPU; `growth.json` holds the numbers; what rematerialization
-and accumulation cost is printed as a table. A mask ratio of 0 has no loss: 0.01 stands
-for it.
+Each point is a run of benchmark.py. `growth.png` plots time and peak memory of a step
+against batch size, image size, mask ratio, depth and replicas on logical CPU devices;
+`growth.json` holds the numbers; a table of the cost of gradient checkpointing and
+accumulation is printed. The mask ratio 0.01 stands for 0, which has no loss.
 """
 
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
@@ -27,29 +26,29 @@ from keras_mae.visualization.plots import plot_scaling
 
 @dataclasses.dataclass
 class GrowthConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    preset: str = flag("the model's sizes", "mae_base")
-    batch_size: int = flag("images a step, but where it grows", 16)
+    preset: str = flag("model size, as for pretrain.py", "mae_base")
+    batch_size: int = flag("images per step, except on the batch size axis", 16)
     precision: str = flag(
-        "dtype policy", "mixed_bfloat16", choices=("float32", "mixed_bfloat16")
+        "Keras dtype policy", "mixed_bfloat16", ("float32", "mixed_bfloat16")
     )
-    repeats: int = flag("steps of each point", 5)
+    repeats: int = flag("steps per point", 5)
     axes: str = flag(
-        "what grows, separated by commas",
+        "what to vary, separated by commas",
         "batch_size,image_size,mask_ratio,depth,replicas,memory",
     )
-    out: str = flag("where to write, without an ending", "growth")
+    out: str = flag("path of the output files, without extension", "growth")
 
 
 def axis_values(axis, config):
-    """Returns the settings of an axis's points, dicts of benchmark flags."""
+    """Returns the benchmark flags of each point of an axis."""
     sizes = preset_sizes(config.preset)
     patch, side, depth = sizes["patch_size"], sizes["image_size"], sizes["depth"]
     batch = config.batch_size
     values = {
         "batch_size": [max(1, batch // 4), max(1, batch // 2), batch, 2 * batch],
-        # whole patches
+        # multiples of the patch size
         "image_size": [side * part // (4 * patch) * patch for part in (2, 3, 4, 6)],
         "mask_ratio": [0.01, 0.5, 0.75, 0.9],
         "depth": [max(1, depth // 4), max(1, depth // 2), depth, 2 * depth],
@@ -63,13 +62,13 @@ def axis_values(axis, config):
         ]
     if axis not in values:
         raise ValueError(
-            f"axes must be of {', '.join(values)} and memory. Received: {axis!r}"
+            f"axes must be among {', '.join(values)}, memory. Received: {axis!r}"
         )
     return [{axis: value} for value in values[axis]]
 
 
 def measure(config, settings):
-    """Runs a point's steps; returns its settings, seconds and bytes."""
+    """Benchmarks a point; returns its flags, seconds and peak memory."""
     flags = {
         "preset": config.preset,
         "batch_size": config.batch_size,
@@ -84,7 +83,7 @@ def measure(config, settings):
         out = Path(folder, "rows.json")
         command.append(f"--out={out}")
         if subprocess.run(command, stdout=subprocess.PIPE).returncode:
-            raise ValueError(f"A point failed: {' '.join(command)}")
+            raise ValueError(f"Benchmark failed: {' '.join(command)}")
         (row,) = json.loads(out.read_text())["rows"]
     seconds, peak = statistics.median(row["seconds"]), row["peak_memory"]
     print(settings, f"{seconds:.2f} s, {peak / 2**30:.2f} GiB", flush=True)
@@ -92,8 +91,8 @@ def measure(config, settings):
 
 
 def memory_table(rows):
-    """Formats what saves memory as a Markdown table, relative to its first row."""
-    lines = ["| blocks computed twice | parts of a batch | time | peak memory |"]
+    """Formats the memory axis as a Markdown table, times relative to the first row."""
+    lines = ["| rematerialize | accumulation steps | time | peak memory |"]
     lines.append("|---|---|---|---|")
     for row in rows:
         time = row["seconds"] / rows[0]["seconds"]
@@ -106,7 +105,7 @@ def memory_table(rows):
 
 
 def main(config):
-    """Measures every point, and writes numbers, plots and the table."""
+    """Benchmarks every point; writes results, plot and table."""
     plans = {axis: axis_values(axis, config) for axis in config.axes.split(",")}
     rows = {
         axis: [measure(config, settings) for settings in plan]

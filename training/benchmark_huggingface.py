@@ -1,7 +1,7 @@
-"""The peer of training/benchmark.py: transformers' ViTMAE on PyTorch.
+"""Worker process of benchmark.py: transformers' ViTMAE on PyTorch.
 
-Run: python training/benchmark.py --against=huggingface, which starts this script and
-lets both take turns. It imports no Keras.
+Run: python training/benchmark.py --against=huggingface, which starts this script. Its
+peak memory includes TensorFlow, which the import of keras_mae brings along.
 """
 
 import argparse
@@ -20,28 +20,25 @@ from transformers import (
     ViTMAEModel,
 )
 
+from keras_mae.presets import PRESETS
 from keras_mae.profiling.paired_runs import serve_steps
 
 
 def parse():
-    """Reads the command line that training/benchmark.py writes."""
+    """Parses the flags that benchmark.py passes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mode", required=True)
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--precision", required=True)
     parser.add_argument("--mask_ratio", type=float, required=True)
     parser.add_argument("--compile", action="store_true")
-    for name in ("image_size", "patch_size", "hidden_dim", "depth", "num_heads"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("mlp_dim", "decoder_hidden_dim", "decoder_depth"):
-        parser.add_argument(f"--{name}", type=int, required=True)
-    for name in ("decoder_num_heads", "decoder_mlp_dim"):
+    for name in PRESETS["mae_base"]:
         parser.add_argument(f"--{name}", type=int, required=True)
     return parser.parse_args()
 
 
 def build(options):
-    """Builds the model of a mode, with fresh weights."""
+    """Builds the model of a mode, with random weights."""
     sizes = {
         "image_size": options.image_size,
         "patch_size": options.patch_size,
@@ -66,7 +63,7 @@ def build(options):
 
 
 def make_step(options, device):
-    """Returns a function that runs one step to its end."""
+    """Returns a function that runs one step and waits for its result."""
     torch.manual_seed(0)
     model = build(options).to(device)
     size = options.image_size
@@ -101,7 +98,7 @@ def make_step(options, device):
 
 
 def main():
-    """Prepares the step and serves it."""
+    """Runs steps on request."""
     options = parse()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     about = {

@@ -1,10 +1,9 @@
-"""Measures how fast published weights load, and how much memory that takes.
+"""Benchmark loading of pretrained weights: time and peak memory.
 
 Run: python training/benchmark_loading.py --preset=mae_huge
 
-Writes a made-up encoder, then, each time in a new process: reads the file and nothing
-else, builds the model with fresh weights, and builds and fills it by `from_pretrained`.
-The file is taken out of the system's cache each time.
+Saves an encoder of random weights, then measures, each in a new process: reading the
+file alone, building the model, and `from_pretrained`. The file is in the page cache.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -12,16 +11,16 @@ import keras_mae  # first: it imports TensorFlow quietly
 # isort: split
 import dataclasses
 import multiprocessing
-import os
 import resource
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.presets import preset_sizes
+from keras_mae.profiling.costs import GIB
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
-GIB = 2**30
 FILES = {
     "huggingface": "model.safetensors",
     "timm": "model.safetensors",
@@ -31,21 +30,21 @@ FILES = {
 
 @dataclasses.dataclass
 class LoadingConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    preset: str = flag(f"one of {', '.join(keras_mae.PRESETS)}", "mae_huge")
-    format: str = flag("how the weights are stored", "huggingface", (*FILES,))
-    repeats: int = flag("how often each is measured", 3)
+    preset: str = flag(f"model size: one of {', '.join(keras_mae.PRESETS)}", "mae_huge")
+    format: str = flag("checkpoint format", "huggingface", (*FILES,))
+    repeats: int = flag("number of measurements", 3)
 
 
 def write(folder, config):
-    """Writes an encoder with random weights."""
+    """Saves an encoder of random weights."""
     encoder = keras_mae.MAEEncoder.from_preset(config.preset)
     encoder.save_pretrained(folder, config.format)
 
 
 def read(folder, config):
-    """Reads the file in pieces, as fast as the machine can."""
+    """Reads the file and nothing else."""
     with open(Path(folder, FILES[config.format]), "rb", buffering=0) as file:
         piece = bytearray(2**24)
         while file.readinto(piece):
@@ -53,20 +52,13 @@ def read(folder, config):
 
 
 def build(folder, config):
-    """Builds the model with fresh weights."""
+    """Builds the encoder with random weights."""
     return keras_mae.MAEEncoder.from_preset(config.preset)
 
 
 def load(folder, config):
-    """Builds the model and fills it."""
+    """Builds the encoder and loads its weights."""
     return keras_mae.MAEEncoder.from_pretrained(folder)
-
-
-def forget(path):
-    """Takes a file out of the system's cache, so that the disk is measured."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _report(task, folder, config, results):
@@ -80,30 +72,21 @@ def _report(task, folder, config, results):
 
 
 def measure(task, folder, config):
-    """Runs a task in a new process.
-
-    Returns:
-        A tuple: seconds, and bytes by which the process's peak of memory grew.
-    """
+    """Runs a task in a new process; returns seconds, and growth of its peak memory."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     process = context.Process(target=_report, args=(task, folder, config, results))
     process.start()
     process.join()
     if process.exitcode:
-        raise ValueError(f"{task.__name__} failed in its process")
+        raise ValueError(f"{task.__name__} failed with exit code {process.exitcode}")
     return results.get()
 
 
 def main(config):
-    """Measures, and prints medians."""
-    if config.preset not in keras_mae.PRESETS:
-        raise ValueError(
-            f"preset must be one of {', '.join(keras_mae.PRESETS)}. "
-            f"Received: {config.preset}"
-        )
-    if config.repeats < 1:
-        raise ValueError(f"repeats must be at least 1. Received: {config.repeats}")
+    """Prints median times and peak memory."""
+    preset_sizes(config.preset)  # raises for an unknown one
+    check_at_least_one(config, "repeats")
     with tempfile.TemporaryDirectory() as folder:
         measure(write, folder, config)
         size = Path(folder, FILES[config.format]).stat().st_size
@@ -123,10 +106,10 @@ def main(config):
     print(f"{config.preset}, encoder, {config.format}: {size / GIB:.2f} GiB")
     speed = size / GIB / seconds["read"]
     print(f"  read the file only    {seconds['read']:.1f} s, {speed:.2f} GiB/s")
-    print(f"  build, fresh weights  {seconds['build']:.1f} s")
-    print(f"  build and fill        {seconds['load']:.1f} s")
-    print(f"  filling alone         {filling:.1f} s, {size / GIB / filling:.2f} GiB/s")
-    print(f"  peak of memory        {peak / GIB:.2f} GiB, {peak / size:.2f} x the file")
+    print(f"  build, random weights {seconds['build']:.1f} s")
+    print(f"  build and load        {seconds['load']:.1f} s")
+    print(f"  loading alone         {filling:.1f} s, {size / GIB / filling:.2f} GiB/s")
+    print(f"  peak memory           {peak / GIB:.2f} GiB, {peak / size:.2f} x the file")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,12 @@
-"""Does pretraining pay? Digits with few labels, by three methods and three features.
+"""Compare pretrained features with random ones and raw pixels, by number of labels.
 
 Run: python training/compare.py --output=runs/compare
 
-For each seed an encoder is pretrained on the 1,437 training digits without labels.
-It, a random one and raw pixels are then given 1, 5, 20 or all labels of each class, by
-fine-tuning (the recipe `small`), a linear classifier and nearest neighbours. Accuracies
-are those on 360 held-out digits, of the last update: nothing is chosen by them. Writes
-`results.json`, `table.md` and `accuracies.png` into --output; what is measured already
-is not measured again.
+For each seed an encoder is pretrained on the 1,437 training digits without labels. It,
+a random encoder and raw pixels are then evaluated with 1, 5, 20 and all labels of each
+class: by fine-tuning (the recipe `small`), logistic regression and k-NN. Accuracies are
+those of the last update on 360 held-out digits. Writes `results.json`, `table.md` and
+`accuracies.png` into --output; results that are there are not measured again.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -29,33 +28,31 @@ from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING
 from keras_mae.runs import probing
 from keras_mae.utils.files import atomic_write
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from keras_mae.visualization.plots import plot_accuracies
 
 LABELS = (1, 5, 20, None)
 PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")
 FINE_TUNED, LINEAR, NEAREST = ("fine-tuning", "linear", "k-NN")
-# small images and few of them want a high rate
+# small datasets of small images need a high learning rate
 PRETRAINING_BLR = 8e-3
 
 
 @dataclasses.dataclass
 class CompareConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    output: str = flag("folder for table, plot and numbers", "runs/compare")
-    seeds: int = flag("how many times, each with other weights and labels", 3)
-    pretrain_epochs: int = flag("passes over all training digits", 100)
-    pretrain_batch_size: int = flag("images an update of pretraining", 64)
-    updates: int = flag("of each fine-tuning", 300)
-    batch_size: int = flag("images an update of fine-tuning", 32)
+    output: str = flag("folder for results, table and plot", "runs/compare")
+    seeds: int = flag("repetitions, each with other weights and labels", 3)
+    pretrain_epochs: int = flag("pretraining epochs", 100)
+    pretrain_batch_size: int = flag("batch size of pretraining", 64)
+    updates: int = flag("training steps of each fine-tuning", 300)
+    batch_size: int = flag("batch size of fine-tuning", 32)
 
 
 def main(config):
-    """Measures what is missing, and writes table and plot."""
-    for name, value in dataclasses.asdict(config).items():
-        if name != "output" and value < 1:
-            raise ValueError(f"{name} must be positive. Received: {value}")
+    """Computes missing results, and writes table and plot."""
+    check_at_least_one(config, *(dataclasses.asdict(config).keys() - {"output"}))
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config) | {"output": None, "seeds": None}
@@ -76,22 +73,17 @@ def main(config):
     names = [text(labels) for labels in LABELS]
     curves = {case: results.over_seeds(case) for case in cases()}
     plot_accuracies(names, curves).save(folder / "accuracies.png")
-    print(f"{table}\nPlot: {folder / 'accuracies.png'}")
+    print(f"{table}\nPlot saved to {folder / 'accuracies.png'}")
 
 
 def cases():
-    """Lists what is compared: `(method, features)`."""
+    """Lists all `(method, features)`."""
     both = itertools.product((LINEAR, NEAREST), FEATURES)
     return [(FINE_TUNED, PRETRAINED), (FINE_TUNED, RANDOM), *both]
 
 
 class Results:
-    """Accuracies by `(seed, labels, (method, features))`, kept in a file.
-
-    Args:
-        path: Path of the JSON file; one of other settings is an error.
-        settings: Dict of what the numbers depend on.
-    """
+    """Accuracies by `(seed, labels, (method, features))`, saved as JSON."""
 
     def __init__(self, path, settings):
         self.path, self.settings, self.values = Path(path), settings, {}
@@ -100,7 +92,7 @@ class Results:
         content = json.loads(self.path.read_text())
         if content["settings"] != settings:
             raise ValueError(
-                f"{path} has numbers of other settings: {content['settings']}. "
+                f"{path} has results of other settings: {content['settings']}. "
                 f"Received: {settings}; choose another --output"
             )
         for seed, labels, method, features, value in content["values"]:
@@ -110,10 +102,10 @@ class Results:
         return key in self.values
 
     def add(self, key, value):
-        """Keeps an accuracy, also on the disk."""
+        """Prints and saves an accuracy."""
         self.values[key] = value
         seed, labels, (method, features) = key
-        print(f"seed {seed}, {text(labels):>3} labels a class, {method:11}, "
+        print(f"seed {seed}, {text(labels):>3} labels per class, {method:11}, "
               f"{features:10}: {value:.1%}", flush=True)  # fmt: skip
         rows = [[s, n, *case, v] for (s, n, case), v in self.values.items()]
         with atomic_write(self.path) as part:
@@ -121,7 +113,7 @@ class Results:
             part.write_text(json.dumps(content) + "\n")
 
     def over_seeds(self, case):
-        """Lists, for each count of labels, the accuracies of all seeds."""
+        """Returns the accuracies of all seeds, for each number of labels."""
         return [
             [v for (_, n, c), v in self.values.items() if (n, c) == (labels, case)]
             for labels in LABELS
@@ -145,14 +137,14 @@ def pretrain(source, seed, config):
 
 
 def make_processor(source, encoder):
-    """Makes the image processor of the digits."""
+    """Builds the image processor of the digits."""
     return keras_mae.MAEImageProcessor(
         encoder.image_size, source.mean, source.std, resample="bicubic"
     )
 
 
 def compare(source, encoders, seed, config, results):
-    """Measures all cases of a seed."""
+    """Computes the missing results of a seed."""
     features = {
         name: all_features(source, encoder, config.batch_size)
         for name, encoder in encoders.items()
@@ -161,7 +153,7 @@ def compare(source, encoders, seed, config, results):
     features[PIXELS] = [np.stack(x).reshape(len(x), -1) / 255.0 for x in pixels]
     for labels in LABELS:
         few = data.few_labels(source, labels, seed)
-        # the chosen images come first, and then again
+        # the chosen images come first, and are then repeated
         count = len(source.class_names) * labels if labels else len(source.training)
         known = {image.tobytes(): i for i, image in enumerate(source.training)}
         chosen = [known[image.tobytes()] for image in few.training[:count]]
@@ -182,29 +174,24 @@ def compare(source, encoders, seed, config, results):
 
 
 def all_features(source, encoder, batch_size):
-    """Averages the patch tokens of training and held-out images: `(N, D)` each."""
+    """Mean patch tokens of training and held-out images, `(N, D)` each."""
     processor = make_processor(source, encoder)
     return [
-        encoder.predict(
-            processor.normalize(np.stack(images)), batch_size=batch_size, verbose=0
-        )[:, 1:].mean(axis=1)
+        probing.mean_features(
+            encoder, processor.normalize(np.stack(images)), batch_size
+        )
         for images in (source.training, source.held_out)
     ]
 
 
 def linear(features, labels, queries):
-    """Fits a logistic regression; returns its probabilities."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    # a ridge strong enough for 128 features and few labels
-    fitted = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    return fitted.fit(features, labels).predict_proba(queries)
+    """Returns class probabilities of logistic regression."""
+    fitted = probing.fit_logistic_regression(features, labels)
+    return fitted.predict_proba(queries)
 
 
 def nearest(features, labels, queries):
-    """Lets the nearest neighbours vote."""
+    """Returns k-NN class scores."""
     return probing.knn_scores(features, labels, queries, labels.max() + 1)
 
 
@@ -244,12 +231,12 @@ def fine_tune(source, encoder, seed, config):
 
 
 def text(labels):
-    """Writes a count of labels down."""
+    """Formats a number of labels."""
     return "all" if labels is None else str(labels)
 
 
 def format_table(results):
-    """Writes means and deviations over seeds as a Markdown table, in per cent."""
+    """Formats mean and standard deviation over seeds as Markdown, in percent."""
     lines = [
         "| method | features | " + " | ".join(map(text, LABELS)) + " |",
         "|---|---|" + "---|" * len(LABELS),

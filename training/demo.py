@@ -1,11 +1,10 @@
-"""The main job on real data: pretrain, look, probe, export, serve, query.
+"""Demo on handwritten digits: pretrain, reconstruct, probe, export, serve, query.
 
 Run: python training/demo.py --output=demo
 
-Pretrains on handwritten digits for a few minutes, then says how well patches that were
-removed are painted back on held-out images, and what the frozen features are worth to
-a linear classifier. Writes `run/`, `models/`, `reconstructions.png` and
-`results.json` into --output.
+Pretrains for a few minutes, then reports the error of reconstructed patches on held-out
+images, and the accuracy of a linear classifier on the frozen features. Writes `run/`,
+`models/`, `reconstructions.png` and `results.json` into --output.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -29,36 +28,35 @@ from PIL import Image
 from keras_mae import data
 from keras_mae.export import export_savedmodel
 from keras_mae.ops.patches import patchify
-from keras_mae.utils import flags
-from keras_mae.utils.flags import flag
+from keras_mae.runs.probing import fit_logistic_regression, mean_features
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from mae_server.process import running
 
 PLAN = """\
 This takes about {minutes} minutes on two CPU cores:
   1. pretrain a tiny model on 1,437 handwritten digits, {epochs} epochs
-  2. paint removed patches of digits that it never saw
-  3. probe its frozen features by a linear classifier
+  2. reconstruct masked patches of held-out digits
+  3. train a linear classifier on its frozen features
   4. export a SavedModel
-  5. serve it, and ask for the features of a digit"""
+  5. serve it, and request the features of a digit"""
 ROOT = Path(__file__).resolve().parents[1]
 FEW_LABELS = 100
 
 
 @dataclasses.dataclass
 class DemoConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    output: str = flag("folder for everything the demo writes", "demo")
-    epochs: int = flag("passes over the 1,437 training digits", 50)
+    output: str = flag("output folder", "demo")
+    epochs: int = flag("pretraining epochs, over 1,437 digits", 50)
 
 
 def main(config):
-    """Runs every step and prints what came of it."""
-    if config.epochs < 1:
-        raise ValueError(f"epochs must be at least 1. Received: {config.epochs}")
+    """Runs every step, and prints the results."""
+    check_at_least_one(config, "epochs")
     keras.utils.set_random_seed(0)
     output = Path(config.output)
-    # as two cores without AVX-512 took
+    # as measured on two cores without AVX-512
     minutes = round(1 + config.epochs / 15, 1)
     print(PLAN.format(epochs=config.epochs, minutes=minutes), flush=True)
     begin = time.monotonic()
@@ -69,7 +67,7 @@ def main(config):
     processor = keras_mae.MAEImageProcessor.from_pretrained(output / "run")
     held_out = data.held_out_images(source, processor)
     results = {}
-    with timed("painting removed patches"):
+    with timed("reconstructing"):
         picture = keras_mae.draw_reconstructions(model, processor, held_out[:4], seed=0)
         picture.save(output / "reconstructions.png")
         errors = compare_errors(model, processor, source, held_out)
@@ -86,26 +84,26 @@ def main(config):
         )
     models = f"--model_base_path={output / 'models' / 'mae'}"
     with (
-        timed("serving and asking"),
+        timed("serving and querying"),
         running(ROOT / "serving/local_server.py", models) as (rest, _, _),
     ):
         address = f"http://{rest}/v1/models/mae"
         results["served"] = query(address, source, model, held_out, probe)
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     report(results, output)
-    print(f"All of it took {time.monotonic() - begin:.0f} s")
+    print(f"The demo took {time.monotonic() - begin:.0f} s")
 
 
 @contextlib.contextmanager
-def timed(part):
-    """Prints how long a part of the demo took."""
+def timed(step):
+    """Prints how long a step of the demo took."""
     begin = time.monotonic()
     yield
-    print(f"-- {part} took {time.monotonic() - begin:.0f} s", flush=True)
+    print(f"-- {step} took {time.monotonic() - begin:.0f} s", flush=True)
 
 
 def script(path, *arguments):
-    """Runs a script of the project; its error becomes ours."""
+    """Runs a script of the project; raises `ValueError` if it fails."""
     command = [sys.executable, ROOT / path, *arguments]
     finished = subprocess.run([str(part) for part in command])
     if finished.returncode:
@@ -113,28 +111,21 @@ def script(path, *arguments):
 
 
 def pretrain(run, epochs):
-    """Pretrains a tiny model; small images and few of them want a high rate."""
+    """Pretrains a tiny model; small datasets need a high learning rate."""
     script(
         "training/pretrain.py",
         *("--dataset=digits", "--preset=mae_tiny", "--no-norm_pix_loss"),
         *("--blr=8e-3", "--batch_size=64", f"--warmup_epochs={min(5, epochs - 1)}"),
         *(f"--epochs={epochs}", f"--output={run}", "--overwrite"),
-        "--jit_compile=on",  # 10 s to compile, a fifth of each epoch less
+        "--jit_compile=on",  # 10 s to compile, then a fifth faster
     )
 
 
 def compare_errors(model, processor, source, images):
-    """Measures the error on removed patches of held-out images against two baselines.
+    """Mean squared errors on masked patches, pixels in [0, 1]: model and two baselines.
 
-    Args:
-        model: A `MAEPretrainer` without `norm_pix_loss`.
-        processor: The `MAEImageProcessor` that made `images`.
-        source: The `Source` of the training images.
-        images: `(B, H, W, C)` float array, held out.
-
-    Returns:
-        Dict of mean squared errors, pixels in [0, 1]: of the `model`, of the
-        `training_mean` of each patch, and of each image's `visible_mean` patch.
+    `training_mean` is each patch's mean over the training images, `visible_mean` the
+    mean visible patch of the image.
     """
 
     def pixels(normalized):
@@ -157,45 +148,28 @@ def compare_errors(model, processor, source, images):
     }
 
 
-def mean_features(encoder, images):
-    """Encodes whole images and averages their patch tokens: `(B, D)`."""
-    tokens = encoder.predict(images, batch_size=256, verbose=0)
-    return tokens[:, 1:].mean(axis=1)
-
-
 def compare_probes(model, processor, source):
-    """Fits the same linear classifier on several frozen features.
+    """Fits logistic regression on pretrained and random features and on raw pixels.
 
-    Args:
-        model: The pretrained `MAEPretrainer`.
-        processor: Its `MAEImageProcessor`.
-        source: A `Source` with labels.
-
-    Returns:
-        A tuple: dict from features to `{labels used: held-out accuracy}`, and the
-        classifier fitted on the pretrained features with all labels.
+    Returns accuracies by features and number of labels, and the classifier of the
+    pretrained features with all labels.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    training = processor.normalize(np.stack(source.training))
-    held_out = processor.normalize(np.stack(source.held_out))
+    images = [
+        processor.normalize(np.stack(x)) for x in (source.training, source.held_out)
+    ]
     random = keras_mae.MAEEncoder.from_config(model.encoder.get_config())
     features = {
-        "pretrained": [mean_features(model.encoder, x) for x in (training, held_out)],
-        "random": [mean_features(random, x) for x in (training, held_out)],
-        "raw_pixels": [x.reshape(len(x), -1) for x in (training, held_out)],
+        "pretrained": [mean_features(model.encoder, x, 256) for x in images],
+        "random": [mean_features(random, x, 256) for x in images],
+        "raw_pixels": [x.reshape(len(x), -1) for x in images],
     }
-    chosen = np.random.default_rng(0).permutation(len(training))
+    chosen = np.random.default_rng(0).permutation(len(source.training))
     accuracies, probe = {}, None
     for name, (x, x_held_out) in features.items():
         accuracies[name] = {}
-        for count in (FEW_LABELS, len(training)):
-            # a ridge strong enough for 128 features from 100 labels
-            classifier = LogisticRegression(C=0.1, max_iter=2000)
-            fitted = make_pipeline(StandardScaler(), classifier)
-            fitted.fit(x[chosen[:count]], source.training_labels[chosen[:count]])
+        for count in (FEW_LABELS, len(source.training)):
+            some = chosen[:count]
+            fitted = fit_logistic_regression(x[some], source.training_labels[some])
             score = fitted.score(x_held_out, source.held_out_labels)
             accuracies[name][str(count)] = float(score)
             probe = fitted if name == "pretrained" else probe
@@ -203,17 +177,12 @@ def compare_probes(model, processor, source):
 
 
 def query(address, source, model, held_out, probe):
-    """Sends a held-out digit as PNG and reads its features back.
-
-    Returns:
-        Dict: what the probe reads in the served features, the true label, and how far
-        the served features lie from the Keras model's.
-    """
+    """Requests the features of a held-out PNG; compares them with the Keras model's."""
     png = io.BytesIO()
     Image.fromarray(source.held_out[0].squeeze(-1)).save(png, "PNG")
     encoded = base64.b64encode(png.getvalue()).decode()
     body = json.dumps({"instances": [{"b64": encoded}]}).encode()
-    # loopback needs no proxy, whatever the environment says
+    # no proxy for loopback, whatever the environment says
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(f"{address}:predict", data=body) as response:
         features = np.array(json.load(response)["predictions"])  # (1, 1 + L, D)
@@ -222,24 +191,26 @@ def query(address, source, model, held_out, probe):
         "address": f"{address}:predict",
         "features_shape": list(features.shape),
         "largest_difference_to_keras": float(np.abs(features - wanted).max()),
-        "probe_reads": int(probe.predict(features[:, 1:].mean(axis=1))[0]),
+        "predicted": int(probe.predict(features[:, 1:].mean(axis=1))[0]),
         "label": int(source.held_out_labels[0]),
     }
 
 
 def report(results, output):
-    """Prints the numbers and where everything lies."""
-    print("\nMean squared error on removed patches, held-out digits, pixels in [0, 1]:")
+    """Prints the results, and the files that were written."""
+    print("\nMean squared error on masked patches, held-out digits, pixels in [0, 1]:")
     for name, error in results["masked_patch_mse"].items():
         print(f"  {name.replace('_', ' '):14} {error:.4f}")
-    print("Linear probe on frozen features, held-out accuracy by number of labels:")
+    print(
+        "Logistic regression on frozen features, held-out accuracy by number of labels:"
+    )
     for name, scores in results["probe_accuracy"].items():
         line = "   ".join(f"{count}: {score:.1%}" for count, score in scores.items())
         print(f"  {name.replace('_', ' '):14} {line}")
     served = results["served"]
-    print(f"POST {served['address']}\n  answered features {served['features_shape']},")
-    print(f"  {served['largest_difference_to_keras']:.1e} away from the Keras model's;")
-    print(f"  the probe reads a {served['probe_reads']}, it is a {served['label']}")
+    print(f"POST {served['address']}\n  features of shape {served['features_shape']},")
+    print(f"  {served['largest_difference_to_keras']:.1e} from the Keras model's;")
+    print(f"  predicted digit {served['predicted']}, label {served['label']}")
     print(
         f"Pictures: {output / 'reconstructions.png'}\n"
         f"Run:      {output / 'run'} (tensorboard --logdir {output / 'run' / 'logs'})\n"
@@ -249,4 +220,4 @@ def report(results, output):
 
 
 if __name__ == "__main__":
-    flags.run_script(main, DemoConfig, __doc__)
+    run_script(main, DemoConfig, __doc__)

@@ -1,15 +1,13 @@
 """Fine-tune a classifier. Run: python training/finetune.py --model=runs/pretrain
 
---model is a pretraining run, a hub id or a file of PyTorch's; without it weights are
-fresh. --recipe names the published numbers (base, large, huge) or ours for small data;
-a flag that is given wins over it. Images need labels: digits, a folder of class
-folders, TFRecords with `image/class/label`, or a TFDS name.
+--model is a pretraining run, a Hugging Face hub id or a PyTorch checkpoint; without it
+the weights are random. --recipe names the published hyperparameters (base, large, huge)
+or ours for small datasets; flags that are given override it. The dataset needs labels:
+digits, a folder of class folders, TFRecords with `image/class/label`, or tfds:NAME.
 
-Writes into --output what pretraining writes, `best.keras`, the epoch of the highest
-top-1 accuracy on all held-out images, and `labels.txt`, the names of the classes.
-`--eval` measures --model, and writes nothing but `confusion.png`.
-
-Exit codes: as of pretrain.py.
+Writes into --output what pretrain.py writes, `best.keras` (the epoch of the highest
+top-1 accuracy on the held-out images) and `labels.txt` (class names). --eval evaluates
+--model, and writes only `confusion.png`. Exit codes are those of pretrain.py.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -26,8 +24,12 @@ from keras_mae.models.loading import load_model, with_precision
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
-from keras_mae.recipes import FINE_TUNING, fill_in
-from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
+from keras_mae.recipes import FINE_TUNING, apply_recipe
+from keras_mae.runs.classification import (
+    ClassifierConfig,
+    ClassifierTraining,
+    recipe_flag,
+)
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import plot_confusion_matrix
@@ -35,29 +37,36 @@ from keras_mae.visualization.plots import plot_confusion_matrix
 
 @dataclasses.dataclass
 class FinetuneConfig(ClassifierConfig):
-    """The flags of this script; `None` means the recipe's."""
+    """Flags of this script."""
 
-    output: str = flag("folder for everything the run writes", "runs/finetune")
-    recipe: str = flag(f"one of {', '.join(FINE_TUNING)}", "small")
-    eval: bool = flag("measure --model on held-out images, and stop", False)
-    trainable_blocks: int | None = flag(
-        "train the last blocks only; default: all", None
+    output: str = flag("output folder of the run", "runs/finetune")
+    recipe: str = flag(
+        f"hyperparameters: one of {', '.join(FINE_TUNING)}; other flags override them",
+        "small",
     )
-    head_dropout_rate: float = flag("dropout of what the head sees", 0.0)
-    min_learning_rate: float | None = flag("at the end", None)
-    layer_decay: float | None = flag("learning rate from layer to layer", None)
-    drop_path_rate: float | None = flag("stochastic depth, the last block's", None)
-    magnitude: float | None = flag("RandAugment's, 0 for none of it", None)
-    erase: float | None = flag("how often a rectangle is erased", None)
-    mixup: float | None = flag("alpha, 0 for none of it", None)
-    cutmix: float | None = flag("alpha, 0 for none of it", None)
-    smoothing: float | None = flag("label smoothing", None)
+    eval: bool = flag("evaluate --model on the held-out images, and exit", False)
+    trainable_blocks: int | None = flag(
+        "train only the last N transformer blocks and the head; default: all", None
+    )
+    head_dropout_rate: float = flag("dropout rate before the head", 0.0)
+    min_learning_rate: float | None = recipe_flag("final learning rate of the schedule")
+    layer_decay: float | None = recipe_flag(
+        "layer-wise learning rate decay, per block from the head down"
+    )
+    drop_path_rate: float | None = recipe_flag(
+        "stochastic depth rate of the last block"
+    )
+    magnitude: float | None = recipe_flag("RandAugment magnitude, 0: off")
+    erase: float | None = recipe_flag("random erasing probability")
+    mixup: float | None = recipe_flag("mixup alpha, 0: off")
+    cutmix: float | None = recipe_flag("CutMix alpha, 0: off")
+    smoothing: float | None = recipe_flag("label smoothing")
 
 
 def main(config):
-    """Runs the whole of it: strategy, data, model, fit; or the evaluation alone."""
-    given, config = config, fill_in(config, FINE_TUNING).resolved()
-    training = ClassifierTraining(config, beginning=("eval",))
+    """Fine-tunes; or only evaluates, or reports for --dry_run."""
+    given, config = config, apply_recipe(config, FINE_TUNING).resolved()
+    training = ClassifierTraining(config, not_saved=("eval",))
     with training.strategy.scope():
         model = build_model(training, given)
     processor = load_processor(
@@ -74,10 +83,10 @@ def main(config):
 
 
 def build_model(training, given):
-    """Builds the classifier, and compiles it by the recipe."""
+    """Builds and compiles the classifier, or loads the one to evaluate."""
     config = training.config
     if config.eval:
-        model = load_measured(given, len(training.class_names))
+        model = load_evaluated(given, len(training.class_names))
     else:
         model = training.build(
             {"head_dropout_rate": config.head_dropout_rate},
@@ -99,10 +108,10 @@ def build_model(training, given):
     return model
 
 
-def load_measured(config, num_classes):
-    """Loads a classifier as it is, for --eval, by the flags that no recipe filled."""
+def load_evaluated(config, num_classes):
+    """Loads --model unchanged, for --eval; `config` holds the flags that were given."""
     if config.model is None:
-        raise ValueError("--eval needs a --model. Received: none")
+        raise ValueError("--eval needs --model")
     model, _ = load_model(config.model)
     received = getattr(model, "num_classes", "none")
     if not isinstance(model, keras_mae.MAEClassifier) or received != num_classes:
@@ -111,21 +120,21 @@ def load_measured(config, num_classes):
             f"Received: {config.model}, a {type(model).__name__} of {received}"
         )
     size = None if config.image_size is None else (config.image_size,) * 2
-    check_measured("image_size", size, model.encoder.image_size)
-    check_measured("pooling", config.pooling, model.pooling)
+    check_unchanged("image_size", size, model.encoder.image_size)
+    check_unchanged("pooling", config.pooling, model.pooling)
     return with_precision(model, config.precision) if config.precision else model
 
 
-def check_measured(name, given, own):
-    """Refuses a flag that would make another model of the measured one."""
+def check_unchanged(name, given, own):
+    """Raises if a flag would change the model that --eval evaluates."""
     if given not in (None, own):
         raise ValueError(
-            f"--eval measures a model as it is: {name} must be {own}. Received: {given}"
+            f"--eval cannot change the model: {name} must be {own}. Received: {given}"
         )
 
 
 def train(training, model, processor):
-    """Fits by the recipe, and keeps the best epoch."""
+    """Fits, and keeps the best epoch."""
     config = training.config
     augmentation = data.Augmentation(
         (config.crop_scale, 1.0), config.flip, config.magnitude, config.erase
@@ -133,12 +142,12 @@ def train(training, model, processor):
     mixing = data.Mixing(config.smoothing, config.mixup, config.cutmix)
     best = training.fit_images(model, processor, augmentation, mixing)
     if best is not None:
-        print(f"best: {training.run.best}, top-1 {best:.2%}")
+        print(f"Best epoch saved to {training.run.best}: top-1 {best:.2%}")
     return model
 
 
 def evaluate(training, model, processor):
-    """Measures a classifier on all held-out images."""
+    """Evaluates a classifier on all held-out images, and draws a confusion matrix."""
     batches, steps = training.evaluation(processor)
     results = model.evaluate(batches, steps=steps, return_dict=True, verbose=0)
     training.corrupt.check()
@@ -157,7 +166,7 @@ def evaluate(training, model, processor):
         path = Path(training.config.output, "confusion.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         plot_confusion_matrix(labels, predicted, training.class_names).save(path)
-        print(f"Which class is taken for which: {path}")
+        print(f"Confusion matrix saved to {path}")
     return results
 
 

@@ -1,17 +1,15 @@
-"""Ask what frozen features are worth: by a linear head, neighbours, or regression.
+"""Evaluate frozen features by linear probing, k-NN or logistic regression.
 
 Run: python training/linear_probe.py --model=runs/pretrain --method=knn
 
-`linear` trains a batch norm without scale and shift and a linear layer by LARS, by the
-published recipe (base, large, huge: random crops and flips, the encoder at each step)
-or ours for small data, in which images are taken whole: their features are then
-computed once and kept in --output. `knn` and `logistic` always go by such features.
+`linear` trains batch norm (without scale and shift) and a linear layer by LARS, with
+the published recipes (base, large, huge: random crops and flips, so the encoder runs at
+each step) or ours for small datasets, where the features of whole images are computed
+once. `knn` and `logistic` always use such features, which are cached in --output.
 
-Writes into --output: `model.keras`, the classifier, and `labels.txt`, the names of its
-classes (both of `linear`), `features.npz`, and pictures: `confusion.png`,
-`features-pca.png` and `features-tsne.png`.
-
-Exit codes: as of pretrain.py.
+Writes into --output: `features.npz`, the plots `confusion.png`, `features-pca.png` and
+`features-tsne.png`, and for `linear` the classifier `model.keras` and `labels.txt`
+(class names). Exit codes are those of pretrain.py.
 """
 
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
@@ -29,7 +27,7 @@ from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.optimizers.lars import LARS
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
-from keras_mae.recipes import LINEAR_PROBING, fill_in
+from keras_mae.recipes import LINEAR_PROBING, apply_recipe
 from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
@@ -41,20 +39,26 @@ from keras_mae.visualization.plots import METHODS, plot_confusion_matrix, plot_f
 
 @dataclasses.dataclass
 class ProbeConfig(ClassifierConfig):
-    """The flags of this script; `None` means the recipe's."""
+    """Flags of this script."""
 
-    output: str = flag("folder for everything the run writes", "runs/probe")
-    recipe: str = flag(f"one of {', '.join(LINEAR_PROBING)}", "small")
-    method: str = flag("how to ask", "linear", ("linear", "knn", "logistic"))
-    k: int = flag("neighbours of knn", probing.NEIGHBOURS)
-    temperature: float = flag("of knn's votes", probing.TEMPERATURE)
-    c: float = flag("inverse penalty of logistic regression", 0.1)
-    pictures: bool = flag("draw confusion matrix and features", True)
+    output: str = flag("output folder of the run", "runs/probe")
+    recipe: str = flag(
+        f"hyperparameters: one of {', '.join(LINEAR_PROBING)}; other flags override "
+        "them",
+        "small",
+    )
+    method: str = flag("probing method", "linear", ("linear", "knn", "logistic"))
+    k: int = flag("number of neighbors of knn", probing.KNN_NEIGHBORS)
+    temperature: float = flag(
+        "softmax temperature of knn's votes", probing.KNN_TEMPERATURE
+    )
+    c: float = flag("inverse L2 regularization strength of logistic", 0.1)
+    pictures: bool = flag("plot the confusion matrix, and PCA and t-SNE", True)
 
 
 def main(config):
-    """Loads data and encoder, asks by the method, and reports."""
-    config = fill_in(config, LINEAR_PROBING).resolved()
+    """Probes by --method, and reports top-1 and top-5 accuracy."""
+    config = apply_recipe(config, LINEAR_PROBING).resolved()
     training = ClassifierTraining(config, may_differ=("pictures",))
     source = training.source
     with training.strategy.scope():
@@ -81,7 +85,7 @@ def build_model(training):
 
 
 def make_lars(training, steps=None):
-    """Makes the published optimizer, with its schedule of `steps` an epoch."""
+    """Builds the published optimizer, with `steps` per epoch in its schedule."""
     config, steps = training.config, steps or training.steps
     schedule = warmup_cosine(
         training.learning_rate, config.epochs * steps, config.warmup_epochs * steps
@@ -90,21 +94,21 @@ def make_lars(training, steps=None):
 
 
 def evaluate_features(training, model, processor):
-    """Computes the features once, asks them, and draws."""
+    """Computes or reads the features, classifies them, and plots."""
     config = training.config
     if training.replicas > 1:
         raise ValueError(
-            "Features are computed by one device: --strategy=cpu or gpu. "
+            "Features are computed on one device: --strategy must be cpu or gpu. "
             f"Received: {config.strategy}"
         )
     folder = Path(config.output)
     if list_checkpoints(training.run.checkpoints):
-        # its model.keras would be replaced
+        # model.keras of that run would be overwritten
         raise ValueError(f"{folder} holds a training run: choose another --output")
     folder.mkdir(parents=True, exist_ok=True)
     features = load_features(training, model, processor)
-    ask = {"linear": ask_linear, "knn": ask_neighbours, "logistic": ask_logistic}
-    scores = ask[config.method](training, model, features)
+    classify = {"linear": linear, "knn": knn, "logistic": logistic}
+    scores = classify[config.method](training, model, features)
     if config.method == "linear":
         with atomic_write(folder / "model.keras") as part:
             model.save(part)
@@ -121,7 +125,7 @@ def evaluate_features(training, model, processor):
 
 
 def load_features(training, model, processor):
-    """Reads the features of training and held-out images, or computes them."""
+    """Returns features and labels of training and held-out images, cached on disk."""
     config, source = training.config, training.source
     function = tf.function(lambda images: model.pooled(images, training=False))
 
@@ -149,14 +153,14 @@ def load_features(training, model, processor):
     return probing.cached(Path(config.output, "features.npz"), key, compute)
 
 
-def ask_linear(training, model, features):
-    """Trains the head on features; returns the logits of held-out images."""
+def linear(training, model, features):
+    """Trains the head on features; returns logits of the held-out images."""
     config, classes = training.config, len(training.class_names)
     head = keras.Sequential(
         [keras.Input((model.encoder.hidden_dim,)), model.batch_norm, model.head]
     )
-    # a head so small is compiled longer than it trains
     steps = -(-len(features["training_features"]) // config.batch_size)
+    # XLA would take longer to compile so small a head than it trains
     training.compile(head, make_lars(training, steps), jit_compile=False)
     head.fit(
         features["training_features"],
@@ -168,8 +172,8 @@ def ask_linear(training, model, features):
     return head.predict(features["held_out_features"], verbose=0)
 
 
-def ask_neighbours(training, model, features):
-    """Lets neighbours vote; returns their votes."""
+def knn(training, model, features):
+    """Returns k-NN class scores of the held-out images."""
     config = training.config
     return probing.knn_scores(
         features["training_features"],
@@ -181,22 +185,18 @@ def ask_neighbours(training, model, features):
     )
 
 
-def ask_logistic(training, model, features):
-    """Fits a logistic regression; returns the probabilities of held-out images."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    regression = LogisticRegression(C=training.config.c, max_iter=2000)
-    fitted = make_pipeline(StandardScaler(), regression)
-    fitted.fit(features["training_features"], features["training_labels"])
+def logistic(training, model, features):
+    """Fits logistic regression; returns probabilities of the held-out images."""
+    fitted = probing.fit_logistic_regression(
+        features["training_features"], features["training_labels"], training.config.c
+    )
     scores = np.zeros((len(features["held_out_labels"]), len(training.class_names)))
     scores[:, fitted.classes_] = fitted.predict_proba(features["held_out_features"])
     return scores
 
 
 def draw(folder, features, scores, class_names):
-    """Draws which class is taken for which, and the held-out features in a plane."""
+    """Plots the confusion matrix, and the held-out features in two dimensions."""
     labels = features["held_out_labels"]
     picture = plot_confusion_matrix(labels, scores.argmax(axis=-1), class_names)
     picture.save(folder / "confusion.png")
@@ -205,7 +205,7 @@ def draw(folder, features, scores, class_names):
             features["held_out_features"], labels, class_names, method
         )
         picture.save(folder / f"features-{method}.png")
-    print(f"Pictures: {folder}/confusion.png and features-*.png")
+    print(f"Plots saved to {folder}: confusion.png, features-*.png")
 
 
 def cli():

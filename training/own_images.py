@@ -1,11 +1,13 @@
-"""Two stages on a folder of your own. Run: python training/own_images.py --folder=pets
+"""Tutorial: pretrain and fine-tune on your own image folder, with and without labels.
 
-The folder has a folder of pictures for each class: `pets/cat/1.jpg`. Stage 1 pretrains
-an encoder without the labels, stage 2 fine-tunes it on them, and the same classifier
-from scratch is trained beside it. Both are measured on a fifth of the pictures, which
-no training sees. Writes `reconstructions.png`, `pretrained/`, `classifier/` and curves
-as `.csv` into --output. The `# %%` cells open as a notebook, in VS Code, and in Jupyter
-by jupytext.
+Run: python training/own_images.py --folder=pets
+
+The folder holds a folder of images for each class: `pets/cat/1.jpg`. Stage 1 pretrains
+an encoder without labels; stage 2 fine-tunes it with labels, beside the same classifier
+trained from scratch. Both are evaluated on a fifth of the images, held out from both
+stages. Writes `reconstructions.png`, `pretrained/`, `classifier/` and training curves
+(`.csv`) into --output. The `# %%` cells open as a notebook in VS Code, and in Jupyter
+with jupytext.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -28,60 +30,64 @@ from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag, run_script
 
 # %% [markdown]
-# ## Choose
+# ## Settings
 #
-# Pictures of 64 pixels and a tiny encoder are for a laptop; the steps are the same for
-# larger ones. Crops and mirror images suit photographs, and do harm where they change
-# what is seen, as with digits: `crop_scale=1.0, flip=False` takes pictures as they are.
+# Images of 64 pixels and a tiny encoder suit a laptop; larger ones take the same steps.
+# Random crops and flips suit photographs, but not images whose meaning they change,
+# such as digits: `crop_scale=1.0, flip=False` switches both off.
 
 
 # %%
 @dataclasses.dataclass
 class OwnImagesConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    folder: str = flag("folder with a folder of pictures for each class")
-    output: str = flag("folder for everything the script writes", "runs/own_images")
-    image_size: int = flag("pixels, a multiple of 8", 64)
-    norm_pix_loss: bool = flag("normalize what is painted patch by patch", True)
-    pretrain_epochs: int = flag("passes of stage 1", 100)
-    epochs: int = flag("passes of stage 2", 40)
-    batch_size: int = flag("images an update", 32)
-    labels_per_class: int | None = flag("fine-tune on so many images a class", None)
-    crop_scale: float = flag("least share of the area of a crop", 0.4)
-    flip: bool = flag("mirror half of the images", True)
-    seed: int = flag("of weights, shuffling and all that is random", 0)
+    folder: str = flag("image folder, with a folder of images per class")
+    output: str = flag("output folder", "runs/own_images")
+    image_size: int = flag("image size in pixels, a multiple of 8", 64)
+    norm_pix_loss: bool = flag("normalize each patch's pixels for the loss", True)
+    pretrain_epochs: int = flag("epochs of stage 1, pretraining", 100)
+    epochs: int = flag("epochs of stage 2, fine-tuning", 40)
+    batch_size: int = flag("batch size of both stages", 32)
+    labels_per_class: int | None = flag(
+        "labelled images per class to fine-tune on; default: all", None
+    )
+    crop_scale: float = flag(
+        "smallest area of a random resized crop, as a fraction of the image", 0.4
+    )
+    flip: bool = flag("random horizontal flips", True)
+    seed: int = flag("random seed of weights, shuffling and augmentation", 0)
 
 
 # %% [markdown]
 # ## Read the folder
 #
-# The classes are the folders. Each picture is decoded once, at twice the size that the
-# model sees, so that a random crop of it is still sharp, and stays in memory.
+# The classes are the folders. Each image is decoded once and kept in memory, at twice
+# the model's size, so that random crops stay sharp.
 
 
 # %%
 def read_folder(folder, size, seed):
-    """Reads pictures and labels, and holds every fifth of each class out."""
+    """Reads images and labels; every fifth image of a class is held out."""
     files, _ = load_folder(folder, divide=False)
     source = data.Source(files, files, IMAGENET_MEAN, IMAGENET_STD, crop=True)
     source = data.with_labels(source)
     labels, counts = source.training.labels, np.bincount(source.training.labels)
     if len(counts) < 2 or counts.min() < 5:
         raise ValueError(
-            f"{folder} must have two or more folders of five or more pictures. "
+            f"{folder} must have two or more folders of five or more images. "
             f"Received: {len(counts)}, the smallest of {counts.min()}"
         )
     reader = keras_mae.MAEImageProcessor(2 * size)
     with ThreadPoolExecutor() as pool:
-        pictures = [reader.to_uint8(p) for (p,) in pool.map(reader, files.paths)]
-    mixed = np.random.default_rng(seed).permutation(len(labels))
-    by_class = mixed[np.argsort(labels[mixed], kind="stable")]
+        images = [reader.to_uint8(p) for (p,) in pool.map(reader, files.paths)]
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     held_out, training = by_class[::5], np.delete(by_class, np.s_[::5])
     return source._replace(
-        training=[pictures[index] for index in training],
+        training=[images[index] for index in training],
         training_labels=labels[training],
-        held_out=[pictures[index] for index in held_out],
+        held_out=[images[index] for index in held_out],
         held_out_labels=labels[held_out],
     )
 
@@ -89,16 +95,16 @@ def read_folder(folder, size, seed):
 # %% [markdown]
 # ## Stage 1: pretrain without labels
 #
-# The model hides three quarters of the patches and learns to paint them. It brings its
-# loss along, so `compile` needs an optimizer only. `training_pipeline` mixes pictures
-# and crops them at random, without end: `steps_per_epoch` says what an epoch is.
-# Normalized patches make better features, plain pixels (`norm_pix_loss=False`) pictures
-# that are easier to read.
+# The model masks three quarters of the patches and learns to reconstruct them. It has
+# its own loss: `compile` needs only an optimizer. `training_pipeline` yields shuffled,
+# augmented batches without end; `steps_per_epoch` says how long an epoch is. Normalized
+# patches make better features, plain pixels (`norm_pix_loss=False`) reconstructions
+# that are easier to look at.
 
 
 # %%
 def pretrain(config, source, processor, held_out):
-    """Pretrains a tiny model, of 8 times 8 patches; returns the `MAEPretrainer`."""
+    """Pretrains a tiny model on 8 x 8 patches; returns the `MAEPretrainer`."""
     batches = data.training_pipeline(
         source, processor, config.batch_size, config.seed, augmentation=crops(config)
     )
@@ -109,7 +115,7 @@ def pretrain(config, source, processor, held_out):
         patch_size=size // 8,
         norm_pix_loss=config.norm_pix_loss,
     )
-    # for 256 images an update; few images and small models want a high rate
+    # base rate for batches of 256; small models and datasets need a high one
     rate = schedule(8e-3, config, source, config.pretrain_epochs)
     model.compile(optimizer=keras_mae.pretraining_optimizer(rate))
     model.fit(
@@ -125,25 +131,25 @@ def pretrain(config, source, processor, held_out):
 
 
 def batched(held_out, config):
-    """Makes batches to evaluate on, whose end no thread of tf.data delays."""
+    """Returns batches to evaluate on."""
     batches = tf.data.Dataset.from_tensor_slices(held_out).batch(config.batch_size)
     return batches.with_options(options())
 
 
 def crops(config):
-    """Says how pictures are changed at random, in both stages."""
+    """Returns the augmentation of both stages."""
     return data.Augmentation((config.crop_scale, 1.0), config.flip)
 
 
 def schedule(base_rate, config, source, epochs):
-    """Makes the learning rate's course: linear warm-up, then half a cosine."""
+    """Returns the learning rate schedule: linear warmup, then cosine decay."""
     total = epochs * (source.epoch_size // config.batch_size)
     peak = base_rate * config.batch_size / 256
     return keras_mae.warmup_cosine(peak, total, warmup_steps=total // 10)
 
 
 def callbacks(config, name):
-    """Makes callbacks: one stops at a loss that is no number, one writes curves."""
+    """Returns callbacks: stop when the loss is NaN or infinite, and log to CSV."""
     path = Path(config.output, f"{name}.csv")
     return [StopOnNonFiniteLoss(), keras.callbacks.CSVLogger(path)]
 
@@ -151,14 +157,14 @@ def callbacks(config, name):
 # %% [markdown]
 # ## Stage 2: fine-tune on the labels
 #
-# The decoder is left behind; a linear head classifies the mean of the encoder's tokens.
-# `layer_decay` lets the lower layers of a pretrained encoder learn more slowly, as they
-# have something to keep; one from scratch has not, and all of it learns at full rate.
+# The decoder is dropped; a linear head classifies the mean of the encoder's tokens.
+# `layer_decay` gives lower layers of the pretrained encoder smaller learning rates; the
+# one from scratch trains all layers at the full rate.
 
 
 # %%
 def fine_tune(config, name, encoder, source, processor, held_out):
-    """Trains encoder and head; returns the `MAEClassifier` and its accuracy."""
+    """Fine-tunes; returns the `MAEClassifier` and its held-out accuracy."""
     keras.utils.set_random_seed(config.seed)  # the same head for both encoders
     batches = data.labelled_pipeline(
         source, processor, config.batch_size, config.seed, crops(config)
@@ -189,15 +195,15 @@ def fine_tune(config, name, encoder, source, processor, held_out):
 
 
 # %% [markdown]
-# ## All together
+# ## Run both stages
 #
-# Neither stage trains on the held-out pictures, and nothing is chosen by them: what
-# counts is the last epoch.
+# Held-out images are not trained on in either stage, nor used to choose an epoch: the
+# accuracy is that of the last one.
 
 
 # %%
 def main(config):
-    """Runs both stages, compares, and keeps the models."""
+    """Runs both stages, compares accuracies, and saves the models."""
     keras.utils.set_random_seed(config.seed)
     if config.image_size % 8:
         raise ValueError(
@@ -210,13 +216,13 @@ def main(config):
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
 
-    print(f"Stage 1: pretrain on {len(source.training)} pictures")
+    print(f"Stage 1: pretrain on {len(source.training)} images")
     model = pretrain(config, source, processor, images)
-    # they lie class by class
+    # sorted by class: take four across all classes
     some = images[:: -(-len(images) // 4)]
     drawn = keras_mae.draw_reconstructions(model, processor, some, seed=0)
     drawn.save(output / "reconstructions.png")
-    keep(model, processor, output / "pretrained")
+    save(model, processor, output / "pretrained")
 
     source = data.few_labels(source, config.labels_per_class, config.seed)
     fresh = keras_mae.MAEEncoder.from_config(model.encoder.get_config())
@@ -226,27 +232,27 @@ def main(config):
         classifier, accuracies[name] = fine_tune(
             config, name, encoder, source, processor, (images, labels)
         )
-    keep(classifier, processor, output / "classifier")
+    save(classifier, processor, output / "classifier")
     write_labels(output / "classifier", source.class_names)
 
-    print(f"\nAccuracy on {len(images)} held-out pictures:")
+    print(f"\nAccuracy on {len(images)} held-out images:")
     for name, accuracy in accuracies.items():
         print(f"  {name:10} {accuracy:.1%}")
-    print(f"Pictures: {output / 'reconstructions.png'}")
-    print(f"Look:     python training/visualize.py --model={output / 'pretrained'}")
-    print(f"Serve:    python serving/export.py --model={output / 'classifier'}")
+    print(f"Reconstructions: {output / 'reconstructions.png'}")
+    print(f"Try it: python training/visualize.py --model={output / 'pretrained'}")
+    print(f"Export: python serving/export.py --model={output / 'classifier'}")
     return accuracies
 
 
-def keep(model, processor, folder):
-    """Saves a model as `.keras`, and beside it how its pictures are prepared."""
+def save(model, processor, folder):
+    """Saves a model and its image processor."""
     folder.mkdir(parents=True, exist_ok=True)
     model.save(folder / "model.keras")
     processor.save_pretrained(folder)
 
 
 # %% [markdown]
-# In a notebook, name your folder here, and what else should differ.
+# In a notebook, set your folder here, and any other flags.
 
 # %%
 if "get_ipython" in globals():

@@ -1,12 +1,12 @@
-"""Pretrain an MAE. Run: python training/pretrain.py --dataset=digits --output=run
+"""Pretrain a masked autoencoder. Run: python training/pretrain.py --output=runs/mae
 
 Writes into --output: `model.keras` (the newest checkpoint), `checkpoints/` (the last
-few), `preprocessor_config.json`, `config.json` (these flags, for --config),
-`history.csv`, TensorBoard events under `logs/`, and pictures of held-out images under
-`logs/pictures/`.
+--keep), `preprocessor_config.json`, `config.json` (the flags, to pass by --config),
+`history.csv`, and `logs/` with TensorBoard events and reconstructions of held-out
+images.
 
-Exit codes: 0, done; 2, wrong flags or files, in one line; 3, the loss is no number; 75,
-told to stop by SIGTERM, or left alone by another worker: run it again with --resume.
+Exit codes: 0 done; 2 wrong flags or files; 3 the loss is NaN or infinite; 75 stopped by
+SIGTERM, or another worker was lost: run it again with --resume.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -25,30 +25,40 @@ from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.runs.training_run import Training, TrainingConfig, exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 
-# what a resumed run may change, of the flags below
+# flags that a resumed run may change
 MAY_DIFFER = ("picture_every", "pictures", "validation_images")
 
 
 @dataclasses.dataclass
 class PretrainConfig(TrainingConfig):
-    """The flags of this script."""
+    """Flags of this script."""
 
-    output: str = flag("folder for everything the run writes", "runs/pretrain")
-    compile_for: str | None = flag("compile for a TPU, say v5e:4x4, and report", None)
-    preset: str = flag(f"one of {', '.join(keras_mae.PRESETS)}", "mae_tiny")
-    image_size: int | None = flag("pixels; default: the preset's", None)
-    patch_size: int | None = flag("pixels; default: the preset's", None)
-    mask_ratio: float = flag("share of patches to remove, in [0, 1)", 0.75)
-    norm_pix_loss: bool = flag("normalize the targets patch by patch", True)
-    crop_scale: float | None = flag("least share of a crop; default: the data's", None)
-    flip: bool | None = flag("mirror half of the images; default: the data's", None)
-    picture_every: int = flag("epochs between two pictures", 10)
-    pictures: int = flag("held-out images to draw", 4)
-    validation_images: int = flag("held-out images to evaluate, at most", 512)
+    output: str = flag("output folder of the run", "runs/pretrain")
+    compile_for: str | None = flag(
+        "TPU topology such as v5e:4x4: compile the training step for it, report memory "
+        "and FLOPs, and exit (needs no TPU)",
+        None,
+    )
+    preset: str = flag(f"model size: one of {', '.join(keras_mae.PRESETS)}", "mae_tiny")
+    image_size: int | None = flag("image size in pixels; default: the preset's", None)
+    patch_size: int | None = flag("patch size in pixels; default: the preset's", None)
+    mask_ratio: float = flag("fraction of patches to mask, in [0, 1)", 0.75)
+    norm_pix_loss: bool = flag("normalize each patch's pixels for the loss", True)
+    crop_scale: float | None = flag(
+        "smallest area of a random resized crop, as a fraction of the image; default: "
+        "the dataset's",
+        None,
+    )
+    flip: bool | None = flag("random horizontal flips; default: the dataset's", None)
+    picture_every: int = flag("draw reconstructions every N epochs", 10)
+    pictures: int = flag("number of held-out images to reconstruct", 4)
+    validation_images: int = flag(
+        "largest number of held-out images to validate on", 512
+    )
 
 
 def main(config):
-    """Runs the whole of it: strategy, data, model, fit."""
+    """Pretrains, or only reports for --compile_for and --dry_run."""
     config = config.resolved(on_tpu=config.compile_for is not None)
     if config.compile_for is not None:
         return compile_for(config)
@@ -56,7 +66,7 @@ def main(config):
         config,
         at_least_one=("pictures", "validation_images"),
         may_differ=MAY_DIFFER,
-        beginning=("compile_for",),
+        not_saved=("compile_for",),
     )
     with training.strategy.scope():
         model = build_model(
@@ -69,7 +79,7 @@ def main(config):
 
 
 def build_model(config, channels, total_steps, warmup_steps, rematerialize=None):
-    """Builds the preset and compiles it with the published optimizer and schedule."""
+    """Builds the preset, compiled with the published optimizer and schedule."""
     sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
     model = keras_mae.MAEPretrainer.from_preset(
         config.preset,
@@ -91,13 +101,13 @@ def build_model(config, channels, total_steps, warmup_steps, rematerialize=None)
 
 
 def compile_for(config):
-    """Answers whether a TPU would take the step, without one."""
+    """Reports whether the training step compiles and fits on a TPU."""
     from keras_mae.profiling import tpu_check, tpu_report
 
     topology = tpu_check.parse_topology(config.compile_for)
 
     def make_model(rematerialize):
-        # 1000 steps: the number changes no shape
+        # any number of steps: it changes no shape
         return build_model(config, 3, 1000, 100, rematerialize)
 
     results = tpu_check.check(
@@ -107,7 +117,7 @@ def compile_for(config):
 
 
 def train(training, model):
-    """Prepares data and pictures, and fits."""
+    """Builds data and callbacks, and fits."""
     config, source, corrupt = training.config, training.source, training.corrupt
     processor = keras_mae.MAEImageProcessor(
         model.encoder.image_size, source.mean, source.std, resample="bicubic"
@@ -122,7 +132,7 @@ def train(training, model):
         training.run.pictures,
         config.picture_every,
     )
-    # a mask ratio that removes or keeps nothing shows here
+    # fails here for a mask ratio that masks or keeps no patch
     model(held_out[:1], seed=0)
 
     augmentation = source.augmentation
@@ -148,12 +158,9 @@ def train(training, model):
 
 
 def validation_batches(images, config, strategy):
-    """Gives each replica its share of held-out images, in batches of one shape.
+    """Returns distributed batches of one shape, and their number.
 
-    A few of the last images are left out where they don't fill the batches.
-
-    Returns:
-        A tuple: the distributed batches, and how many there are.
+    Images that do not fill the last batches are dropped.
     """
     replicas = strategy.num_replicas_in_sync
     whole = config.batch_size * config.steps_per_execution
@@ -162,8 +169,8 @@ def validation_batches(images, config, strategy):
     size = len(images) // (count * replicas)
     if not size:
         raise ValueError(
-            f"The {len(images)} held-out images must be at least one a replica. "
-            f"Received: {replicas} replicas; more --pictures take more of them"
+            f"Validation needs a held-out image per replica. Received: {len(images)} "
+            f"for {replicas} replicas; raise --validation_images or --pictures"
         )
     images = images[: count * replicas * size]
     images = images.reshape(count, replicas, size, *images.shape[1:])

@@ -1,11 +1,13 @@
-"""Segment handwriting by class. Run: python training/segment.py --output=runs/segment
+"""Semantic segmentation of handwritten digits, with pretrained and random encoders.
 
-Pastes real digits of scikit-learn on canvases, and learns from a few labelled ones
-which pixels belong to a 0, a 1, ..., a 9 or to the background. The encoder pretrains on
-canvases without labels first, or comes from a run of training/pretrain.py on digits:
---model=RUN. The same encoder from random weights is trained beside it. Both are
-measured on canvases of digits that no training saw. Writes `results.json`,
-`segmenter.keras` and `segmentation.png` (input | truth | predictions) into --output.
+Run: python training/segment.py --output=runs/segment
+
+Each canvas shows several digits of scikit-learn; the classes of its pixels are
+background and 0 to 9. The encoder is pretrained on canvases without labels, or comes
+from a digits run of pretrain.py (--model=RUN); the same encoder with random weights is
+fine-tuned beside it. Both are evaluated on canvases of held-out digits. Writes
+`results.json`, `segmenter.keras` and `segmentation.png` (input | truth | predictions)
+into --output.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -22,17 +24,17 @@ from PIL import Image
 from keras_mae import data
 from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.models.loading import load_run
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from keras_mae.visualization.reconstructions import draw_panels
 
 CLASSES = 11
-# the background's, then each digit's
-COLOURS = "000000e6194b3cb44bffe1190082c8f58231911eb446f0f0f032e6d2f53cfabed4"
-# pixels: one to four digits find a place on 32 x 32, mostly two
+# RGB of the background, then of each digit
+COLORS = "000000e6194b3cb44bffe1190082c8f58231911eb446f0f0f032e6d2f53cfabed4"
+# pixels: a canvas of 32 x 32 takes one to four digits, mostly two
 DIGIT_SIZE = 16
-# pixels between places: finer shifts take longer to learn than minutes
-RASTER = 4
-# the least of 255 grey levels that counts as ink
+# pixels between possible places: finer shifts take longer to learn
+GRID_STEP = 4
+# grey level from which a pixel belongs to the digit
 INK = 96
 PRETRAINING_RATE = 1e-3
 DRAWN = 6
@@ -40,25 +42,33 @@ DRAWN = 6
 
 @dataclasses.dataclass
 class SegmentConfig:
-    """The flags of this script."""
+    """Flags of this script."""
 
-    output: str = flag("folder for everything the script writes", "runs/segment")
-    model: str | None = flag("run to start from; default: fresh weights", None)
-    pretrain_epochs: int | None = flag(
-        "passes over the unlabelled canvases; default: 15, or 0 with --model", None
+    output: str = flag("output folder", "runs/segment")
+    model: str | None = flag(
+        "pretraining run to start from; default: random weights", None
     )
-    unlabelled: int = flag("canvases to pretrain on", 4000)
-    labelled: int = flag("canvases to fine-tune on", 200)
-    held_out: int = flag("canvases to measure on", 500)
-    epochs: int = flag("passes over the labelled canvases", 40)
-    batch_size: int = flag("labelled canvases an update", 16)
-    learning_rate: float = flag("the peak of fine-tuning", 1e-3)
-    seed: int = flag("of canvases, weights and masks", 0)
+    pretrain_epochs: int | None = flag(
+        "pretraining epochs on unlabelled canvases; default: 15, or 0 with --model",
+        None,
+    )
+    unlabelled: int = flag("number of canvases to pretrain on", 4000)
+    labelled: int = flag("number of canvases to fine-tune on", 200)
+    held_out: int = flag("number of canvases to evaluate on", 500)
+    epochs: int = flag("fine-tuning epochs", 40)
+    batch_size: int = flag("batch size of fine-tuning", 16)
+    learning_rate: float = flag("peak learning rate of fine-tuning", 1e-3)
+    seed: int = flag("random seed of canvases, weights and masks", 0)
 
 
 def main(config):
-    """Pretrains, fine-tunes with and without it, and prints what came of it."""
-    check(config)
+    """Pretrains, fine-tunes from pretrained and random weights, and evaluates."""
+    names = ("unlabelled", "labelled", "held_out", "epochs", "batch_size")
+    check_at_least_one(config, *names)
+    if (config.pretrain_epochs or 0) < 0:
+        raise ValueError(
+            f"pretrain_epochs must be at least 0. Received: {config.pretrain_epochs}"
+        )
     keras.utils.set_random_seed(config.seed)
     source = data.load_digits()
     model, processor = load_model(config.model, source)
@@ -85,17 +95,8 @@ def main(config):
     write(output, *held_out, predictions)
 
 
-def check(config):
-    """Refuses numbers that nothing can be done with."""
-    positive = ("unlabelled", "labelled", "held_out", "epochs", "batch_size")
-    for name in (*positive, "pretrain_epochs"):
-        value, least = getattr(config, name), int(name in positive)
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}. Received: {value}")
-
-
 def load_model(path, source):
-    """Loads the `MAEPretrainer` of a run, or makes a fresh one; and its processor."""
+    """Loads the `MAEPretrainer` and processor of a run, or builds new ones."""
     if path is None:
         model = keras_mae.MAEPretrainer.from_preset("mae_tiny", num_channels=1)
         size = model.encoder.image_size
@@ -110,22 +111,14 @@ def load_model(path, source):
 
 
 def make_canvases(digits, labels, count, size, rng):
-    """Pastes digits at random places that are free.
+    """Pastes digits at random places without overlap.
 
-    Args:
-        digits: List of `(H, W, 1)` uint8 arrays.
-        labels: Their classes, 0 to 9.
-        count: Int, how many canvases.
-        size: Pair `(height, width)` of a canvas.
-        rng: A `numpy.random.Generator`.
-
-    Returns:
-        A tuple: `(count, height, width, 1)` uint8 images, and `(count, height, width)`
-        int32 classes, 0 = background, 1 + digit where there is ink.
+    Returns uint8 images `(count, H, W, 1)`, and int32 classes `(count, H, W)`: 0 is
+    background, 1 + digit its ink.
     """
     if min(size) < DIGIT_SIZE:
         raise ValueError(
-            f"A canvas must be {DIGIT_SIZE} pixels high and wide or more. "
+            f"A canvas must be at least {DIGIT_SIZE} pixels high and wide. "
             f"Received: the encoder's image_size={size}"
         )
     images = np.zeros((count, *size), "uint8")
@@ -134,8 +127,8 @@ def make_canvases(digits, labels, count, size, rng):
     for image, truth in zip(images, classes, strict=True):
         taken = np.zeros(size, bool)
         for index in rng.integers(len(digits), size=tries):
-            places = [(extent - DIGIT_SIZE) // RASTER + 1 for extent in size]
-            top, left = rng.integers(places) * RASTER
+            places = [(extent - DIGIT_SIZE) // GRID_STEP + 1 for extent in size]
+            top, left = rng.integers(places) * GRID_STEP
             place = np.s_[top : top + DIGIT_SIZE, left : left + DIGIT_SIZE]
             if not taken[place].any():
                 taken[place] = True
@@ -146,14 +139,14 @@ def make_canvases(digits, labels, count, size, rng):
 
 
 def make_encoders(config, model, unlabelled):
-    """Pretrains where that is asked for; returns a dict of encoders of one size."""
+    """Pretrains if asked to; returns encoders by name, pretrained and random."""
     random = keras_mae.MAEEncoder.from_config(model.encoder.get_config())
     epochs = config.pretrain_epochs
     if epochs is None:
         epochs = 15 if config.model is None else 0
     if epochs:
         print(f"Pretraining on {len(unlabelled)} canvases without labels")
-        # a canvas costs less where most of it is masked
+        # masked canvases take less memory
         batch_size = 2 * config.batch_size
         fit(model, unlabelled, None, PRETRAINING_RATE, epochs, batch_size)
     if epochs or config.model is not None:
@@ -162,8 +155,8 @@ def make_encoders(config, model, unlabelled):
 
 
 def fine_tune(config, encoder, images, classes):
-    """Trains encoder and head on labelled canvases; returns the `MAESegmenter`."""
-    # new heads and the order of batches are the same for every encoder
+    """Trains encoder and head on labelled canvases; returns an `MAESegmenter`."""
+    # the same initial head and order of batches for every encoder
     keras.utils.set_random_seed(config.seed)
     layers = (len(encoder.blocks) // 2, -1)
     segmenter = keras_mae.MAESegmenter(encoder, CLASSES, layers)
@@ -184,20 +177,20 @@ def fit(model, images, classes, rate, epochs, batch_size, **options):
 
 
 def score(truth, predicted):
-    """Compares classes `(B, H, W)`: a dict of `pixel_accuracy` and `mean_iou`."""
+    """Returns `pixel_accuracy` and `mean_iou` of classes `(B, H, W)`."""
     pairs = np.bincount((truth * CLASSES + predicted).ravel(), minlength=CLASSES**2)
     pairs = pairs.reshape(CLASSES, CLASSES)  # (true, predicted)
     both = np.diag(pairs)
     either = pairs.sum(axis=0) + pairs.sum(axis=1) - both
-    # a class that is nowhere has no share in the mean
+    # classes that occur in neither are left out of the mean
     iou = both[either > 0] / either[either > 0]
     accuracy = both.sum() / pairs.sum()
     return {"pixel_accuracy": float(accuracy), "mean_iou": float(iou.mean())}
 
 
 def write(output, images, truth, predictions):
-    """Writes numbers and pictures, and prints the numbers."""
-    palette = np.frombuffer(bytes.fromhex(COLOURS), "uint8").reshape(CLASSES, 3)
+    """Prints and saves scores and pictures."""
+    palette = np.frombuffer(bytes.fromhex(COLORS), "uint8").reshape(CLASSES, 3)
     panels = {"input": np.repeat(images, 3, axis=-1), "truth": palette[truth]}
     results = {}
     print("\nHeld-out canvases  pixel accuracy  mean IoU")
@@ -209,9 +202,9 @@ def write(output, images, truth, predictions):
             panels[name] = palette[classes]
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     rows = [panel[:DRAWN] for panel in panels.values()]
-    picture = draw_panels(rows, [*panels], "Handwriting that no training saw.")
+    picture = draw_panels(rows, [*panels], "Held-out digits.")
     picture.save(output / "segmentation.png")
-    print(f"Pictures: {output / 'segmentation.png'}")
+    print(f"Pictures saved to {output / 'segmentation.png'}")
 
 
 if __name__ == "__main__":

@@ -259,3 +259,19 @@ def _class_names(shard):
         return None
     with tf.io.gfile.GFile(path) as file:
         return file.read().splitlines()
+
+
+def image_example(encoded, filename=None, label=None):
+    """Serializes an encoded image as a `tf.train.Example`, as `load_tfrecord` reads."""
+    feature = {"image/encoded": _bytes_feature(encoded)}
+    if filename is not None:
+        feature["image/filename"] = _bytes_feature(os.fsencode(filename))
+    if label is not None:
+        numbers = tf.train.Int64List(value=[label])
+        feature["image/class/label"] = tf.train.Feature(int64_list=numbers)
+    features = tf.train.Features(feature=feature)
+    return tf.train.Example(features=features).SerializeToString()
+
+
+def _bytes_feature(content):
+    return tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))

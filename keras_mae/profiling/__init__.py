@@ -1,1 +1,1 @@
-"""What a training step costs, how long it takes, and whether a TPU would run it."""
+"""Cost of a training step: FLOPs, memory, benchmarks, and compiling for a TPU."""

@@ -1,4 +1,4 @@
-"""What a training step costs: FLOPs, memory, and the share of a device's peak."""
+"""FLOPs and memory of a training step, and the peak FLOP/s of devices, for MFU."""
 
 import time
 
@@ -26,14 +26,14 @@ _TPU_PEAKS = {
 
 
 def _block_flops(stack, tokens):
-    """Counts a forward pass of all blocks of a stack over one image."""
+    """FLOPs of a forward pass of all blocks over one image."""
     width, mlp = stack.hidden_dim, stack.get_config()["mlp_dim"]
     projections = 8 * tokens * width**2 + 4 * tokens * width * mlp
     return len(stack.blocks) * (projections + 4 * tokens**2 * width)
 
 
 def _stacks(model):
-    """Pairs encoder and decoder with the tokens that they see of an image."""
+    """Pairs encoder and decoder with their tokens per image."""
     encoder = getattr(model, "encoder", model)
     patches = encoder.num_patches
     if not hasattr(model, "decoder"):
@@ -43,24 +43,9 @@ def _stacks(model):
 
 
 def flops_per_image(model):
-    """Counts the floating-point operations of a training step, for each image.
+    """FLOPs of a training step per image: matrix products only, backward = 2 x forward.
 
-    Matrix products only, two for each multiplication and addition; the backward pass
-    takes twice the forward pass, as where all is trained. What rematerialization
-    computes anew is not counted.
-
-    Args:
-        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
-
-    Returns:
-        Float.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    assert 1e8 < flops_per_image(model) < 1e9
-    ```
+    What rematerialization computes again is not counted, as MFU asks for.
     """
     stacks = _stacks(model)
     encoder = stacks[0][0]
@@ -72,24 +57,10 @@ def flops_per_image(model):
 
 
 def estimate_memory(model, images):
-    """Estimates the memory of a training step: weights, AdamW, gradient, activations.
+    """Bytes of a training step of `images` a replica: weights, AdamW, activations.
 
     Activations are what XLA keeps of a block: six tensors of its width, two of its
     MLP's, two of attention; with rematerialization its input, and one whole block.
-
-    Args:
-        model: A `MAEPretrainer` or `MAEClassifier`.
-        images: Int, how many a replica works through at once.
-
-    Returns:
-        Int, bytes.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    assert estimate_memory(model, images=2) < estimate_memory(model, images=4)
-    ```
     """
     variables = model.trainable_variables
     # the weight, its gradient and two moments
@@ -110,26 +81,9 @@ def _item_size(dtype):
 
 
 def peak_flops(strategy, precision, accelerator=None):
-    """Finds the FLOP/s that the devices of a strategy could do at most.
+    """Peak FLOP/s over all replicas: looked up for known GPUs and TPUs, else measured.
 
-    Known GPUs and TPUs are looked up. Of others, and of CPUs, it is the rate of a large
-    matrix product, measured here.
-
-    Args:
-        strategy: A `tf.distribute.Strategy`.
-        precision: Name of the dtype policy.
-        accelerator: The type of the TPU, such as `"v5litepod-16"`.
-
-    Returns:
-        Float, over all replicas.
-
-    Example:
-
-    ```python
-    import tensorflow as tf
-
-    assert peak_flops(tf.distribute.get_strategy(), "float32") > 1e9
-    ```
+    `accelerator` is the TPU's type, such as `"v5litepod-16"`.
     """
     import tensorflow as tf
 
@@ -149,24 +103,9 @@ def peak_flops(strategy, precision, accelerator=None):
 
 
 def measured_flops(precision, size=2048, repeats=5):
-    """Measures the best of several products of square matrices.
-
-    Args:
-        precision: Name of a dtype policy.
-        size: Int, their rows.
-        repeats: Int.
-
-    Returns:
-        Float, FLOP/s.
-
-    Example:
-
-    ```python
-    assert measured_flops("float32", size=64) > 0
-    ```
-    """
+    """FLOP/s of a large matrix product, the best of `repeats`."""
     dtype = "float32" if precision == "float32" else "bfloat16"
-    # of mean 1 by row: powers stay finite
+    # rows sum to about 1: products stay finite
     values = np.random.default_rng(0).uniform(0, 2 / size, (size, size))
     matrix = ops.cast(values, dtype)
     seconds = []

@@ -1,8 +1,7 @@
-"""Two processes that take turns, so that their speeds can be compared on one machine.
+"""Interleaved benchmarks: worker processes take turns, one step each.
 
-A worker is a script that prepares a step, and then runs it whenever a line comes in on
-standard input: what else the machine does falls on both sides alike, and each side's
-memory is its own.
+Other load on the machine then slows all of them alike, and each has a memory peak of
+its own. A worker runs a step for each line on its standard input.
 """
 
 import json
@@ -16,20 +15,7 @@ from pathlib import Path
 
 
 def serve_steps(step, about):
-    """Runs a step for each line on standard input, and prints what it took.
-
-    Args:
-        step: Function without arguments that returns when its result is there.
-        about: Dict for the first line: versions, device, sizes.
-
-    Example:
-
-    ```python
-    # what a worker's script ends with
-    if __name__ == "__main__" and not sys.stdin.isatty():
-        serve_steps(lambda: time.sleep(0.1), {"library": "none"})
-    ```
-    """
+    """Runs a step per line on standard input; prints `about`, then seconds, as JSON."""
     begin = time.perf_counter()
     step()
     first = time.perf_counter() - begin
@@ -42,47 +28,14 @@ def serve_steps(step, about):
 
 
 def peak_memory():
-    """Returns the most memory that this process has held so far, in bytes.
-
-    Returns:
-        Int; 0 where the system does not tell.
-
-    Example:
-
-    ```python
-    assert peak_memory() >= 0
-    ```
-    """
+    """Peak resident memory of this process in bytes; 0 where /proc does not tell."""
     path = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+)", path.read_text()) if path.exists() else None
     return int(found[1]) * 1024 if found else 0
 
 
 class Worker:
-    """A worker's process.
-
-    Args:
-        command: List of strs, its command line.
-        environment: Dict of variables beside those of this process.
-
-    Attributes:
-        about: Dict, the worker's first line: what it is, and `first_step` in seconds.
-        seconds: List of floats, what each of its steps took.
-        peak: Int, the most memory that it has held, in bytes.
-
-    Raises:
-        ValueError: If it ends before its first step.
-
-    Example:
-
-    ```python
-    module = "keras_mae.profiling.paired_runs"
-    code = f"from {module} import *; serve_steps(lambda: None, {{}})"
-    with Worker([sys.executable, "-c", code]) as worker:
-        take_turns([worker], warmup=1, repeats=2)
-    assert len(worker.seconds) == 2
-    ```
-    """
+    """A worker: `about` is its first line, `seconds` of its steps, `peak` in bytes."""
 
     def __init__(self, command, environment=()):
         self._process = subprocess.Popen(
@@ -104,7 +57,7 @@ class Worker:
         self._process.wait()
 
     def step(self):
-        """Lets it run one step; returns the seconds that it took."""
+        """Runs one step; returns its seconds."""
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
         answer = self._read()
@@ -113,19 +66,13 @@ class Worker:
 
     def _read(self):
         for line in self._process.stdout:
-            if line.startswith("{"):  # libraries print as well
+            if line.startswith("{"):  # libraries print other lines
                 return json.loads(line)
-        raise ValueError(f"the worker ended: {' '.join(self._process.args)}")
+        raise ValueError(f"Worker process failed: {' '.join(self._process.args)}")
 
 
 def take_turns(workers, warmup, repeats):
-    """Lets workers run one step after the other, again and again.
-
-    Args:
-        workers: List of `Worker`; their `seconds` are filled.
-        warmup: Int, rounds that don't count.
-        repeats: Int, rounds that do.
-    """
+    """Runs a step of each worker in turn, and fills their `seconds` after warmup."""
     for number in range(warmup + repeats):
         for worker in workers:
             seconds = worker.step()
@@ -134,22 +81,9 @@ def take_turns(workers, warmup, repeats):
 
 
 def compare(ours, theirs):
-    """Compares the speed of two workers that took turns.
+    """Returns the speed ratio of the medians (> 1: ours is faster) and its quartiles.
 
-    Args:
-        ours: List of floats, seconds of our steps.
-        theirs: List of floats, seconds of the peer's steps in the same rounds.
-
-    Returns:
-        A tuple of three floats: the ratio of the medians, above 1 where ours are
-        faster, and the quartiles of the rounds' own ratios.
-
-    Example:
-
-    ```python
-    ratio, low, high = compare([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
-    assert ratio == low == high == 2.0
-    ```
+    The quartiles are of the ratios round by round.
     """
     ratios = [theirs / ours for ours, theirs in zip(ours, theirs, strict=True)]
     if len(ratios) > 1:

@@ -1,4 +1,4 @@
-"""The steps that are measured: functions that return when their result is there."""
+"""Benchmark steps on any Keras backend; each returns once its result is computed."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.profiling.costs import flops_per_image
 
-CLASSES = 1000
+_NUM_CLASSES = 1000
 
 
 def make_step(
@@ -25,33 +25,14 @@ def make_step(
     replicas=1,
     **overrides,
 ):
-    """Builds a model with fresh weights and a step of it, on any backend of Keras.
+    """Builds a model with random weights; returns its step, and the step's FLOPs.
 
-    Args:
-        mode: `"pretrain-step"`, `"finetune-step"`, `"encode"` or `"reconstruct"`.
-        preset: Name of a preset.
-        batch_size: Int, images a step.
-        xla: As `compile`'s `jit_compile`: `True`, `False` or `"auto"`.
-        accumulation_steps: Int, the parts of a training step's batch.
-        replicas: Int, the logical devices that a training step's batch is split over.
-        **overrides: Constructor arguments of the model, as for `from_preset`.
-
-    Returns:
-        A tuple: the step, a function without arguments, and its FLOPs, a float.
-
-    Raises:
-        ValueError: If the mode is unknown, or needs another backend.
-
-    Example:
-
-    ```python
-    step, flops = make_step("encode", "mae_tiny", batch_size=2)
-    step()
-    assert flops > 1e6
-    ```
+    `mode` is `"pretrain-step"`, `"finetune-step"`, `"encode"` or `"reconstruct"`;
+    `overrides` are those of `from_preset`.
     """
     keras.utils.set_random_seed(0)
     training = {"pretrain-step": _pretraining, "finetune-step": _finetuning}
+    inference = {"encode": _encoding, "reconstruct": _reconstruction}
     if mode in training:
         strategy, scope = None, contextlib.nullcontext()
         if replicas > 1:
@@ -65,28 +46,32 @@ def make_step(
             )
             # as fit: outside of the step
             model.optimizer.build(model.trainable_variables)
-        flops = batch_size * flops_per_image(model)
-        return _training_step(model, data, strategy), flops
+        step = _training_step(model, data, strategy)
+        return step, batch_size * flops_per_image(model)
+    if mode not in inference:
+        known = ", ".join([*training, *inference])
+        raise ValueError(f"mode must be one of {known}. Received: {mode!r}")
     if replicas > 1:
-        raise ValueError(f"Only a training step has replicas. Received: {replicas}")
+        raise ValueError(f"replicas must be 1 for {mode!r}. Received: {replicas}")
     compiled = auto_jit_compile() if xla == "auto" else xla
-    if mode == "encode":
-        overrides.pop("mask_ratio", None)
-        model = MAEEncoder.from_preset(preset, **overrides)
-        function = model
-        if keras.backend.backend() == "tensorflow":
-            model.jit_compile = compiled
-            function = model.predict_step
-    elif mode == "reconstruct":
-        model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
-
-        def function(images):
-            return model.reconstruct(images, seed=0)["reconstruction"]
-
-    else:
-        raise ValueError(f"mode must be a step's. Received: {mode!r}")
+    model, function = inference[mode](preset, compiled, overrides)
     step = _forward_step(function, _draw_images(model, batch_size), compiled)
+    # a third of a training step: the forward pass alone
     return step, batch_size * flops_per_image(model) / 3
+
+
+def _encoding(preset, compiled, overrides):
+    overrides.pop("mask_ratio", None)
+    model = MAEEncoder.from_preset(preset, **overrides)
+    if keras.backend.backend() == "tensorflow":
+        model.jit_compile = compiled
+        return model, model.predict_step
+    return model, model
+
+
+def _reconstruction(preset, compiled, overrides):
+    model = MAEPretrainer.from_preset(preset, norm_pix_loss=True, **overrides)
+    return model, lambda images: model.reconstruct(images, seed=0)["reconstruction"]
 
 
 def _draw_images(model, batch_size):
@@ -107,7 +92,7 @@ def _pretraining(preset, batch_size, xla, accumulation_steps, overrides):
 
 def _finetuning(preset, batch_size, xla, accumulation_steps, overrides):
     overrides.pop("mask_ratio", None)
-    model = MAEClassifier.from_preset(preset, num_classes=CLASSES, **overrides)
+    model = MAEClassifier.from_preset(preset, num_classes=_NUM_CLASSES, **overrides)
     depth = len(model.encoder.blocks)
     model.compile(
         optimizer=finetuning_optimizer(1e-4, layer_decay=0.65, depth=depth),
@@ -115,12 +100,12 @@ def _finetuning(preset, batch_size, xla, accumulation_steps, overrides):
         jit_compile=xla,
         accumulation_steps=accumulation_steps,
     )
-    labels = np.arange(batch_size) % CLASSES
+    labels = np.arange(batch_size) % _NUM_CLASSES
     return model, (_draw_images(model, batch_size), labels)
 
 
 def _training_step(model, data, strategy=None):
-    """Makes what `fit` runs at each step, without its loop."""
+    """Returns the step that `fit` runs, without its loop."""
     if keras.backend.backend() == "jax":
         return _jax_training_step(model, data)
     if keras.backend.backend() == "torch":

@@ -1,14 +1,10 @@
-"""Will a training step run on a TPU? Its compiler answers, on any Linux machine.
+"""Check whether a training step compiles and fits on a TPU, without a TPU.
 
-The step that training runs, optimizer included, is lowered to StableHLO and given to
-the TPU compiler of the extra `tpu-check`, which needs no TPU. Data parallel: one chip's
-program is compiled, for its share of the batch.
-
-Memory is counted as the compiler lays it out: arguments (variables and images),
-outputs, temporaries and the program's code, less what outputs share with arguments,
-since a variable is updated in place. Where memory is short the compiler computes some
-values anew by itself: memory does not grow evenly with the batch, so the largest batch
-is searched by compiling.
+The step, optimizer included, is lowered to StableHLO and compiled by the TPU compiler
+(extra `tpu-check`, Linux) for one chip's share of the batch. Memory is arguments,
+outputs, temporaries and code, less what outputs share with arguments. It does not grow
+evenly with the batch, as the compiler rematerializes by itself where memory is short:
+the largest batch is searched by compiling.
 """
 
 import functools
@@ -23,8 +19,8 @@ import tempfile
 from pathlib import Path
 
 from keras_mae.profiling import tpu_compiler
+from keras_mae.profiling.costs import GIB
 from keras_mae.profiling.tpu_report import (
-    GIB,
     Check,
     Compiled,
     Result,
@@ -33,116 +29,52 @@ from keras_mae.profiling.tpu_report import (
     on_or_off,
 )
 
-# GiB a chip: what the compiler of libtpu 0.0.52 says a program may use
-USABLE = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
+# GiB per chip that a program may use, by the compiler of libtpu 0.0.52
+USABLE_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.73, "v6e": 31.24}
 PACKAGES = ("jax", "jaxlib", "libtpu")
-MOST_COMPILATIONS = 8  # of a search
-# how TensorFlow begins when XLA has no way to say an operation
-UNLOWERED = "Failed getting HLO text"
-GRANULE = 8  # images: TPUs work on eight rows at a time
+MAX_COMPILATIONS = 8  # of a search
+# how TensorFlow's message begins where XLA does not support an operation
+_NOT_LOWERED = "Failed getting HLO text"
+_GRANULE = 8  # images: TPUs work on eight rows at a time
 
 
-def require():
-    """Raises if the TPU compiler is not installed.
-
-    Raises:
-        ValueError: If a package of the extra `tpu-check` is missing.
-
-    Example:
-
-    ```python
-    try:
-        require()
-    except ValueError as error:
-        assert "tpu-check" in str(error)
-    ```
-    """
+def require_compiler():
+    """Raises `ValueError` if a package of the extra `tpu-check` is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            "Compiling for a TPU needs its compiler (Linux, x86-64): "
+            "Compiling for a TPU needs the TPU compiler (Linux, x86-64): "
             f"pip install 'keras-mae[tpu-check]'. Missing: {', '.join(missing)}"
         )
 
 
 def parse_topology(name):
-    """Looks a topology up, the shape with the compiler.
-
-    Args:
-        name: Generation and chips along each axis, such as `"v5e:4x4"` or
-            `"v4:2x2x4"`.
-
-    Returns:
-        A `Topology`.
-
-    Raises:
-        ValueError: If the generation is unknown, the shape is none, or the compiler
-            refuses it or is missing.
-
-    Example:
-
-    ```python
-    try:
-        parse_topology("v9:4x4")
-    except ValueError as error:
-        assert "v5e" in str(error)
-    ```
-    """
+    """Returns the `Topology` of a name such as `"v5e:4x4"` or `"v4:2x2x4"`."""
     match = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", name)
-    if not match or match[1] not in USABLE:
+    if not match or match[1] not in USABLE_GIB:
         raise ValueError(
-            "A topology is a generation and its chips along two axes, or three for v4 "
-            "and v5p, such as v5e:4x4 or v4:2x2x4; generations are "
-            f"{', '.join(USABLE)}. Received: {name!r}"
+            "A TPU topology must be GENERATION:SHAPE, such as v5e:4x4 or v4:2x2x4 (v4 "
+            "and v5p have three axes), with a generation of "
+            f"{', '.join(USABLE_GIB)}. Received: {name!r}"
         )
-    require()
+    require_compiler()
     answer = _ask_compiler(name)
     chips = math.prod(map(int, match[2].split("x")))
     if answer.get("devices") != chips:
         raise ValueError(
-            f"The TPU compiler knows no topology {name!r}: "
-            f"{_one_line(answer.get('refusal', answer))}"
+            f"The TPU compiler does not support topology {name!r}: "
+            f"{_one_line(answer.get('error', answer))}"
         )
-    return Topology(name, match[1], chips, int(USABLE[match[1]] * GIB))
+    return Topology(name, match[1], chips, int(USABLE_GIB[match[1]] * GIB))
 
 
 def check(make_model, topology, batch_size, accumulation_steps=1, progress=print):
     """Compiles a training step for a TPU, with and without rematerialization.
 
-    Args:
-        make_model: Function of `rematerialize` that returns a compiled `MAEPretrainer`.
-        topology: A `Topology`.
-        batch_size: Int, images an update over all chips.
-        accumulation_steps: Int, the parts of a chip's batch that the models were
-            compiled for.
-        progress: Function of a line of text, called as things become known; minutes
-            pass between two.
-
-    Returns:
-        A `Check`.
-
-    Raises:
-        ValueError: If the compiler is missing, or `batch_size` is not divisible by
-            chips and parts.
-
-    Example:
-
-    ```python
-    def make_model(rematerialize):
-        model = keras_mae.MAEPretrainer.from_preset(
-            "mae_tiny", rematerialize=rematerialize
-        )
-        model.compile(optimizer="adam")
-        return model
-
-
-    try:
-        print(check(make_model, Topology("v5e:2x2", "v5e", 4, 2**34), batch_size=6))
-    except ValueError as error:
-        assert "6" in str(error) or "tpu-check" in str(error)
-    ```
+    `make_model(rematerialize)` returns a compiled model; `progress` is called with a
+    line of text per compilation, which may take minutes.
     """
-    require()
+    require_compiler()
     parts = topology.chips * accumulation_steps
     if batch_size < 1 or batch_size % parts:
         raise ValueError(
@@ -163,9 +95,9 @@ def check(make_model, topology, batch_size, accumulation_steps=1, progress=print
         progress(f"Rematerialization {on_or_off(rematerialize)}:")
         requested = compile_at(batch_size // topology.chips)
         bounds = None, None
-        if requested.refusal is None or requested.is_too_large:
-            granule = math.lcm(GRANULE, accumulation_steps)
-            bounds = find_largest(compile_at, requested, topology.memory, granule)
+        if requested.error is None or requested.is_too_large:
+            granule = math.lcm(_GRANULE, accumulation_steps)
+            bounds = find_largest_batch(compile_at, requested, topology.memory, granule)
         results.append(Result(rematerialize, requested, *bounds))
         del model, compile_at
     return Check(
@@ -173,38 +105,21 @@ def check(make_model, topology, batch_size, accumulation_steps=1, progress=print
     )
 
 
-def find_largest(compile_at, first, memory, granule=GRANULE):
-    """Searches the largest batch that fits, to within an eighth.
+def find_largest_batch(compile_at, first, memory, granule=_GRANULE):
+    """Searches the largest batch that fits, to within an eighth, starting at `first`.
 
-    Args:
-        compile_at: Function of a batch that returns a `Compiled`.
-        first: A `Compiled` to start from.
-        memory: Int, bytes.
-        granule: Int, of which batches are multiples.
-
-    Returns:
-        A tuple: the largest batch found to fit, 0 for none; the smallest found not to,
-        or `None` if the search ended before.
-
-    Example:
-
-    ```python
-    def compile_at(batch):
-        return Compiled(batch, temporaries=10 * batch)
-
-
-    assert find_largest(compile_at, compile_at(8), memory=1000) == (96, 104)
-    ```
+    Returns the largest batch found to fit (0: none), and the smallest found not to
+    (`None` if the search ended before).
     """
     fits, fails = 0, None
     last = first
-    for compilations in range(MOST_COMPILATIONS + 1):
+    for compilations in range(MAX_COMPILATIONS + 1):
         if last.fits(memory):
             fits = last.batch
         else:
             fails = last.batch
         if fails is None:
-            # an image takes at most what it takes here: go there, then beyond
+            # first the batch predicted from this one, then half as much again
             guess = fits * 3 // 2 if compilations else _predict(first, memory)
             batch = max(guess // granule * granule, fits + granule)
         else:
@@ -212,20 +127,19 @@ def find_largest(compile_at, first, memory, granule=GRANULE):
         done = fails is not None and (
             fails - fits <= max(granule, fits // 8) or not fits < batch < fails
         )
-        if done or compilations == MOST_COMPILATIONS:
+        if done or compilations == MAX_COMPILATIONS:
             break
         last = compile_at(batch)
     return fits, fails
 
 
 def _one_line(text):
-    """Shortens a compiler's message to its first line that says something."""
+    """First line of a compiler's message that is not blank."""
     lines = [line.strip() for line in str(text).splitlines() if line.strip()]
-    return (lines or ["no reason given"])[0][:400]
+    return (lines or ["no message"])[0][:400]
 
 
 def _gradient_bytes(model):
-    """Counts the bytes that the chips exchange at each update."""
     import tensorflow as tf
 
     return sum(
@@ -235,56 +149,40 @@ def _gradient_bytes(model):
 
 
 def _predict(compiled, memory):
-    """Predicts the batch that fills the memory, from one that fits."""
+    """Batch that would fill the memory, extrapolated from one that fits."""
     fixed = compiled.outputs + compiled.code  # the variables: each output is one
     per_image = max(1, (compiled.memory - fixed) // compiled.batch)
     return int((memory - fixed) // per_image)
 
 
 def _compile_at(model, topology, accumulation_steps, progress, batch):
-    """Lowers and compiles the step for one batch a chip."""
+    """Lowers and compiles the step for a batch per chip."""
     import tensorflow as tf
 
     try:
         text = lower_step(model, batch)
     except (ValueError, tf.errors.OpError) as error:
-        if UNLOWERED not in str(error) and isinstance(error, ValueError):
+        if _NOT_LOWERED not in str(error) and isinstance(error, ValueError):
             raise  # a mistake in the step, whatever compiles it
-        answer = {"refusal": str(error).replace(UNLOWERED, "").strip("': ")}
+        answer = {"error": str(error).replace(_NOT_LOWERED, "").strip("': ")}
     else:
         with tempfile.TemporaryDirectory() as folder:
             program = Path(folder, "step.mlir")
             program.write_text(text)
             del text
             answer = _ask_compiler(topology.name, program)
-    if "refusal" in answer:
-        answer["refusal"] = _one_line(answer["refusal"])
+    if "error" in answer:
+        answer["error"] = _one_line(answer["error"])
     compiled = Compiled(batch, **answer)
-    if compiled.refusal is None:
-        progress(f"  {batch} images a chip: {as_gib(compiled.memory)} GiB")
+    if compiled.error is None:
+        progress(f"  {batch} images per chip: {as_gib(compiled.memory)} GiB")
     else:
-        progress(f"  {batch} images a chip: {compiled.refusal}")
+        progress(f"  {batch} images per chip: {compiled.error}")
     return compiled
 
 
 def lower_step(model, batch):
-    """Lowers a model's training step to StableHLO; nothing is compiled or run.
-
-    Args:
-        model: A compiled `MAEPretrainer`.
-        batch: Int, images.
-
-    Returns:
-        Text.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny", depth=1, decoder_depth=1)
-    model.compile(optimizer="adam")
-    assert "tensor<2x32x32x3xf32>" in lower_step(model, batch=2)
-    ```
-    """
+    """StableHLO of a compiled model's training step; nothing is compiled or run."""
     import tensorflow as tf
 
     # a TPU's step is compiled whole
@@ -298,13 +196,13 @@ def lower_step(model, batch):
 
 
 def _ask_compiler(*arguments):
-    """Runs `tpu_compiler` in a process of its own; returns its answer."""
-    # -P: the modules beside that file are not to be imported by their bare names
+    """Runs `tpu_compiler` as a subprocess; returns its answer."""
+    # -P: modules beside that file must not shadow others of the same name
     command = [sys.executable, "-P", tpu_compiler.__file__, *map(str, arguments)]
     finished = subprocess.run(command, capture_output=True, text=True)
     try:
         return json.loads(finished.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        # it crashed, or was ended for its memory
+        # it crashed, or was killed for its memory
         last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        return {"refusal": f"The compiler ended with {finished.returncode}: {last}"}
+        return {"error": f"The compiler exited with {finished.returncode}: {last}"}

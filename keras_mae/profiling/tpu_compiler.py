@@ -1,12 +1,11 @@
-"""Compiles StableHLO for a TPU that need not be there. Run by `tpu_check`.
+"""Compiles StableHLO for a TPU, without a TPU. Run by `tpu_check` as a subprocess.
 
     python tpu_compiler.py v5e:4x4 [step.mlir]
 
-The last line of standard output is the answer, as JSON: the devices of the topology;
-or, given a program, the memory and FLOPs of one chip; or the compiler's refusal.
-
-This is a file to run, in a process of its own: TensorFlow and JAX don't share one, the
-compiler may end its process, and its settings are environment variables.
+The last line of standard output is JSON: the number of devices of the topology; with a
+program, memory and FLOPs of one chip; or the compiler's error. It has a process of its
+own because TensorFlow and JAX don't share one, the compiler may crash, and its settings
+are environment variables.
 """
 
 import json
@@ -15,26 +14,19 @@ import sys
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
-    # the compiler looks for no TPU, nor for the machine that would tell of one
+    # no search for a TPU, nor for a cloud metadata server
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
-    # nothing holds a TPU: two compilers don't disturb each other
+    # several compilers at the same time: none of them holds a TPU
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_LOG_DIR": "disabled",
 }
 
 
 def find_devices(topology):
-    """Asks the compiler for the devices of a topology.
-
-    Args:
-        topology: Name, such as `"v5e:4x4"`.
-
-    Returns:
-        A list of devices to compile for. They run nothing.
-    """
+    """Devices of a topology such as `"v5e:4x4"`, to compile for; they run nothing."""
     from jax.experimental import topologies
 
     # the two cores of a v4 chip work as one device, as TensorFlow has it
@@ -45,22 +37,13 @@ def find_devices(topology):
 
 
 def compile_step(text, device):
-    """Compiles a program for one device.
-
-    Args:
-        text: StableHLO, as TensorFlow writes it.
-        device: One of `find_devices`.
-
-    Returns:
-        A dict: bytes of `arguments`, `outputs`, `temporaries`, `code`, and of what is
-        `aliased` between arguments and outputs; `flops`.
-    """
+    """Memory in bytes and FLOPs of a StableHLO program compiled for one device."""
     import numpy as np
     from jax.interpreters.mlir import make_ir_context
     from jaxlib import xla_client
     from jaxlib.mlir import ir
 
-    # TensorFlow's marked copy of an output, in words that this compiler knows
+    # this compiler does not know the operation TensorFlow copies outputs by
     text = text.replace("mhlo.copy", "stablehlo.optimization_barrier")
     with make_ir_context():
         module = ir.Module.parse(text)
@@ -84,15 +67,15 @@ def compile_step(text, device):
 
 
 def main(topology, program=None):
-    """Prints the answer."""
+    """Prints the answer as JSON."""
     try:
         devices = find_devices(topology)
         answer = {"devices": len(devices)}
         if program is not None:
             with open(program) as file:
                 answer = compile_step(file.read(), devices[0])
-    except Exception as error:  # whatever it is, it is the answer
-        answer = {"refusal": f"{error}" or type(error).__name__}
+    except Exception as error:  # any error is the answer
+        answer = {"error": f"{error}" or type(error).__name__}
     print(json.dumps(answer))
 
 

@@ -1,13 +1,13 @@
-"""What the TPU compiler said of a training step: its numbers, and their text."""
+"""Results of compiling a training step for a TPU, and their report as text."""
 
 import dataclasses
 
-GIB = 2**30
+from keras_mae.profiling.costs import GIB
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A TPU slice: its `name`, `generation`, `chips`, and bytes of `memory` a chip."""
+    """A TPU slice: `name`, `generation`, `chips`, and bytes of `memory` per chip."""
 
     name: str
     generation: str
@@ -17,7 +17,7 @@ class Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one chip's program; byte counts are of that chip."""
+    """Compiler output of one chip's program: its bytes and FLOPs, or `error`."""
 
     batch: int
     arguments: int = 0
@@ -26,30 +26,30 @@ class Compiled:
     code: int = 0
     aliased: int = 0
     flops: float = 0.0
-    refusal: str | None = None
+    error: str | None = None
 
     @property
     def memory(self):
-        """Bytes in all; what outputs share with arguments counts once."""
+        """Total bytes; what outputs share with arguments counts once."""
         parts = (self.arguments, self.outputs, self.temporaries, self.code)
         return sum(parts) - self.aliased
 
     @property
     def is_too_large(self):
-        """Whether memory is why the compiler refused."""
-        return "RESOURCE_EXHAUSTED" in (self.refusal or "")
+        """Whether the program failed to compile for lack of memory."""
+        return "RESOURCE_EXHAUSTED" in (self.error or "")
 
     def fits(self, memory):
-        """Says whether the program compiled into so many bytes."""
-        return self.refusal is None and self.memory <= memory
+        """Whether the program compiled, and needs no more than `memory` bytes."""
+        return self.error is None and self.memory <= memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The answer with, or without, rematerialization.
+    """Result with, or without, rematerialization.
 
-    `largest` is the largest batch a chip that was found to fit, 0 for none and `None`
-    where it was not searched; `too_large` the smallest that was found not to.
+    `largest` is the largest batch per chip found to fit (0: none, `None`: not
+    searched), `too_large` the smallest found not to fit.
     """
 
     rematerialize: bool
@@ -60,7 +60,7 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """All that `check` found out; `gradient_bytes` are those of one all-reduce."""
+    """What `tpu_check.check` returns; `gradient_bytes` are those of one all-reduce."""
 
     topology: Topology
     batch_size: int
@@ -70,87 +70,42 @@ class Check:
 
 
 def report(outcome):
-    """Writes an outcome down.
-
-    Args:
-        outcome: What `check` returned.
-
-    Returns:
-        Text of several lines.
-
-    Example:
-
-    ```python
-    topology = Topology("v5e:4x4", "v5e", 16, 2**34)
-    result = Result(False, Compiled(256, temporaries=2**33, flops=1e12), 500, 512)
-    text = report(Check(topology, 4096, 1, 10**9, (result,)))
-    assert "8.00 of 16.00 GiB" in text and "500" in text
-    ```
-    """
+    """Formats a `Check` as text of several lines."""
     topology = outcome.topology
     memory = as_gib(topology.memory)
     lines = [
-        f"{topology.name}: {topology.chips} chips of {memory} GiB each; "
-        f"{outcome.batch_size} images an update, "
-        f"{outcome.batch_size // topology.chips} a chip",
+        f"{topology.name}: {topology.chips} chips of {memory} GiB; "
+        f"global batch size "
+        f"{outcome.batch_size}, {outcome.batch_size // topology.chips} images per chip",
         *(line for result in outcome.results for line in _lines(result, outcome)),
         "Memory: arguments + outputs + temporaries + code - what outputs share with "
         "arguments.",
         "One chip's program was compiled. Data parallelism adds an all-reduce of the "
-        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB a step.",
+        f"gradients: {outcome.gradient_bytes / 1e6:,.0f} MB per step.",
     ]
     return "\n".join(lines)
 
 
 def _lines(result, outcome):
-    """Writes down what holds with, or without, rematerialization."""
     memory, requested = outcome.topology.memory, result.requested
     yield f"rematerialization {on_or_off(result.rematerialize)}"
-    if requested.refusal is not None:
+    if requested.error is not None:
         why = "does not fit" if requested.is_too_large else "does not compile"
-        yield f"  {why}: {requested.refusal}"
+        yield f"  {why}: {requested.error}"
     else:
         fits = "compiles" if requested.fits(memory) else "compiles, but does not fit"
-        yield f"  {fits}: {as_gib(requested.memory)} of {as_gib(memory)} GiB a chip"
+        yield f"  {fits}: {as_gib(requested.memory)} of {as_gib(memory)} GiB per chip"
         # the compiler counts a loop's body once
         flops = requested.flops * outcome.accumulation_steps / 1e12
-        yield f"  {flops:,.3g} TFLOP a chip and step"
+        yield f"  {flops:,.3g} TFLOP per chip and step"
     if result.largest is not None:
         beyond = f" ({result.too_large} does not fit)" if result.too_large else "+"
-        yield f"  largest batch found to fit a chip: {result.largest}{beyond}"
+        yield f"  largest batch per chip found to fit: {result.largest}{beyond}"
 
 
-def on_or_off(rematerialize):
-    """Says in a word whether blocks are computed twice.
-
-    Args:
-        rematerialize: Bool.
-
-    Returns:
-        Text.
-
-    Example:
-
-    ```python
-    assert on_or_off(True) == "on"
-    ```
-    """
-    return "on" if rematerialize else "off"
+def on_or_off(flag):
+    return "on" if flag else "off"
 
 
 def as_gib(count):
-    """Writes bytes as GiB.
-
-    Args:
-        count: Int, bytes.
-
-    Returns:
-        Text.
-
-    Example:
-
-    ```python
-    assert as_gib(2**31) == "2.00"
-    ```
-    """
     return f"{count / GIB:,.2f}"

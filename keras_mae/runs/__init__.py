@@ -1,1 +1,1 @@
-"""A run: its flags, its folder, resuming it, and probing what it learned."""
+"""Training runs: flags, folder, checkpoints and resuming; probing of features."""

@@ -1,4 +1,4 @@
-"""What fine-tuning and probing share: labelled data, and classifiers trained on it."""
+"""Training runs of classifiers: flags, labelled data, evaluation, best epoch."""
 
 import dataclasses
 
@@ -13,45 +13,48 @@ from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag
 
 
+def recipe_flag(text, choices=None):
+    """A flag whose default is the value of the recipe."""
+    return flag(f"{text}; default: the recipe's", None, choices)
+
+
 @dataclasses.dataclass
 class ClassifierConfig(TrainingConfig):
-    """The flags of every script that trains a classifier; `None`: the recipe's."""
+    """Flags of every script that trains a classifier."""
 
-    model: str | None = flag("pretrained: a run, .keras, hub id, folder or .pth", None)
-    preset: str = flag("sizes where there is no --model", "mae_tiny")
-    num_classes: int | None = flag("where the data can't tell", None)
-    labels_per_class: int | None = flag("train on so many images a class", None)
-    image_size: int | None = flag("pixels; default: the model's", None)
-    pooling: str | None = flag("what the head sees", None, ("mean", "cls"))
-    epochs: int | None = flag("passes over the data", None)
-    warmup_epochs: int | None = flag("epochs of linear warm-up", None)
-    batch_size: int | None = flag("images an update: all replicas, all parts", None)
-    blr: float | None = flag("base learning rate, for 256 images an update", None)
-    weight_decay: float | None = flag("decay of matrices", None)
-    crop_scale: float | None = flag("least share of the area of a crop", None)
-    flip: bool | None = flag("mirror half of the images", None)
+    model: str | None = flag(
+        "pretrained weights: run folder, .keras file, hub id, checkpoint folder or "
+        ".pth; default: random weights",
+        None,
+    )
+    preset: str = flag("model size where --model is not given", "mae_tiny")
+    num_classes: int | None = flag(
+        "number of classes, if the dataset does not tell (TFRecord)", None
+    )
+    labels_per_class: int | None = flag(
+        "labelled training images per class; default: all", None
+    )
+    image_size: int | None = flag("image size in pixels; default: the model's", None)
+    pooling: str | None = recipe_flag(
+        "head input: mean of the patch tokens or the class token", ("mean", "cls")
+    )
+    epochs: int | None = recipe_flag("training epochs")
+    warmup_epochs: int | None = recipe_flag("epochs of linear learning rate warmup")
+    batch_size: int | None = recipe_flag(
+        "global batch size, summed over replicas and accumulation steps"
+    )
+    blr: float | None = recipe_flag(
+        "base learning rate; learning rate = blr * batch_size / 256"
+    )
+    weight_decay: float | None = recipe_flag("weight decay")
+    crop_scale: float | None = recipe_flag(
+        "smallest area of a random resized crop, as a fraction of the image (1: off)"
+    )
+    flip: bool | None = recipe_flag("random horizontal flips")
 
 
 class ClassifierTraining(Training):
-    """A training on labelled images, and its evaluation on all held-out ones.
-
-    Args:
-        config: A `ClassifierConfig` whose recipe is filled in.
-        **kwargs: Those of `Training`.
-
-    Attributes:
-        class_names: Tuple of str.
-
-    Raises:
-        ValueError: As `Training`, and if labels are missing or wrong.
-
-    Example:
-
-    ```python
-    config = ClassifierConfig(epochs=2, warmup_epochs=1, batch_size=64, blr=1e-3)
-    assert ClassifierTraining(config).class_names == tuple("0123456789")
-    ```
-    """
+    """A `Training` on labelled images, and its evaluation on all held-out images."""
 
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
@@ -60,18 +63,7 @@ class ClassifierTraining(Training):
         self.class_names = source.class_names
 
     def build(self, head, **changes):
-        """Puts a classifier around the pretrained encoder, or around a fresh one.
-
-        Args:
-            head: Dict of constructor arguments of `MAEClassifier`.
-            **changes: Constructor arguments of the encoder.
-
-        Returns:
-            A `MAEClassifier`.
-
-        Raises:
-            ValueError: If the source of weights can't be read, or doesn't fit.
-        """
+        """Returns an `MAEClassifier` around the pretrained, or a fresh, encoder."""
         config, classes = self.config, len(self.class_names)
         changes = {
             "num_channels": len(self.source.mean),
@@ -90,13 +82,7 @@ class ClassifierTraining(Training):
         return MAEClassifier.from_preset(config.preset, **head, **changes)
 
     def compile(self, model, optimizer, **options):
-        """Compiles a classifier: cross-entropy, top-1 and top-5 accuracy.
-
-        Args:
-            model: A Keras model that returns logits.
-            optimizer: A `keras.optimizers.Optimizer`.
-            **options: Other arguments of `compile`.
-        """
+        """Compiles with cross-entropy, top-1 and top-5 accuracy."""
         top5 = min(5, len(self.class_names))
         model.compile(
             optimizer=optimizer,
@@ -110,14 +96,7 @@ class ClassifierTraining(Training):
         model.optimizer.build(model.trainable_variables)
 
     def evaluation(self, processor):
-        """Makes the batches of all held-out images.
-
-        Args:
-            processor: A `MAEImageProcessor`.
-
-        Returns:
-            A tuple: the distributed batches, and their number.
-        """
+        """Returns distributed batches of all held-out images, and their number."""
         size, several = self.config.batch_size, self.config.steps_per_execution
         batches = self.strategy.distribute_datasets_from_function(
             lambda context: data.evaluation_pipeline(
@@ -132,18 +111,7 @@ class ClassifierTraining(Training):
         return batches, data.evaluation_steps(self.source, size, multiple_of=several)
 
     def fit_images(self, model, processor, augmentation, mixing=None):
-        """Trains a classifier on images, keeps its best epoch and its class names.
-
-        Args:
-            model: A `MAEClassifier` that `compile` has compiled.
-            processor: A `MAEImageProcessor`.
-            augmentation: A `keras_mae.data.Augmentation`.
-            mixing: A `keras_mae.data.Mixing`, or `None`.
-
-        Returns:
-            Float, the best top-1 accuracy on held-out images; `None` on a worker that
-            writes nothing.
-        """
+        """Trains on images; returns the best top-1 accuracy (`None` off the chief)."""
 
         def batches(context, step):
             return data.labelled_pipeline(

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it may be written, and what it was made with."""
+"""The output folder of a training run: its files, and checks before resuming."""
 
 import bisect
 import csv
@@ -12,21 +12,10 @@ from keras_mae.utils.files import PART_PREFIX, atomic_write
 
 
 class RunFolder:
-    """The files that a training leaves, by name.
+    """Paths of a run's files, and checks of what an earlier run left there.
 
-    `model.keras`, the newest checkpoint; `best.keras`, a classifier's best epoch, with
-    its score in `best.json`; `checkpoints/`; `config.json`, the flags; `data.json`,
-    how much data there was; `history.csv`; `logs/` with TensorBoard's events and
-    `logs/pictures/`.
-
-    Args:
-        path: Path of the folder.
-
-    Example:
-
-    ```python
-    assert RunFolder("runs/photos").model == Path("runs/photos/model.keras")
-    ```
+    `model.keras` is the newest checkpoint; `best.keras` a classifier's best epoch, its
+    score in `best.json`; `config.json` the flags; `data.json` the number of images.
     """
 
     def __init__(self, path):
@@ -42,14 +31,13 @@ class RunFolder:
 
     def check_free(self):
         """Raises `ValueError` if there is a run already."""
-        if self._is_taken():
+        if self._has_weights():
             raise ValueError(
                 f"{self.path} holds a run already: give --resume, --overwrite or "
                 "another --output"
             )
 
-    def _is_taken(self):
-        """Whether a run left weights here, be it its best epoch alone."""
+    def _has_weights(self):
         models = self.model.exists() or self.best.exists()
         return models or bool(list_checkpoints(self.checkpoints))
 
@@ -58,24 +46,15 @@ class RunFolder:
         return next(reversed(list_checkpoints(self.checkpoints).values()), None)
 
     def check_config(self, config, may_differ, data):
-        """Raises unless the run here was made with the same flags, on the same data.
-
-        Args:
-            config: A dataclass of flags.
-            may_differ: Names of those that another value does no harm to.
-            data: Dict of what is known of the data.
-
-        Raises:
-            ValueError: With each flag that differs.
-        """
+        """Raises unless the run was started with the same flags, on the same data."""
         try:
             saved = json.loads(self.config.read_text())
             seen = json.loads(self.data.read_text())
         except (OSError, ValueError) as error:
-            raise ValueError(f"The run can't be resumed: {error}") from error
+            raise ValueError(f"The run cannot be resumed: {error}") from error
         if seen != data:
             raise ValueError(
-                f"{self.path} is a run on other data, which can't be resumed: {seen}. "
+                f"Cannot resume {self.path}: it was trained on other data, {seen}. "
                 f"Received: {data}"
             )
         asked = dataclasses.asdict(config)
@@ -86,22 +65,22 @@ class RunFolder:
         ]
         if differing:
             raise ValueError(
-                f"{self.path} is a run of another configuration, which can't be "
-                f"resumed. Received: {', '.join(differing)}"
+                f"Cannot resume {self.path} with other flags. "
+                f"Received: {', '.join(differing)}"
             )
 
     def clear(self):
-        """Removes an older run: its weights first, so that no new settings meet it."""
-        if self._is_taken():
+        """Deletes an older run, weights first: new flags must not meet old weights."""
+        if self._has_weights():
             for path in (self.model, self.best, self.best.with_suffix(".json")):
                 path.unlink(missing_ok=True)
-            # else these are somebody else's files
+            # without weights these may be somebody else's files: kept
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.logs, ignore_errors=True)
             self.history.unlink(missing_ok=True)
 
     def rewind_history(self, epoch):
-        """Drops the rows of epochs that will be trained again, from `epoch` on."""
+        """Drops the rows of `history.csv` from `epoch` on: they are trained again."""
         if not self.history.exists():
             return
         with open(self.history, newline="") as file:
@@ -115,14 +94,8 @@ class RunFolder:
         with atomic_write(self.history) as part, open(part, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows] if rows else [])
 
-    def prepare(self, config, leave_out, data):
-        """Makes the folders, sweeps what a kill left, and writes the flags down.
-
-        Args:
-            config: A dataclass of flags.
-            leave_out: Names of those that say how to begin, not what to train.
-            data: Dict of what is known of the data.
-        """
+    def prepare(self, config, not_saved, data):
+        """Creates the folders, deletes partial files of a kill, and saves the flags."""
         for folder in (self.checkpoints, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.path, self.checkpoints):
@@ -131,6 +104,6 @@ class RunFolder:
         with atomic_write(self.data) as part:
             part.write_text(json.dumps(data) + "\n")
         flags = dataclasses.asdict(config)
-        flags = {name: flags[name] for name in flags if name not in leave_out}
+        flags = {name: flags[name] for name in flags if name not in not_saved}
         with atomic_write(self.config) as part:
             part.write_text(json.dumps(flags, indent=2) + "\n")

@@ -1,8 +1,6 @@
-"""What the training scripts share: flags, the run's folder, strategies, resuming.
+"""Training runs: common flags, checks, and bit-exact resuming after a kill.
 
-A script has a dataclass of flags, a subclass of `TrainingConfig`, and makes a
-`Training` of it: this checks what can be checked, then trains a compiled model batch by
-batch, so that a run that is killed, told to stop or left alone goes on bit-equal.
+A script subclasses `TrainingConfig` for its flags, and makes a `Training` of them.
 """
 
 import dataclasses
@@ -28,65 +26,93 @@ from keras_mae.utils.distribution import (
     make_strategy,
     run_on_all_workers,
 )
-from keras_mae.utils.flags import flag
+from keras_mae.utils.flags import check_at_least_one, flag
 
-# how to begin, rather than what to train
-BEGINNING = ("config", "resume", "overwrite", "dry_run")
-# what a resumed run may change: where and how fast it runs, what it reports
-MAY_DIFFER = (
+# flags of how to start, which config.json leaves out
+_NOT_SAVED = ("config", "resume", "overwrite", "dry_run")
+# flags that a resumed run may change: where and how fast it runs, what it reports
+_MAY_DIFFER = (
     *("output", "data_dir", "strategy", "replicas", "tpu", "jit_compile"),
     *("accumulation_steps", "rematerialize", "corrupt_limit", "log_every"),
     *("checkpoint_steps", "checkpoint_minutes", "keep"),
 )
-XLA = {"auto": "auto", "on": True, "off": False}
+_JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
 
 
 @dataclasses.dataclass
 class TrainingConfig:
-    """The flags of every training script."""
+    """Flags of every training script."""
 
-    dataset: str = flag("digits, photos, folder:PATH, tfrecord:GLOB, tfds:X", "digits")
-    held_out: str | None = flag("held-out images, as --dataset; default: its own", None)
-    data_dir: str | None = flag("where TFDS keeps its files", None)
-    output: str = flag("folder for everything the run writes", "runs/training")
-    config: str | None = flag("JSON file of flags, such as a run's config.json", None)
-    resume: bool = flag("go on with the run that --output holds, if any", False)
-    overwrite: bool = flag("replace the run that --output holds", False)
-    dry_run: bool = flag("print what would be run, and what it costs", False)
-    epochs: int = flag("passes over the data", 100)
-    warmup_epochs: int = flag("epochs of linear warm-up", 5)
-    batch_size: int = flag("images an update: all replicas, all parts", 64)
-    accumulation_steps: int = flag("parts of a replica's batch, one at a time", 1)
-    blr: float = flag("base learning rate, for 256 images an update", 1.5e-4)
-    weight_decay: float = flag("decay of matrices", 0.05)
-    clip_norm: float | None = flag("largest norm of the gradient; default: any", None)
-    strategy: str = flag(f"one of {', '.join(STRATEGIES)}", "cpu")
-    replicas: int | None = flag("devices of --strategy=mirrored", None)
-    tpu: str | None = flag("name or address of the TPU; default: this machine's", None)
+    dataset: str = flag(
+        "training images: digits, photos, folder:PATH, tfrecord:GLOB or tfds:NAME",
+        "digits",
+    )
+    held_out: str | None = flag(
+        "validation images, named as for --dataset; default: the dataset's own "
+        "validation split",
+        None,
+    )
+    data_dir: str | None = flag("TensorFlow Datasets folder, for tfds:NAME", None)
+    output: str = flag("output folder of the run", "runs/training")
+    config: str | None = flag(
+        "JSON file to read flags from, such as a run's config.json; flags given "
+        "beside it win",
+        None,
+    )
+    resume: bool = flag(
+        "continue the run in --output from its newest checkpoint; starts one if there "
+        "is none",
+        False,
+    )
+    overwrite: bool = flag("delete the run in --output and start anew", False)
+    dry_run: bool = flag(
+        "print flags, parameters, FLOPs and memory estimate, and exit", False
+    )
+    epochs: int = flag("training epochs", 100)
+    warmup_epochs: int = flag("epochs of linear learning rate warmup", 5)
+    batch_size: int = flag(
+        "global batch size, summed over replicas and accumulation steps", 64
+    )
+    accumulation_steps: int = flag(
+        "gradient accumulation: split each batch into this many steps", 1
+    )
+    blr: float = flag(
+        "base learning rate; learning rate = blr * batch_size / 256", 1.5e-4
+    )
+    weight_decay: float = flag(
+        "AdamW weight decay, of kernels only (no biases, no norms)", 0.05
+    )
+    clip_norm: float | None = flag(
+        "clip gradients to this global norm; default: no clipping", None
+    )
+    strategy: str = flag(
+        f"tf.distribute strategy: one of {', '.join(STRATEGIES)}", "cpu"
+    )
+    replicas: int | None = flag("number of devices of --strategy=mirrored", None)
+    tpu: str | None = flag("TPU name or address; default: the local TPU", None)
     precision: str | None = flag(
-        "dtype policy; default: float32, on TPUs mixed_bfloat16",
+        "Keras dtype policy; default: float32, on TPUs mixed_bfloat16",
         None,
         ("float32", "bfloat16", "mixed_bfloat16"),
     )
-    jit_compile: str = flag("XLA; auto: on GPUs and TPUs", "auto", (*XLA,))
-    rematerialize: bool = flag("compute blocks twice to save memory", False)
-    steps_per_execution: int = flag("updates between two reports; for TPUs", 1)
-    seed: int = flag("of weights, shuffling and all that is random", 0)
-    checkpoint_steps: int | None = flag("updates between two checkpoints", None)
-    checkpoint_minutes: float | None = flag("minutes between two checkpoints", 10.0)
-    keep: int = flag("checkpoints to keep", 3)
-    log_every: int = flag("updates between two points of TensorBoard's curves", 50)
-    corrupt_limit: int = flag("corrupt images to skip before giving up", 100)
+    jit_compile: str = flag(
+        "XLA compilation; auto: on GPUs and TPUs", "auto", (*_JIT_COMPILE,)
+    )
+    rematerialize: bool = flag(
+        "gradient checkpointing of transformer blocks: less memory, more compute", False
+    )
+    steps_per_execution: int = flag(
+        "batches per compiled call, as in Keras's compile; for TPUs", 1
+    )
+    seed: int = flag("random seed of weights, shuffling and augmentation", 0)
+    checkpoint_steps: int | None = flag("save a checkpoint every N steps", None)
+    checkpoint_minutes: float | None = flag("save a checkpoint every N minutes", 10.0)
+    keep: int = flag("number of checkpoints to keep", 3)
+    log_every: int = flag("write TensorBoard scalars every N steps", 50)
+    corrupt_limit: int = flag("unreadable images to skip before stopping", 100)
 
     def resolved(self, on_tpu=False):
-        """Fills in the precision where none is asked for.
-
-        Args:
-            on_tpu: Whether a TPU is meant, whatever the strategy.
-
-        Returns:
-            A config of the same class.
-        """
+        """Returns a config whose precision is set, by whether it is for a TPU."""
         if self.precision is not None:
             return self
         on_tpu = on_tpu or self.strategy == "tpu"
@@ -94,9 +120,9 @@ class TrainingConfig:
         return dataclasses.replace(self, precision=precision)
 
     def compile_options(self):
-        """Returns the flags that `compile` of our models takes, as a dict."""
+        """Returns the arguments of `model.compile`, but for the optimizer."""
         return {
-            "jit_compile": XLA[self.jit_compile],
+            "jit_compile": _JIT_COMPILE[self.jit_compile],
             "accumulation_steps": self.accumulation_steps,
             "clip_norm": self.clip_norm,
             "steps_per_execution": self.steps_per_execution,
@@ -104,37 +130,17 @@ class TrainingConfig:
 
 
 class Training:
-    """A training that a script was asked for: checked, then begun or resumed.
+    """A training run: checks flags and data, then starts or resumes, and trains.
 
-    Args:
-        config: A `TrainingConfig`.
-        at_least_one: Names of flags that must be at least 1.
-        may_differ: Names of a script's own flags that a resumed run may change.
-        beginning: Names of a script's own flags that say how to begin.
-
-    Attributes:
-        strategy: The `tf.distribute.Strategy`.
-        source: The `keras_mae.data.Source`.
-        corrupt: The `CorruptImages` that its pipelines report to.
-        run: The `RunFolder`.
-        steps: Int, updates an epoch.
-
-    Raises:
-        ValueError: If flags contradict each other, or the machine or the data.
-
-    Example:
-
-    ```python
-    training = Training(TrainingConfig(dataset="digits", batch_size=64))
-    assert training.steps == 22 and training.total_steps == 2200
-    ```
+    `at_least_one`, `may_differ` and `not_saved` name flags of the script's own: those
+    checked to be 1 or more, those a resumed run may change, and those of how to start.
     """
 
-    def __init__(self, config, at_least_one=(), may_differ=(), beginning=()):
+    def __init__(self, config, at_least_one=(), may_differ=(), not_saved=()):
         self.config = config
         self.strategy = make_strategy(config.strategy, config.replicas, config.tpu)
-        self._may_differ = (*MAY_DIFFER, *may_differ)
-        self._beginning = (*BEGINNING, *beginning)
+        self._may_differ = (*_MAY_DIFFER, *may_differ)
+        self._not_saved = (*_NOT_SAVED, *not_saved)
         self._check(("log_every", "steps_per_execution", *at_least_one))
         keras.utils.set_random_seed(config.seed)
         self.source = data.load_source(config.dataset, config.held_out, config.data_dir)
@@ -144,26 +150,22 @@ class Training:
 
     @property
     def replicas(self):
-        """Int, how many replicas train."""
         return self.strategy.num_replicas_in_sync
 
     @property
     def total_steps(self):
-        """Int, updates of the whole training."""
         return self.config.epochs * self.steps
 
     @property
     def warmup_steps(self):
-        """Int, updates of the warm-up."""
         return self.config.warmup_epochs * self.steps
 
     @property
     def learning_rate(self):
-        """Float, the peak: `blr` times the batch, in units of 256 images."""
+        """Peak learning rate, by the linear scaling rule."""
         return self.config.blr * self.config.batch_size / 256
 
     def _check(self, at_least_one):
-        """Refuses what no later step would refuse as clearly."""
         config = self.config
         if config.resume and config.overwrite:
             raise ValueError("Give one of --resume and --overwrite. Received: both")
@@ -172,16 +174,12 @@ class Training:
                 "warmup_epochs must be in [0, epochs). Received: "
                 f"warmup_epochs={config.warmup_epochs}, epochs={config.epochs}"
             )
-        for name in at_least_one:
-            if getattr(config, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 1. Received: {getattr(config, name)}"
-                )
+        check_at_least_one(config, *at_least_one)
         on_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         if config.steps_per_execution > 1 and self.replicas > 1 and not on_tpu:
             raise ValueError(
-                "steps_per_execution must be 1 under several replicas, but on TPUs: "
-                f"Keras can't do more. Received: {config.steps_per_execution}"
+                "steps_per_execution must be 1 with several replicas, except on TPUs. "
+                f"Received: {config.steps_per_execution}"
             )
         parts = self.replicas * max(1, config.accumulation_steps)
         if config.batch_size % parts:
@@ -192,27 +190,20 @@ class Training:
             )
 
     def _count_steps(self):
-        """Counts the updates of an epoch, whole executions only."""
+        """Counts the steps of an epoch, rounded down to whole executions."""
         size, config = self.source.epoch_size, self.config
         steps = size // max(1, config.batch_size)
         steps -= steps % config.steps_per_execution
         if steps < 1 or config.batch_size < 1:
             raise ValueError(
-                f"batch_size must be in [1, {size}], the images of an epoch, "
-                f"steps_per_execution={config.steps_per_execution} of it as well. "
+                f"batch_size must be in [1, {size}], the images of an epoch; so must "
+                f"batch_size * steps_per_execution={config.steps_per_execution}. "
                 f"Received: {config.batch_size}"
             )
         return steps
 
     def describe(self, model):
-        """Writes down the resolved flags, and what a training of this model costs.
-
-        Args:
-            model: A compiled `MAEPretrainer` or `MAEClassifier`.
-
-        Returns:
-            Text of several lines.
-        """
+        """Returns what `--dry_run` prints: flags, parameters, FLOPs and memory."""
         config, source = self.config, self.source
         flops = costs.flops_per_image(model) * config.batch_size
         images = config.batch_size // self.replicas // config.accumulation_steps
@@ -229,26 +220,21 @@ class Training:
         )
 
     def fit(self, model, processor, batches, extra=(), validation=None):
-        """Begins or resumes the run, and trains to its end.
+        """Starts or resumes the run, and trains a compiled model to the last epoch.
 
-        Args:
-            model: The compiled model, its optimizer built.
-            processor: The `MAEImageProcessor` to keep with it.
-            batches: Function of an `InputContext` and a step that returns the
-                `tf.data.Dataset` of training batches from that step on.
-            extra: Callbacks of the script's own, for the process that writes.
-            validation: Pair of the distributed validation batches and their number, or
-                `None`.
+        `batches(input_context, step)` returns the training batches from `step` on;
+        `extra` are callbacks of the process that writes; `validation` is a pair of
+        distributed batches and their number.
         """
         saving = self._saving()
         callbacks = [*self._callbacks(model, extra), saving]
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
-        # a pipeline that can't be made must not cost an older run
+        # a pipeline that fails must do so before an older run is deleted
         self._distribute(batches, 0)
         saving.catch_sigterm()
         try:
-            step = self._begin(model, processor)
+            step = self._start(model, processor)
             count = model.count_params()
             print(
                 f"{model.name}: {count:,} parameters, {self.replicas} replica(s); "
@@ -267,7 +253,7 @@ class Training:
                 step = last * self.steps
         finally:
             saving.release_sigterm()
-        print(f"The run lies in {self.config.output}")
+        print(f"Run saved to {self.config.output}")
 
     def _distribute(self, batches, step):
         return self.strategy.distribute_datasets_from_function(
@@ -287,7 +273,7 @@ class Training:
         )
 
     def _callbacks(self, model, extra):
-        """Lists the callbacks, those that check before those that write."""
+        """Returns the callbacks, those that check before those that write."""
         config = self.config
         peak = costs.peak_flops(
             self.strategy, config.precision, os.environ.get("TPU_ACCELERATOR_TYPE")
@@ -304,8 +290,8 @@ class Training:
         writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
         return [*watching, *map(IgnoreWriteErrors, writing)]
 
-    def _begin(self, model, processor):
-        """Resumes the run in the folder, or starts one there; returns its step."""
+    def _start(self, model, processor):
+        """Restores the newest checkpoint or starts anew; returns the step."""
         run, config, chief = self.run, self.config, is_chief(self.strategy)
         seen = {"images": self.source.epoch_size, "held_out": len(self.source.held_out)}
 
@@ -322,10 +308,10 @@ class Training:
         def prepare():
             if chief:
                 if not resumed:
-                    # only now, after all that can be wrong, is an older run touched
+                    # only now, after all checks, is an older run deleted
                     run.clear()
                 run.rewind_history(step // self.steps)
-                run.prepare(config, self._beginning, seen)
+                run.prepare(config, self._not_saved, seen)
                 processor.save_pretrained(run.path)
                 self._save_first(model)
             return 0
@@ -339,7 +325,7 @@ class Training:
         return step
 
     def _save_first(self, model):
-        """Saves at once: what can't be saved now will not be saved later."""
+        """Saves before the first step: a full disk must show now, not in an hour."""
         run, keep = self.run, self.config.keep
         path = checkpoints.save_checkpoint(model, run.checkpoints, keep)
         checkpoints.link_or_copy(path, run.model)
@@ -347,7 +333,7 @@ class Training:
         checkpoints.check_disk_space(run.path, path.stat().st_size, keep + 1 - there)
 
     def _segments(self, step):
-        """Divides what is left into `(first epoch, last, steps)` of fits."""
+        """Yields `(first epoch, last epoch, steps per epoch)` of each `fit` left."""
         epoch, done = divmod(step, self.steps)
         if done:
             yield epoch, epoch + 1, self.steps - done
@@ -357,21 +343,7 @@ class Training:
 
 
 def exit_on_lost_worker(main):
-    """Ends a script with an exit code of its own where another worker is gone.
-
-    Args:
-        main: Function of a `TrainingConfig`.
-
-    Returns:
-        A function of a `TrainingConfig` that returns what `main` returns.
-
-    Example:
-
-    ```python
-    main = exit_on_lost_worker(lambda config: config.epochs)
-    assert main(TrainingConfig(epochs=3)) == 3
-    ```
-    """
+    """Wraps a script's `main`: a lost worker exits with 75, to run with --resume."""
 
     def main_or_try_again(config):
         try:
@@ -380,9 +352,9 @@ def exit_on_lost_worker(main):
             if config.strategy != "multiworker":
                 raise
             line = str(error).splitlines()[0]
-            print(f"Another worker is gone: {line}", file=sys.stderr, flush=True)
+            print(f"Lost another worker: {line}", file=sys.stderr, flush=True)
             sys.stdout.flush()
-            # TensorFlow's own farewell would wait for that worker
+            # a normal exit would wait for that worker in TensorFlow's shutdown
             os._exit(checkpoints.EX_TEMPFAIL)
 
     return main_or_try_again

@@ -111,6 +111,15 @@ def _flags_from_json(path, parser):
         parser.error(f"config must be a JSON object of flags. {path}: {error}")
 
 
+def check_at_least_one(config: Any, *names: str) -> None:
+    """Raises `ValueError` if a numeric flag is below 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(
+                f"{name} must be at least 1. Received: {getattr(config, name)}"
+            )
+
+
 def run_script(
     main: Callable[[_Config], object],
     config_class: type[_Config],

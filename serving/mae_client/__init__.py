@@ -1,9 +1,9 @@
-"""A client of a served MAE: features, reconstructions and classes, by REST or gRPC.
+"""Client of a served model: features, reconstructions and classes, by REST or gRPC.
 
-Speaks TF Serving's protocol, so `serving/local_server.py` and TF Serving answer alike.
-The folder stands alone: copy it to where the client runs, or say `PYTHONPATH=serving`.
-It needs NumPy, Pillow and urllib3, and for gRPC `tensorflow-serving-api`, which brings
-TensorFlow along and is imported only then.
+Speaks TF Serving's protocol, to TF Serving or `serving/local_server.py`. The folder
+stands alone: copy it to the client machine, or set `PYTHONPATH=serving`. It needs
+NumPy, Pillow and urllib3; gRPC also needs `tensorflow-serving-api`, which depends on
+TensorFlow and is imported only then.
 
 Example:
 

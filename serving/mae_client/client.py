@@ -1,4 +1,4 @@
-"""The client: what it is asked for, in batches over either protocol."""
+"""`Client`: batches requests, and sends them by REST or gRPC."""
 
 import concurrent.futures
 import dataclasses
@@ -23,35 +23,35 @@ from .results import (
 )
 from .retries import call
 
-# together in a request: as base64 or digits still below the 64 MiB that a server takes
-_MOST_BYTES = 32 * 2**20
-# JSON's digits of a float32 are longer than the float
+# per request: as base64 or digits still below the 64 MiB that a server accepts
+_MAX_BYTES = 32 * 2**20
+# a float32 as JSON digits, in units of its own size
 _JSON_GROWTH = 3
 
 
 class Client:
-    """Asks a server that speaks TF Serving's protocol.
+    """Client of a server that speaks TF Serving's protocol.
 
-    Long lists are cut into batches, by number and by bytes, which are sent at the same
-    time; answers come back in order. A request is sent again, after longer and longer
-    pauses, where the server can't be reached or is overloaded, and never where it
-    refuses the request itself.
+    Long lists are split into batches, by number and by bytes, which are sent
+    concurrently; results come back in order. A request is retried with exponential
+    backoff if the server is unreachable or overloaded, and not if it rejects the
+    request.
 
     Args:
-        address: `"host:port"`; over REST also `"http://..."` or `"https://..."`, while
-            gRPC is spoken without TLS. By default `localhost` with TF Serving's port.
+        address: `"host:port"`; for REST also `"http://..."` or `"https://..."` (gRPC
+            is without TLS). Defaults to `localhost` with TF Serving's port.
         model: Name of the model on the server.
-        version: Int, the version to ask; by default the server chooses.
-        label: Name that the server gave to a version, instead of `version`.
-        grpc: Whether to speak gRPC instead of REST.
-        timeout: Seconds within which each request must be answered, retries included.
-        retries: Int, how often a request is sent again.
-        batch_size: Int, the most images in a request; large ones are fewer.
+        version: Int, the model version. Defaults to the newest.
+        label: Version label on the server, instead of `version`.
+        grpc: Whether to use gRPC instead of REST.
+        timeout: Seconds for each request, retries included.
+        retries: Int, the largest number of retries of a request.
+        batch_size: Int, the most images per request; fewer if they are large.
         concurrency: Int, the most requests at the same time.
 
     Raises:
         ValueError: If an argument is wrong.
-        ImportError: If gRPC is asked for and `tensorflow-serving-api` is missing.
+        ImportError: If `grpc` is set and `tensorflow-serving-api` is not installed.
 
     Example:
 
@@ -102,14 +102,14 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; the client can't be used any more."""
+        """Closes the connections; the client cannot be used afterwards."""
         self._executor.shutdown(cancel_futures=True)
         self._transport.close()
 
     def features(
         self, images: Images | None = None, *, pixels: ArrayLike | None = None
     ) -> Features:
-        """Encodes images, nothing masked.
+        """Returns encoder features of images, without masking.
 
         Args:
             images: A path, encoded bytes, a PIL image, an array, or a list of these.
@@ -119,12 +119,12 @@ class Client:
                 already resized and normalized as `MAEImageProcessor` does.
 
         Returns:
-            `Features`. One image makes a batch of one, no image an empty batch.
+            `Features`; a single image is a batch of one.
 
         Raises:
-            ValueError: If an argument can't be read as images.
-            OSError: If a file can't be read.
-            ServingError: If the server refuses, or does not answer.
+            ValueError: If an argument is not a valid image.
+            OSError: If a file cannot be read.
+            ServingError: If the server returns an error, or does not respond.
 
         Example:
 
@@ -144,28 +144,28 @@ class Client:
         *,
         pixels: ArrayLike | None = None,
     ) -> Reconstruction:
-        """Removes patches and paints them again.
+        """Masks patches of images and reconstructs them.
 
-        At most one of `seed`, `mask` and `noise` is given; without them the seed is 0.
-        The answer for an image doesn't depend on how the list is cut into batches.
+        Give at most one of `seed`, `mask` and `noise`; the default is `seed=0`. Results
+        do not depend on how the list is split into batches.
 
         Args:
-            images: As `features` takes them.
-            seed: Int, or a sequence with an int for each image. An int gives image `i`
-                of the list the seed `seed + i`, so that masks differ.
-            mask: `(B, L)` array, 1 = removed, 0 = visible, or `(L,)` for all images.
+            images: As for `features`.
+            seed: Int, or a sequence of an int per image. An int gives image `i` the
+                seed `seed + i`, so that masks differ.
+            mask: `(B, L)` array, 1 = masked, 0 = visible, or `(L,)` for all images.
             noise: `(B, L)` array, or `(L,)` for all images: the patches with the
-                largest values are removed, as many as the model's share.
-            pixels: Instead of images, as `features` takes them.
+                largest values are masked, as many as the model's mask ratio says.
+            pixels: As for `features`.
 
         Returns:
             `Reconstruction`.
 
         Raises:
-            ValueError: If an argument can't be read, or has rows for another number
-                of images.
-            OSError: If a file can't be read.
-            ServingError: If the server refuses, or does not answer.
+            ValueError: If an argument is invalid, or its rows are not as many as the
+                images.
+            OSError: If a file cannot be read.
+            ServingError: If the server returns an error, or does not respond.
 
         Example:
 
@@ -191,19 +191,19 @@ class Client:
     def classify(
         self, images: Images | None = None, *, pixels: ArrayLike | None = None
     ) -> Classification:
-        """Names the likeliest classes of images; for a served classifier.
+        """Returns the most likely classes of images; for a served classifier.
 
         Args:
-            images: As `features` takes them.
-            pixels: Instead of images, as `features` takes them.
+            images: As for `features`.
+            pixels: As for `features`.
 
         Returns:
             `Classification`.
 
         Raises:
-            ValueError: If an argument can't be read as images.
-            OSError: If a file can't be read.
-            ServingError: If the server refuses, or does not answer.
+            ValueError: If an argument is not a valid image.
+            OSError: If a file cannot be read.
+            ServingError: If the server returns an error, or does not respond.
 
         Example:
 
@@ -215,13 +215,13 @@ class Client:
         return self._predict(Classification, "classify", *read_source(images, pixels))
 
     def status(self) -> list[VersionStatus]:
-        """Lists the versions of the model that the server knows.
+        """Lists the versions of the model and their states.
 
         Returns:
-            List of `VersionStatus`; of one where the client asks for one.
+            List of `VersionStatus`; of one if the client has a `version` or `label`.
 
         Raises:
-            ServingError: If the server knows no such model, or does not answer.
+            ServingError: If there is no such model, or the server does not respond.
 
         Example:
 
@@ -233,13 +233,13 @@ class Client:
         return read_statuses(self._call(self._transport.status))
 
     def metadata(self) -> dict[str, Signature]:
-        """Describes the signatures of the model.
+        """Returns the signatures of the model.
 
         Returns:
-            Dict from the signature's name to its `Signature`.
+            Dict from signature name to `Signature`.
 
         Raises:
-            ServingError: If the server knows no such model, or does not answer.
+            ServingError: If there is no such model, or the server does not respond.
 
         Example:
 
@@ -251,7 +251,7 @@ class Client:
         return read_signatures(self._call(self._transport.metadata))
 
     def _predict(self, result_class, signature, items, kind, extras=None):
-        """Sends batches at the same time and joins their answers in order."""
+        """Sends batches concurrently; concatenates their results in order."""
         names = [field.name for field in dataclasses.fields(result_class)]
         if kind == "pixels":
             signature += "_from_pixels"
@@ -260,7 +260,7 @@ class Client:
             rows = slice(start, start + self._batch_size)
             batch = items[rows]
             if kind == "image_bytes":
-                # encoded here, so that only the batches in hand take memory
+                # encoded here, so that only batches being sent take memory
                 batch = np.array([encode(image) for image in batch], dtype=object)
             inputs = {name: value[rows] for name, value in (extras or {}).items()}
             inputs[kind] = batch
@@ -269,7 +269,7 @@ class Client:
                 for part in _cut(inputs, kind)
             ]
 
-        # no image is a batch too: the server knows the sizes of its answer
+        # an empty batch is sent too: only the server knows the result shapes
         starts = range(0, max(len(items), 1), self._batch_size)
         batches = self._executor.map(ask, starts)
         answers = list(itertools.chain.from_iterable(batches))
@@ -282,7 +282,7 @@ class Client:
 
 
 def _cut(inputs, kind):
-    """Cuts a batch where it would be too large for a request; an image stays whole."""
+    """Splits a batch that is too large for a request, between images."""
     sizes = [
         len(item) if kind == "image_bytes" else _JSON_GROWTH * item.nbytes
         for item in inputs[kind]
@@ -290,7 +290,7 @@ def _cut(inputs, kind):
     starts, total = [0], 0
     for index, size in enumerate(sizes):
         total += size
-        if total > _MOST_BYTES and index > starts[-1]:
+        if total > _MAX_BYTES and index > starts[-1]:
             starts.append(index)
             total = size
     for start, end in itertools.pairwise([*starts, len(sizes)]):

@@ -1,4 +1,4 @@
-"""Pictures of any kind, as bytes that a server decodes and as PIL images."""
+"""Converts images of any kind to encoded bytes and to PIL images."""
 
 import io
 from pathlib import Path
@@ -12,7 +12,7 @@ Images: TypeAlias = Any
 
 
 def as_list(images: Images) -> list:
-    """Returns one image, a batch of them or a sequence as a list."""
+    """Converts an image, a batch array or a sequence to a list."""
     if isinstance(images, (list, tuple)):
         return list(images)
     if hasattr(images, "__array__") and not isinstance(images, Image.Image):
@@ -22,29 +22,29 @@ def as_list(images: Images) -> list:
 
 
 def encode(image: Images) -> bytes:
-    """Returns a picture as bytes that the server can decode."""
+    """Returns an image as bytes that the server can decode."""
     if isinstance(image, (str, Path)):
         image = Path(image).read_bytes()
-    if isinstance(image, (bytes, bytearray)) and _is_sendable(bytes(image[:34])):
+    if isinstance(image, (bytes, bytearray)) and _is_decodable(bytes(image[:34])):
         return bytes(image)
     file = io.BytesIO()
-    # the fastest level: a few per cent larger than the default, and lossless too
-    to_picture(image).save(file, "PNG", compress_level=1)
+    # the fastest level: a few percent larger than the default
+    to_pil(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-def _is_sendable(head):
-    """Whether the first bytes are those of a format that TensorFlow decodes."""
+def _is_decodable(head):
+    """Whether TensorFlow decodes the format that these first bytes are of."""
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return True
     if head.startswith(b"RIFF"):
         return head[8:12] == b"WEBP"
-    # 24 bits, uncompressed: of other BMPs TensorFlow ignores the palette, or fails
+    # 24 bits, uncompressed: TensorFlow fails on other BMPs, or ignores their palette
     return head.startswith(b"BM") and head[28:34] == b"\x18\0\0\0\0\0"
 
 
-def to_picture(image: Images) -> Image.Image:
-    """Turns an image of any accepted kind into a PIL image, grey or RGB."""
+def to_pil(image: Images) -> Image.Image:
+    """Converts an image of any accepted kind to a PIL image, grey or RGB."""
     if isinstance(image, (str, Path)):
         image = Path(image).read_bytes()
     if isinstance(image, (bytes, bytearray)):
@@ -56,7 +56,7 @@ def to_picture(image: Images) -> Image.Image:
         image = Image.fromarray((np.asarray(image) // 257).astype("uint8"))
     elif image.mode in ("I", "F"):
         raise ValueError(
-            "A picture must have 8 or 16 bits a channel; give others as arrays. "
+            "An image must have 8 or 16 bits per channel; pass others as arrays. "
             f"Received: mode {image.mode}"
         )
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
@@ -68,14 +68,13 @@ def _open(encoded):
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
-            f"An image must be a readable picture. Received: {len(encoded)} bytes: "
-            f"{error}"
+            f"Cannot read image. Received: {len(encoded)} bytes: {error}"
         ) from error
     return image
 
 
 def _from_array(image):
-    """Turns `(H, W)` or `(H, W, C)` integers or floats in [0, 1] into a PIL image."""
+    """Converts `(H, W)` or `(H, W, C)` integers or floats in [0, 1] to a PIL image."""
     image = np.asarray(image)
     if image.ndim == 3 and image.shape[-1] == 1:
         image = image[..., 0]

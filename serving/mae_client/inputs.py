@@ -1,4 +1,4 @@
-"""What a request holds: one row for each image."""
+"""Inputs of a request: one row per image."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from .images import Images, as_list
 
 
 def read_source(images: Images | None, pixels: ArrayLike | None) -> tuple[Any, str]:
-    """Returns what to send, one item an image, and the name of its input."""
+    """Returns one item per image, and the name of the input."""
     if (images is None) == (pixels is None):
         raise ValueError("Give either images or pixels")
     if pixels is None:
@@ -24,7 +24,7 @@ def read_source(images: Images | None, pixels: ArrayLike | None) -> tuple[Any, s
 
 
 def read_seeds(seed: ArrayLike, count: int) -> np.ndarray:
-    """Returns an int64 seed for each image; an int counts on from the first."""
+    """Returns an int64 seed per image: `seed + i` for an int."""
     seeds = np.asarray(seed)
     if seeds.size and not np.can_cast(seeds.dtype, np.int64):
         raise ValueError(
@@ -41,7 +41,7 @@ def read_seeds(seed: ArrayLike, count: int) -> np.ndarray:
 
 
 def read_rows(name: str, value: ArrayLike, count: int) -> np.ndarray:
-    """Returns a float32 row for each image."""
+    """Returns a float32 row per image."""
     rows = np.asarray(value)
     if rows.dtype.kind not in "biuf" or rows.ndim not in (1, 2):
         raise ValueError(

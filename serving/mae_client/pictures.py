@@ -1,12 +1,12 @@
-"""Reconstructions as a picture, a row an image."""
+"""Draws reconstructions as a picture, one row per image."""
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .images import Images, as_list, to_picture
+from .images import Images, as_list, to_pil
 
 _TITLES = ("original", "masked", "reconstruction", "pasted")
-_PANEL_WIDTH = 160  # pixels at least: smaller images are enlarged by a whole factor
+_PANEL_WIDTH = 160  # minimum in pixels: smaller images are scaled by an integer
 _GAP = 4
 _TITLE_HEIGHT = 20
 
@@ -17,49 +17,45 @@ def draw(
     mask: np.ndarray,
     patch_size: np.ndarray,
 ) -> Image.Image:
-    """Returns a PIL image of what `Reconstruction.save` describes.
-
-    `reconstruction` is `(B, H, W, C)` in grey levels, `mask` `(B, L)`, `patch_size`
-    `(B, 2)`, height and width, the same for all.
-    """
+    """Draws what `Reconstruction.save` saves, from the arrays of a `Reconstruction`."""
     count, height, width, channels = reconstruction.shape
     images = as_list(images)
     if len(images) != count or not count or channels not in (1, 3):
         raise ValueError(
-            "A picture needs an image for each answer, of one or three channels. "
-            f"Received: {len(images)} images for answers of the shape "
+            "images must be as many as the reconstructions, of 1 or 3 channels. "
+            f"Received: {len(images)} images for reconstructions of shape "
             f"{reconstruction.shape}"
         )
     mode = "L" if channels == 1 else "RGB"
     bilinear = Image.Resampling.BILINEAR
     originals = [
-        np.asarray(to_picture(image).convert(mode).resize((width, height), bilinear))
+        np.asarray(to_pil(image).convert(mode).resize((width, height), bilinear))
         for image in images
     ]
     stacked = np.stack(originals).reshape(reconstruction.shape)
-    painted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
-    removed = _spread(mask, patch_size[0].tolist(), height, width)
-    masked = np.where(removed, np.uint8(127), stacked)
-    pasted = np.where(removed, painted, stacked)
-    return _lay_out([stacked, masked, painted, pasted])
+    predicted = np.rint(np.clip(reconstruction, 0, 255)).astype("uint8")
+    hidden = _to_pixels(mask, patch_size[0].tolist(), height, width)
+    masked = np.where(hidden, np.uint8(127), stacked)
+    pasted = np.where(hidden, predicted, stacked)
+    return _draw_grid([stacked, masked, predicted, pasted])
 
 
-def _spread(mask, patch_size, height, width):
-    """Turns a mask of patches into a mask of pixels."""
+def _to_pixels(mask, patch_size, height, width):
+    """Expands a mask of patches to pixels."""
     count, length = mask.shape
     tall, wide = patch_size
     rows, columns = height // max(tall, 1), width // max(wide, 1)
     if (rows * tall, columns * wide, rows * columns) != (height, width, length):
         raise ValueError(
-            f"An image of {height}x{width} pixels can't be cut into {length} patches "
-            f"of {tall}x{wide}"
+            f"An image of {height}x{width} pixels cannot have {length} patches of "
+            f"{tall}x{wide}"
         )
-    removed = mask.reshape(count, rows, columns, 1) == 1
-    return removed.repeat(tall, axis=1).repeat(wide, axis=2)  # (B, H, W, 1)
+    hidden = mask.reshape(count, rows, columns, 1) == 1
+    return hidden.repeat(tall, axis=1).repeat(wide, axis=2)  # (B, H, W, 1)
 
 
-def _lay_out(panels):
-    """Lays out batches of uint8 images as the columns of one picture."""
+def _draw_grid(panels):
+    """Draws batches of uint8 images as the columns of one picture."""
     count, height, width, channels = panels[0].shape
     factor = -(-_PANEL_WIDTH // width)
     height, width = height * factor, width * factor

@@ -1,4 +1,4 @@
-"""TF Serving's REST protocol, in column format."""
+"""REST transport: TF Serving's HTTP API, in column format."""
 
 import base64
 import json
@@ -10,10 +10,16 @@ from typing import Any
 import numpy as np
 import urllib3
 
-from .errors import ServingError, check_names, overdue, strange, unavailable
+from .errors import (
+    ServingError,
+    check_names,
+    deadline_exceeded,
+    invalid_response,
+    unavailable,
+)
 from .results import read_signatures
 
-# TF Serving's own table, read backwards; 413 and 502 are its proxies'
+# HTTP status -> gRPC code, the inverse of TF Serving's; 413 and 502 are of proxies
 _CODES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -29,13 +35,12 @@ _CODES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-# JSON tells neither the width of a number nor what an empty list would hold; the other
-# outputs are float32
+# JSON has no dtypes; outputs that are not listed are float32
 _DTYPES = {"class_ids": "int64", "labels": "str", "patch_size": "int32"}
 
 
 class RestTransport:
-    """Asks by HTTP; each method raises `ServingError`."""
+    """Sends requests by HTTP; each method raises `ServingError`."""
 
     def __init__(
         self,
@@ -70,15 +75,15 @@ class RestTransport:
         names: Sequence[str],
         deadline: float,
     ) -> dict[str, np.ndarray]:
-        """Returns a dict from each of `names` to an array."""
+        """Returns a dict from output name to array."""
         if not len(next(iter(inputs.values()))):
-            # JSON can't say the sizes behind an empty axis
+            # JSON cannot express the shape behind an empty axis
             return self._empty(signature, names, deadline)
         columns = {name: _to_json(value) for name, value in inputs.items()}
         body = {"signature_name": signature, "inputs": columns}
         outputs = self._request("POST", ":predict", deadline, body, "outputs")
         if not isinstance(outputs, dict):
-            # a single output comes without its name
+            # TF Serving leaves out the name of a single output
             outputs = {names[0]: outputs}
         check_names(self._address, outputs, names)
         return {name: np.array(outputs[name], _dtype(name)) for name in names}
@@ -91,7 +96,7 @@ class RestTransport:
         return answer["signature_def"]["signature_def"]
 
     def _empty(self, signature, names, deadline):
-        """Makes the arrays that a server would answer to no image."""
+        """Returns empty outputs, with shapes from the model's metadata."""
         known = read_signatures(self.metadata(deadline))
         if signature not in known:
             raise ServingError(
@@ -107,7 +112,7 @@ class RestTransport:
         }
 
     def _request(self, method, suffix, deadline, body=None, key=None):
-        """Sends a request and returns what its answer holds under `key`."""
+        """Sends a request; returns the value of `key` in the response."""
         response, data = self._send(method, suffix, deadline, body)
         try:
             answer = json.loads(data)
@@ -117,11 +122,11 @@ class RestTransport:
         except (ValueError, KeyError, TypeError) as error:
             message = f"HTTP {response.status} {response.reason}"
             if response.status == 200:
-                raise strange(self._address, f"no {key} in its JSON") from error
+                raise invalid_response(self._address, f"no {key}") from error
         raise self._failure(response.status, message)
 
     def _send(self, method, suffix, deadline, body):
-        """Returns a response and its bytes, whatever its status."""
+        """Returns a response of any status, and its body."""
         try:
             response = self._pool.request(
                 method,
@@ -133,18 +138,18 @@ class RestTransport:
                 preload_content=False,
             )
             data = bytearray()
-            # as it comes, so that a trickle can't outlast the deadline; silence in the
-            # middle ends by the socket's own timeout, which began with the answer
+            # in chunks, so that a slow body cannot outlast the deadline; a stalled one
+            # ends by the socket's timeout
             while piece := response.read1(2**20):
                 data += piece
                 if time.monotonic() > deadline:
                     response.close()
-                    raise overdue(self._address)
+                    raise deadline_exceeded(self._address)
         except urllib3.exceptions.HTTPError as error:
-            # a refused connection counts as a timeout in urllib3
+            # urllib3 raises a kind of timeout for a refused connection
             refused = isinstance(error, urllib3.exceptions.NewConnectionError)
             if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
-                raise overdue(self._address) from error
+                raise deadline_exceeded(self._address) from error
             raise unavailable(self._address, error) from error
         response.release_conn()
         return response, data
@@ -161,7 +166,7 @@ def _dtype(name):
 
 
 def _to_json(array):
-    """Turns an array into nested lists, bytes into base64."""
+    """Converts an array to nested lists, bytes to base64."""
     if array.dtype != object:
         return array.tolist()
     return [{"b64": base64.b64encode(item).decode()} for item in array]

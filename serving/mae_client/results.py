@@ -1,4 +1,4 @@
-"""What a server answers, as types, and how they are read from JSON."""
+"""Result types of `Client`, and how they are read from JSON."""
 
 import dataclasses
 import os
@@ -15,11 +15,11 @@ _DTYPES = {"float": "float32", "double": "float64", "half": "float16"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
-    """What the encoder makes of images.
+    """Encoder features of images.
 
     Args:
-        features: `(B, 1 + L, D)` float32 array, the class token first; of a
-            classifier `(B, D)`.
+        features: `(B, 1 + L, D)` float32 array, the class token first; `(B, D)` of a
+            classifier.
     """
 
     features: np.ndarray
@@ -27,7 +27,7 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
-    """The likeliest classes of images, best first.
+    """Most likely classes of images, best first.
 
     Args:
         class_ids: `(B, K)` int64 array.
@@ -42,14 +42,13 @@ class Classification:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What a pretrained model paints into the removed patches.
+    """Reconstructed images.
 
     Args:
         reconstruction: `(B, H, W, C)` float32 array of grey levels in [0, 255].
-        mask: `(B, L)` float32 array, 1 = removed, 0 = visible.
+        mask: `(B, L)` float32 array, 1 = masked, 0 = visible.
         loss: `(B,)` float32 array.
-        patch_size: `(B, 2)` int32 array, a patch's height and width in pixels, the
-            same for each image.
+        patch_size: `(B, 2)` int32 array, height and width of a patch in pixels.
     """
 
     reconstruction: np.ndarray
@@ -58,15 +57,15 @@ class Reconstruction:
     patch_size: np.ndarray
 
     def save(self, path: str | os.PathLike[str], images: Images) -> None:
-        """Draws a row an image: original, masked, reconstruction, pasted.
+        """Saves a picture: original, masked, reconstruction, pasted; a row per image.
 
         Args:
-            path: Path of the picture; its ending names the format.
-            images: The pictures that were sent, as `Client.reconstruct` takes them.
+            path: Path of the picture; its extension sets the format.
+            images: The images that were sent, as for `Client.reconstruct`.
 
         Raises:
-            ValueError: If there are none, if they are not as many as the answers, or
-                if the answers are no pictures cut into such patches.
+            ValueError: If `images` are not as many as the reconstructions, or these
+                have other than 1 or 3 channels.
 
         Example:
 
@@ -79,7 +78,7 @@ class Reconstruction:
 
 
 class VersionStatus(NamedTuple):
-    """A version of a model: `state` is `"AVAILABLE"` where it answers."""
+    """A version of a model; one that can be used has the state `"AVAILABLE"`."""
 
     version: int
     state: str
@@ -87,24 +86,21 @@ class VersionStatus(NamedTuple):
 
 
 class TensorInfo(NamedTuple):
-    """An input or output: its type, and its sizes, where `None` is any size.
-
-    `shape` itself is `None` where not even the number of axes is known.
-    """
+    """Dtype and shape of an input or output; `None` is an unknown size or shape."""
 
     dtype: str
     shape: tuple | None
 
 
 class Signature(NamedTuple):
-    """The inputs and outputs of a signature, dicts from name to `TensorInfo`."""
+    """Inputs and outputs of a signature: dicts from name to `TensorInfo`."""
 
     inputs: dict
     outputs: dict
 
 
 def read_statuses(statuses: Iterable[Mapping[str, Any]]) -> list[VersionStatus]:
-    """Reads a list of ModelVersionStatus in JSON's form, which leaves zeros out."""
+    """Reads ModelVersionStatus messages as JSON, in which zeros are left out."""
     return [
         VersionStatus(
             int(each.get("version", 0)),
@@ -116,14 +112,14 @@ def read_statuses(statuses: Iterable[Mapping[str, Any]]) -> list[VersionStatus]:
 
 
 def read_signatures(table: Mapping[str, Any]) -> dict[str, Signature]:
-    """Reads a SignatureDefMap in JSON's form, which leaves zeros out."""
+    """Reads a SignatureDefMap as JSON, in which zeros are left out."""
     return {
         name: Signature(
             _tensor_infos(each.get("inputs", {})),
             _tensor_infos(each.get("outputs", {})),
         )
         for name, each in sorted(table.items())
-        # TensorFlow's own, which nobody can ask
+        # TensorFlow's internal signatures
         if not name.startswith("__")
     }
 

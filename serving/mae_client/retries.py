@@ -1,4 +1,4 @@
-"""Asking again: longer and longer pauses, and one deadline over all attempts."""
+"""Retries with exponential backoff, and one deadline over all attempts."""
 
 import itertools
 import random
@@ -8,22 +8,22 @@ from typing import Any
 
 from .errors import ServingError
 
-FIRST_PAUSE = 0.2  # seconds before the first retry; each later one waits twice as long
+FIRST_PAUSE = 0.2  # seconds before the first retry, doubled for each further one
 LONGEST_PAUSE = 5.0
 
 
 def call(
     method: Callable[..., Any], *arguments: Any, timeout: float, retries: int
 ) -> Any:
-    """Calls `method(*arguments, deadline)` until it answers, fails for good or is late.
+    """Calls `method(*arguments, deadline)`, again while the server is unavailable.
 
-    One loop for both protocols: gRPC's retryPolicy ends at 5 attempts and resends no
-    more than 256 kB, and urllib3's Timeout begins anew with each attempt.
+    One loop for both protocols: gRPC's retryPolicy ends at 5 attempts and 256 kB, and
+    urllib3's Timeout starts anew with each attempt.
     """
     deadline = time.monotonic() + timeout
     for attempt in itertools.count():
         pause = min(FIRST_PAUSE * 2 ** min(attempt, 16), LONGEST_PAUSE)
-        # jitter: clients that failed together must not come back together
+        # jitter: clients that failed together must not retry together
         pause *= random.uniform(0.5, 1.5)
         try:
             return method(*arguments, deadline)

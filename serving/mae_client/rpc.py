@@ -1,7 +1,4 @@
-"""TF Serving's gRPC protocol; imported only where it is asked for.
-
-`tensorflow-serving-api` brings TensorFlow along.
-"""
+"""gRPC transport; imported on demand, as `tensorflow-serving-api` needs TensorFlow."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -20,20 +17,20 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from .errors import ServingError, check_names, overdue, unavailable
+from .errors import ServingError, check_names, deadline_exceeded, unavailable
 
 _OPTIONS = {
     "grpc.max_send_message_length": 512 * 2**20,
     "grpc.max_receive_message_length": 512 * 2**20,
-    # milliseconds: the default of a second would outlast the first retries. The least
-    # backoff keeps its default: gRPC also gives up connecting after so long
+    # milliseconds: the default of a second would outlast the first retries. The minimum
+    # backoff keeps its default, which is also the timeout of connecting
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
 
 
 class GrpcTransport:
-    """Asks by gRPC, without TLS; each method raises `ServingError`."""
+    """Sends requests by gRPC, without TLS; each method raises `ServingError`."""
 
     def __init__(
         self,
@@ -67,7 +64,7 @@ class GrpcTransport:
         names: Sequence[str],
         deadline: float,
     ) -> dict[str, np.ndarray]:
-        """Returns a dict from each of `names` to an array."""
+        """Returns a dict from output name to array."""
         request = predict_pb2.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
@@ -100,12 +97,12 @@ class GrpcTransport:
         if code == "UNAVAILABLE":
             raise unavailable(self._address, message)
         if code == "DEADLINE_EXCEEDED":
-            raise overdue(self._address)
+            raise deadline_exceeded(self._address)
         raise ServingError(message, code)
 
 
 def _from_tensor(array):
-    """Turns TensorFlow's strings, which are bytes, into NumPy's."""
+    """Decodes TensorFlow's strings, which are bytes."""
     if array.dtype != object:
         return array
     texts = [item.decode() for item in array.ravel()]
@@ -113,5 +110,5 @@ def _from_tensor(array):
 
 
 def _to_dict(message):
-    """Turns a message into what REST answers for it."""
+    """Converts a message to the JSON of the REST API."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)

@@ -1,6 +1,6 @@
-"""A small server of SavedModels by TF Serving's protocol, for laptops and tests.
+"""Small server of SavedModels by TF Serving's protocol, for laptops and tests.
 
-`versions.py` loads and unloads, `bundle.py` runs a signature, `service.py` is the
-protocol's operations, `rest.py` and `rpc.py` its two forms. For production use TF
-Serving itself: this one has no batching, no isolation and no metrics.
+`versions.py` loads and unloads, `bundle.py` runs signatures, `service.py` is the
+protocol's operations, `rest.py` and `rpc.py` its REST and gRPC forms. For production
+use TF Serving: this server has no batching, no isolation and no metrics.
 """

@@ -1,4 +1,4 @@
-"""A loaded SavedModel: its signatures, and a session that runs them."""
+"""A loaded SavedModel: its signatures, and the session that runs them."""
 
 from pathlib import Path
 
@@ -9,39 +9,20 @@ from google.protobuf.message import DecodeError
 from mae_server.errors import RequestError, invalid, type_name
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
-# it calls TF Serving's own loader deprecated, and names none that frees memory
+# silences a deprecation of the only loader whose memory can be freed
 tf.get_logger().setLevel("ERROR")
 _WARM_UP = "assets.extra/tf_serving_warmup_requests"
 
 
 class Bundle:
-    """A SavedModel in a session of its own, which frees its memory when closed.
-
-    Args:
-        path: Path of the SavedModel's folder.
-
-    Raises:
-        ValueError: If the SavedModel can't be read, or a warm-up request fails.
-
-    Example:
-
-    ```python
-    module = tf.Module()
-    x = tf.TensorSpec((None,), tf.float32, "x")
-    double = tf.function(lambda x: {"y": 2 * x}).get_concrete_function(x)
-    tf.saved_model.save(module, "double", signatures={"serving_default": double})
-    bundle = Bundle("double")
-    assert bundle.run("serving_default", {"x": np.ones(2, "float32")})["y"][1] == 2
-    bundle.close()
-    ```
-    """
+    """A SavedModel in a session of its own, which frees its memory when closed."""
 
     def __init__(self, path):
         path = Path(path)
         self._session = tf.compat.v1.Session(graph=tf.Graph())
         try:
             with self._session.graph.as_default():
-                # the loader of TF Serving; TensorFlow 2's keeps all models for ever
+                # TF Serving's loader; TensorFlow 2's never frees a model
                 meta_graph = tf.compat.v1.saved_model.load(
                     self._session, ["serve"], str(path)
                 )
@@ -54,22 +35,10 @@ class Bundle:
         except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
             self.close()
             text = getattr(error, "message", str(error)).splitlines()[0]
-            raise ValueError(f"{path} is no servable SavedModel: {text}") from error
+            raise ValueError(f"Cannot load SavedModel {path}: {text}") from error
 
     def run(self, signature_name, inputs, outputs=()):
-        """Runs a signature.
-
-        Args:
-            signature_name: Str, a key of `signatures`.
-            inputs: Dict from input name to array.
-            outputs: Names of the outputs to compute; all by default.
-
-        Returns:
-            Dict from output name to array.
-
-        Raises:
-            RequestError: If the inputs don't fit, or the graph refuses them.
-        """
+        """Runs a signature on arrays by name; computes all outputs by default."""
         signature = self.signatures[signature_name]
         _check_names(signature.inputs, inputs)
         feeds = {
@@ -84,11 +53,11 @@ class Bundle:
             raise RequestError.from_tensorflow(error) from error
 
     def close(self):
-        """Frees the memory; what runs must have ended."""
+        """Frees the memory; no request may be running."""
         self._session.close()
 
     def _warm_up(self, path):
-        """Answers the recorded requests, so that no user waits for the first."""
+        """Runs the recorded requests, so that no user waits for the first one."""
         if not path.exists():
             return
         from tensorflow_serving.apis import prediction_log_pb2
@@ -97,7 +66,7 @@ class Bundle:
             try:
                 self._replay(prediction_log_pb2.PredictionLog.FromString(record))
             except (RequestError, KeyError, DecodeError) as error:
-                raise ValueError(f"a warm-up request failed: {error}") from error
+                raise ValueError(f"warm-up request failed: {error}") from error
 
     def _replay(self, log):
         if log.HasField("classify_log"):

@@ -1,9 +1,9 @@
-"""Errors of requests: a status code by name, and a message for the caller."""
+"""Request errors: gRPC status code, HTTP status and message."""
 
 import tensorflow as tf
 
-# names of gRPC's status codes -> HTTP's, as TF Serving maps them
-HTTP_STATUS = {
+# gRPC status codes -> HTTP statuses, as TF Serving maps them
+_HTTP_STATUS = {
     "CANCELLED": 499,
     "UNKNOWN": 500,
     "INVALID_ARGUMENT": 400,
@@ -22,23 +22,12 @@ HTTP_STATUS = {
     "UNAUTHENTICATED": 401,
 }
 _NUMBERS = {
-    getattr(tf.errors, name): name for name in HTTP_STATUS if hasattr(tf.errors, name)
+    getattr(tf.errors, name): name for name in _HTTP_STATUS if hasattr(tf.errors, name)
 }
 
 
 class RequestError(Exception):
-    """What is wrong with a request.
-
-    Args:
-        code: Name of a gRPC status code, such as `"INVALID_ARGUMENT"`.
-        message: Str for the caller.
-
-    Example:
-
-    ```python
-    assert RequestError("NOT_FOUND", "no such model").http_status == 404
-    ```
-    """
+    """An error answered to the caller: name of a gRPC status code, and a message."""
 
     def __init__(self, code, message):
         super().__init__(message)
@@ -46,62 +35,21 @@ class RequestError(Exception):
 
     @property
     def http_status(self):
-        """Int, the HTTP status of the code."""
-        return HTTP_STATUS[self.code]
+        return _HTTP_STATUS[self.code]
 
     @classmethod
     def from_tensorflow(cls, error):
-        """Keeps code and message of a `tf.errors.OpError`.
-
-        Args:
-            error: The `tf.errors.OpError`.
-
-        Returns:
-            A `RequestError`.
-
-        Example:
-
-        ```python
-        error = tf.errors.InvalidArgumentError(None, None, "Input is empty.")
-        assert RequestError.from_tensorflow(error).code == "INVALID_ARGUMENT"
-        ```
-        """
-        # what Python's session puts before the kernel's message
+        """Keeps code and message of a `tf.errors.OpError`."""
+        # a prefix that the Python session adds to the kernel's message
         message = error.message.removeprefix("Graph execution error:").strip()
         return cls(_NUMBERS.get(error.error_code, "UNKNOWN"), message)
 
 
 def type_name(dtype):
-    """Names a type as TF Serving does.
-
-    Args:
-        dtype: A `tf.DType`.
-
-    Returns:
-        Str.
-
-    Example:
-
-    ```python
-    assert type_name(tf.float32) == "float" and type_name(tf.int64) == "int64"
-    ```
-    """
+    """Returns a `tf.DType`'s name as TF Serving writes it."""
     return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)
 
 
 def invalid(message):
-    """Makes the most frequent error, `INVALID_ARGUMENT`.
-
-    Args:
-        message: Str for the caller.
-
-    Returns:
-        A `RequestError`.
-
-    Example:
-
-    ```python
-    assert invalid("Input is empty.").http_status == 400
-    ```
-    """
+    """Returns the most frequent `RequestError`."""
     return RequestError("INVALID_ARGUMENT", message)

@@ -1,4 +1,4 @@
-"""TF Serving's JSON: rows and columns to arrays, by a signature's types."""
+"""Requests of TF Serving's REST API: JSON rows and columns to arrays."""
 
 import base64
 import binascii
@@ -12,30 +12,14 @@ from mae_server.errors import RequestError, invalid, type_name
 
 
 def parse(body):
-    """Parses a request's body.
-
-    Args:
-        body: Bytes, UTF-8.
-
-    Returns:
-        Dict.
-
-    Raises:
-        RequestError: If it is no JSON object; bare `NaN` and `Infinity` are numbers.
-
-    Example:
-
-    ```python
-    assert parse(b'{"instances": [1.0]}') == {"instances": [1.0]}
-    ```
-    """
+    """Parses a JSON object; bare `NaN` and `Infinity` are numbers."""
     if not body:
         raise invalid("JSON Parse error: The document is empty")
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
         try:
-            # slower, but it knows NaN, and says where the error is
+            # slower, but reads NaN, and reports the position of an error
             document = json.loads(body.decode())
         except (ValueError, RecursionError) as error:
             raise invalid(f"JSON Parse error: {error}") from error
@@ -45,23 +29,7 @@ def parse(body):
 
 
 def signature_name(document):
-    """Returns the signature that a parsed body asks for, `""` for the default one.
-
-    Args:
-        document: Dict, the parsed body.
-
-    Returns:
-        Str.
-
-    Raises:
-        RequestError: If it is no string.
-
-    Example:
-
-    ```python
-    assert signature_name({"instances": []}) == ""
-    ```
-    """
+    """Returns the signature's name in a parsed body, `""` for the default one."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise invalid(
@@ -72,18 +40,7 @@ def signature_name(document):
 
 
 def read_inputs(document, infos):
-    """Turns `instances` (rows) or `inputs` (columns) into arrays.
-
-    Args:
-        document: Dict, the parsed body.
-        infos: Dict from input name to `TensorInfo`.
-
-    Returns:
-        Dict from input name to array.
-
-    Raises:
-        RequestError: With TF Serving's words, where the JSON doesn't fit.
-    """
+    """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`."""
     if "instances" in document and "inputs" in document:
         raise invalid(
             f"JSON Value: {_text(document)} Not formatted correctly expecting only one "
@@ -143,8 +100,8 @@ def _from_rows(rows, dtypes):
 
 
 def _stack(items, name, dtype, named):
-    """Makes one array of the rows of an input, or says which row is wrong."""
-    array = _quickly(items, dtype)
+    """Stacks the rows of an input, or raises with the index of the wrong row."""
+    array = _convert_floats(items, dtype)
     if array is not None:
         return array
     arrays = []
@@ -171,23 +128,23 @@ def _stack(items, name, dtype, named):
 
 
 def _to_array(value, dtype):
-    array = _quickly(value, dtype)
+    array = _convert_floats(value, dtype)
     if array is not None:
         return array
     shape, first = [], value
     while isinstance(first, list):
         shape.append(len(first))
         first = first[0] if first else None
-        if len(shape) > _MOST_AXES:
-            raise invalid(f"Encountered list at unexpected level: {_MOST_AXES}")
+        if len(shape) > _MAX_AXES:
+            raise invalid(f"Encountered list at unexpected level: {_MAX_AXES}")
     leaves = []
     _collect(value, 0, shape, dtype, leaves)
     kind = object if dtype == tf.string else dtype.as_numpy_dtype
     return np.array(leaves, kind).reshape(shape)
 
 
-def _quickly(value, dtype):
-    """Converts lists of floats without a look at each; `None` where it needs one."""
+def _convert_floats(value, dtype):
+    """Converts lists of floats at once; `None` if items must be checked one by one."""
     if not dtype.is_floating or not isinstance(value, list) or _holds_bool(value):
         return None
     try:
@@ -203,7 +160,7 @@ def _quickly(value, dtype):
 
 
 def _holds_bool(value):
-    """Says whether nested lists hold a bool, which NumPy would read as a number."""
+    """Whether nested lists hold a bool, which NumPy would convert to a number."""
     if isinstance(value, list):
         if value and not isinstance(value[0], list):
             return bool in set(map(type, value))
@@ -212,7 +169,7 @@ def _holds_bool(value):
 
 
 def _collect(value, level, shape, dtype, leaves):
-    """Appends what nested lists of a shape hold to `leaves`."""
+    """Flattens nested lists of a shape into `leaves`."""
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
@@ -260,23 +217,7 @@ def _leaf(value, dtype):
 
 
 def from_base64(value):
-    """Reads `{"b64": "..."}`.
-
-    Args:
-        value: Dict of parsed JSON.
-
-    Returns:
-        Bytes.
-
-    Raises:
-        RequestError: If it has other keys, or isn't base64.
-
-    Example:
-
-    ```python
-    assert from_base64({"b64": "bWFl"}) == b"mae"
-    ```
-    """
+    """Decodes `{"b64": "..."}` to bytes."""
     if set(value) != {"b64"} or not isinstance(value["b64"], str):
         raise invalid(
             f"JSON Value: {_text(value)} not formatted correctly for base64 data"
@@ -291,8 +232,8 @@ def _is_named(value):
     return isinstance(value, dict) and set(value) != {"b64"}
 
 
-# NumPy has 64, TensorFlow's signatures far fewer
-_MOST_AXES = 32
+# NumPy allows 64, signatures have far fewer
+_MAX_AXES = 32
 _KINDS = {
     type(None): "Null",
     dict: "Object",
@@ -312,6 +253,6 @@ def _type_error(value, dtype):
 
 
 def _text(value):
-    """Writes JSON into a message, shortened: a picture may be megabytes long."""
+    """Formats JSON for a message, shortened: an image may be megabytes long."""
     text = json.dumps(value, skipkeys=True)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,4 +1,4 @@
-"""TF Serving's JSON: a signature's outputs, and the classes of examples."""
+"""Responses of TF Serving's REST API: arrays and classes to JSON."""
 
 import base64
 import json
@@ -10,25 +10,10 @@ from mae_server.errors import invalid
 
 
 def write_outputs(outputs, rows):
-    """Writes a signature's outputs as a response's body.
+    """Returns the JSON body of a predict response, in row or column format.
 
-    Args:
-        outputs: Dict from output name to array.
-        rows: Whether the request was in row format.
-
-    Returns:
-        Bytes: JSON. Bytes are base64 where the output's name ends in `_bytes`; numbers
-        that are not finite are bare `NaN` and `Infinity`, as TF Serving writes them.
-
-    Raises:
-        RequestError: If rows are wanted of outputs without a common batch.
-
-    Example:
-
-    ```python
-    body = write_outputs({"loss": np.float32([0.1])}, rows=True)
-    assert body == b'{"predictions":[0.1]}'
-    ```
+    As TF Serving writes them: strings are base64 where the output's name ends in
+    `_bytes`, and numbers that are not finite are bare `NaN` and `Infinity`.
     """
     finite = all(
         np.isfinite(array).all()
@@ -50,21 +35,7 @@ def write_outputs(outputs, rows):
 
 
 def write_results(rows):
-    """Writes the classes of examples as a response's body.
-
-    Args:
-        rows: List with, for each example, a list of `(label, score)`.
-
-    Returns:
-        Bytes: JSON.
-
-    Example:
-
-    ```python
-    body = write_results([[("cat", np.float32(0.9))]])
-    assert body == b'{"results":[[["cat",0.9]]]}'
-    ```
-    """
+    """Returns the JSON body of a classify response: `(label, score)` pairs per row."""
     finite = all(np.isfinite(score) for row in rows for _, score in row)
     return _dump({"results": rows}, finite)
 
@@ -85,13 +56,13 @@ def _strings(value, encoded):
 
 def _dump(document, finite):
     if finite:
-        # it writes a float32 shortest, as TF Serving does: 0.1, not 0.10000000149
+        # as TF Serving, it writes a float32 as 0.1, not as 0.10000000149
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return json.dumps(document, default=_plain).encode()
 
 
 def _plain(array):
-    """Makes lists of an array, whose float32 numbers are written shortest as well."""
+    """Converts an array to lists, with the shortest decimals of float32."""
     if array.dtype == np.float32:
         array = array.astype(str).astype("float64")
     return array.tolist()

@@ -1,4 +1,4 @@
-"""The REST form of TF Serving's protocol."""
+"""REST API of TF Serving's protocol."""
 
 import json
 import re
@@ -18,26 +18,7 @@ _GET = re.compile(_WHICH + "(/metadata)?", re.IGNORECASE | re.ASCII)
 
 
 class RestApi:
-    """Answers requests to `/v1/models/...`.
-
-    Args:
-        service: A `Service`.
-
-    Call arguments:
-        method: Str, such as `"POST"`.
-        path: Str, the request's path, as sent.
-        body: Bytes.
-
-    Returns:
-        A tuple: the HTTP status, int, and the response's body, bytes: JSON.
-
-    Example:
-
-    ```python
-    status, body = RestApi(service=None)("GET", "/v1/nothing", b"")
-    assert (status, body) == (400, b'{"error": "Malformed request: GET /v1/nothing"}')
-    ```
-    """
+    """Answers a request to `/v1/models/...` with an HTTP status and a JSON body."""
 
     def __init__(self, service):
         self._service = service
@@ -49,9 +30,9 @@ class RestApi:
             return error.http_status, _error(error)
         except RecursionError:
             return 400, _error("JSON Parse error: nested too deep")
-        except Exception:  # a bug of ours ends one request, not the server
+        except Exception:  # a bug must end one request, not the server
             traceback.print_exc()
-            return 500, _error("Internal error, see the server's output")
+            return 500, _error("Internal error, see the server log")
 
     def _answer(self, method, path, body):
         match = {"POST": _POST, "GET": _GET}.get(method, _GET).fullmatch(path)
@@ -90,7 +71,7 @@ class RestApi:
             raise invalid("Expecting 'examples' value to be an list/array")
         if not document["examples"]:
             raise invalid("'examples' value is an empty array")
-        # serialized messages that follow each other are merged
+        # concatenated serialized messages are merged
         context = _example(document.get("context", {}))
         examples = [context + _example(row) for row in document["examples"]]
         _, _, rows = self._service.classify(spec, name, examples)

@@ -1,4 +1,4 @@
-"""The gRPC form of TF Serving's protocol, by its own stubs."""
+"""gRPC API of TF Serving's protocol, by its own stubs."""
 
 from concurrent import futures
 
@@ -16,38 +16,16 @@ from tensorflow_serving.apis import (
 )
 
 from mae_server.errors import RequestError, invalid
-from mae_server.service import Service  # noqa: F401, for the example
 
 
 def make_grpc_server(service, host, port, max_bytes):
-    """Makes a gRPC server around a service; `start` starts it.
-
-    Args:
-        service: A `Service`.
-        host: Str, the address to bind to.
-        port: Int; 0 takes a free one.
-        max_bytes: Int, the longest message either way.
-
-    Returns:
-        A tuple: the `grpc.Server`, and its port.
-
-    Raises:
-        ValueError: If the port can't be had.
-
-    Example:
-
-    ```python
-    service = Service(models=None)
-    server, port = make_grpc_server(service, "127.0.0.1", 0, max_bytes=2**20)
-    assert port > 0
-    ```
-    """
+    """Returns a `grpc.Server`, not yet started, and its port (0: a free one)."""
     server = grpc.server(
-        futures.ThreadPoolExecutor(service.most_threads),
+        futures.ThreadPoolExecutor(service.max_threads),
         options=[
             ("grpc.max_receive_message_length", max_bytes),
             ("grpc.max_send_message_length", max_bytes),
-            # another server's port is an error, not shared
+            # a port in use is an error, not shared
             ("grpc.so_reuseport", 0),
         ],
     )
@@ -62,12 +40,12 @@ def make_grpc_server(service, host, port, max_bytes):
     except RuntimeError:
         bound = 0
     if not bound:
-        raise ValueError(f"The gRPC port {port} of {host} can't be had")
+        raise ValueError(f"Cannot bind gRPC port {port} on {host}")
     return server, bound
 
 
 def _answered(method):
-    """Turns a `RequestError` of a method into the call's status."""
+    """Converts a `RequestError` of a method to the status of the call."""
 
     def call(self, request, context):
         try:
@@ -79,7 +57,7 @@ def _answered(method):
 
 
 def _spec(request):
-    """Reads which model, version or label a request means."""
+    """Returns model name, version and label of a request."""
     if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
     spec = request.model_spec
@@ -94,12 +72,7 @@ def _fill_spec(response, name, version, signature_name=""):
 
 
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify and GetModelMetadata; Regress and others are unimplemented.
-
-    Args:
-        service: A `Service`.
-        max_bytes: Int, the largest tensor that a request may describe.
-    """
+    """Predict, Classify and GetModelMetadata; other calls are unimplemented."""
 
     def __init__(self, service, max_bytes):
         self._service = service
@@ -152,7 +125,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     def _array(self, name, proto):
-        """Reads a tensor, which may say it is larger than what was sent."""
+        """Reads a tensor, whose declared shape may be larger than its data."""
         try:
             dtype = tf.dtypes.as_dtype(proto.dtype)
             sizes = [dimension.size for dimension in proto.tensor_shape.dim]
@@ -161,28 +134,24 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 min(sizes, default=0) < 0
                 or count * max(dtype.size, 1) > self._max_bytes
             ):
-                raise ValueError("its shape can't be had")
+                raise ValueError("invalid or too large shape")
             return np.asarray(tf.make_ndarray(proto))
         except (TypeError, ValueError, OverflowError, KeyError) as error:
             raise invalid(f"tensor parsing error: {name}: {error}") from error
 
 
 def _examples(message):
-    """Lists the serialized examples of an `Input`, each with its context."""
+    """Returns the serialized examples of an `Input`, merged with its context."""
     if message.WhichOneof("kind") == "example_list_with_context":
         listed = message.example_list_with_context
-        # serialized messages that follow each other are merged
+        # concatenated serialized messages are merged
         context = listed.context.SerializeToString()
         return [context + example.SerializeToString() for example in listed.examples]
     return [example.SerializeToString() for example in message.example_list.examples]
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
-    """GetModelStatus and HandleReloadConfigRequest.
-
-    Args:
-        service: A `Service`.
-    """
+    """GetModelStatus and HandleReloadConfigRequest."""
 
     def __init__(self, service):
         self._service = service

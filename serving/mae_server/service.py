@@ -1,4 +1,4 @@
-"""What a server does with a request, whatever form it came in."""
+"""TF Serving's operations on arrays, for REST and gRPC alike."""
 
 import contextlib
 import threading
@@ -13,49 +13,28 @@ DEFAULT_SIGNATURE = "serving_default"
 
 
 class Service:
-    """TF Serving's operations on arrays, with its checks and messages.
+    """Runs requests on `Models`, with TF Serving's checks and error messages.
 
-    Args:
-        models: A `Models`.
-        threads: Int, the most requests that are answered at the same time.
-        max_enqueued: Int, the most requests that wait meanwhile.
-        max_batch_size: Int, the most images a request may hold.
-
-    Example:
-
-    ```python
-    service = Service(models=None, threads=2, max_enqueued=10)
-    assert service.most_threads > 12
-    ```
+    `threads` requests run at the same time, `max_enqueued` more wait, and others are
+    refused; a request holds at most `max_batch_size` images.
     """
 
     def __init__(self, models, threads=4, max_enqueued=100, max_batch_size=1024):
         self.models = models
-        # each request waits in a thread; some are left to say that no more may wait
-        self.most_threads = threads + max_enqueued + 4
-        self._places = threading.BoundedSemaphore(threads + max_enqueued)
+        # each request waits in a thread; four more refuse those that may not wait
+        self.max_threads = threads + max_enqueued + 4
+        self._slots = threading.BoundedSemaphore(threads + max_enqueued)
         self._running = threading.BoundedSemaphore(threads)
         self._max_batch_size = max_batch_size
 
     def predict(self, spec, signature_name, inputs, outputs=()):
-        """Runs a signature.
+        """Runs a signature; returns version, signature name and a dict of arrays.
 
-        Args:
-            spec: Tuple `(name, version, label)`, the last two perhaps `None`.
-            signature_name: Str, or empty for `serving_default`.
-            inputs: Dict from input name to array, or a function that makes it of the
-                signature.
-            outputs: Names of the outputs to answer; all by default.
-
-        Returns:
-            A tuple: the version, int; the signature's name; a dict from output name
-            to array.
-
-        Raises:
-            RequestError: For whatever is wrong with the request.
+        `spec` is `(name, version, label)`; `inputs` a dict of arrays, or a function
+        that returns one for the signature; `outputs` names those to compute.
         """
         name = signature_name or DEFAULT_SIGNATURE
-        with self._place(), self.models.use(*spec) as (version, bundle):
+        with self._slot(), self.models.use(*spec) as (version, bundle):
             signature = bundle.signatures.get(name)
             if callable(inputs):
                 if signature is None:
@@ -72,22 +51,12 @@ class Service:
             return version, name, bundle.run(name, inputs, list(outputs))
 
     def classify(self, spec, signature_name, examples):
-        """Runs a signature of TF Serving's Classify API.
+        """Runs a Classify signature on serialized `tf.train.Example`s.
 
-        Args:
-            spec: As for `predict`.
-            signature_name: Str, or empty for `serving_default`.
-            examples: List of serialized `tf.train.Example`.
-
-        Returns:
-            A tuple: the version, int; the signature's name; a list with, for each
-            example, a list of `(label, score)`.
-
-        Raises:
-            RequestError: For whatever is wrong with the request.
+        Returns version, signature name, and `(label, score)` pairs for each example.
         """
         name = signature_name or DEFAULT_SIGNATURE
-        with self._place(), self.models.use(*spec) as (version, bundle):
+        with self._slot(), self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
                 raise invalid(f"No signature was found with the name: {name}")
             method = bundle.signatures[name].method_name
@@ -105,41 +74,24 @@ class Service:
             return version, name, [_scored(*pair) for pair in pairs]
 
     def metadata(self, spec):
-        """Describes a model's signatures.
-
-        Args:
-            spec: As for `predict`.
-
-        Returns:
-            A tuple: the version, int; a dict from signature name to `SignatureDef`.
-
-        Raises:
-            RequestError: If there is no such model.
-        """
+        """Returns the version, and its `SignatureDef`s by name."""
         with self.models.use(*spec) as (version, bundle):
             return version, bundle.signatures
 
     def reload(self, config):
-        """Serves what a configuration lists, from now on; an error changes nothing.
-
-        Args:
-            config: A `ModelServerConfig` message.
-
-        Raises:
-            RequestError: If it can't be served.
-        """
+        """Serves what a `ModelServerConfig` lists; an error changes nothing."""
         self.models.configure(read_config(config))
 
     @contextlib.contextmanager
-    def _place(self):
-        """Waits for its turn, if there is a place left to wait."""
-        if not self._places.acquire(blocking=False):
+    def _slot(self):
+        """Waits for a free thread; raises if the queue is full."""
+        if not self._slots.acquire(blocking=False):
             raise RequestError("UNAVAILABLE", "The request queue is full")
         try:
             with self._running:
                 yield
         finally:
-            self._places.release()
+            self._slots.release()
 
     def _check_batch(self, inputs):
         size = max((len(a) for a in inputs.values() if np.ndim(a)), default=0)
@@ -148,11 +100,6 @@ class Service:
                 f"Task size {size} is larger than maximum input batch size "
                 f"{self._max_batch_size}"
             )
-
-
-def _labelled(labels, scores):
-    labels = [label.decode() for label in labels]
-    return list(zip(labels, scores, strict=True))
 
 
 def _scored(labels, scores):
@@ -173,28 +120,7 @@ def _check_filter(outputs, signature):
 
 
 def read_config(config):
-    """Reads TF Serving's configuration of models.
-
-    Args:
-        config: A `ModelServerConfig` message.
-
-    Returns:
-        A list of `ModelConfig`.
-
-    Raises:
-        RequestError: If it is not a list of TensorFlow models.
-
-    Example:
-
-    ```python
-    from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
-
-    text = "model_config_list { config { name: 'mae' base_path: '/models/mae' } }"
-    message = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
-    assert read_config(message)[0].name == "mae"
-    ```
-    """
+    """Converts a `ModelServerConfig` to a list of `ModelConfig`."""
     if config.WhichOneof("config") != "model_config_list":
         raise invalid(
             "ServerModelConfig type not supported by HandleReloadConfigRequest. "

@@ -1,4 +1,4 @@
-"""Which versions of which models are loaded: folders, policies, labels, hot reload."""
+"""Model versions: folders, version policies, labels and hot reload."""
 
 import contextlib
 import gc
@@ -16,21 +16,10 @@ from mae_server.errors import RequestError, invalid
 
 
 class ModelConfig(NamedTuple):
-    """How a model is served.
+    """How a model is served: its folder, version policy and labels.
 
-    Args:
-        name: Str, the model's name in requests.
-        base_path: Path of the folder that holds the numbered versions.
-        versions: Tuple of the versions to serve; all for `()`, the newest `latest`
-            for `None`.
-        latest: Int, how many of the newest versions to serve.
-        labels: Dict from label to version.
-
-    Example:
-
-    ```python
-    config = ModelConfig("mae", "models/mae", versions=(1, 2), labels={"stable": 1})
-    ```
+    `versions` lists the versions to serve: all for `()`, and the newest `latest` ones
+    for `None`; `labels` maps a label to a version.
     """
 
     name: str
@@ -40,10 +29,10 @@ class ModelConfig(NamedTuple):
     labels: Mapping[str, int] = MappingProxyType({})
 
     def aspired(self):
-        """Lists the versions in the folder that the policy wants, as a set of ints."""
+        """Returns the versions in the folder that the policy selects, a set of ints."""
         with contextlib.suppress(OSError):
             folders = [path.name for path in Path(self.base_path).glob("*/")]
-            # ASCII digits: other digits are numbers to Python, not to TF Serving
+            # ASCII digits only, as TF Serving; int() would take others
             found = sorted(int(n) for n in folders if re.fullmatch("0|[1-9][0-9]*", n))
             if self.versions is None:
                 return set(found[-self.latest :])
@@ -52,22 +41,9 @@ class ModelConfig(NamedTuple):
 
 
 class Version:
-    """A version of a model on its way from START to END.
+    """A version of a model: `START`, `LOADING`, `AVAILABLE`, `UNLOADING` or `END`.
 
-    Args:
-        path: Path of its SavedModel.
-
-    Attributes:
-        state: `"START"`, `"LOADING"`, `"AVAILABLE"`, `"UNLOADING"` or `"END"`.
-        error: Str, why it could not be loaded; `""` for a sound one.
-        bundle: The `Bundle`, while there is one.
-        users: Int, the requests that hold it.
-
-    Example:
-
-    ```python
-    assert Version("models/mae/1").state == "START"
-    ```
+    `error` says why it was not loaded; `users` counts the requests that hold it.
     """
 
     def __init__(self, path):
@@ -79,25 +55,10 @@ class Version:
 
 
 class Models:
-    """Loads what the configurations ask for, and follows the folders.
+    """Loads and unloads versions, following their folders.
 
-    A new version answers before an old one is unloaded, and one that can't be loaded
-    leaves the old one where it is. An unloaded version goes when its last request has.
-
-    Args:
-        configs: Sequence of `ModelConfig`.
-
-    Raises:
-        ValueError: If a model has no version that can be served, or a label none.
-
-    Example:
-
-    ```python
-    try:
-        Models([ModelConfig("mae", "nowhere")])
-    except ValueError as error:
-        assert "nowhere must hold a SavedModel" in str(error)
-    ```
+    A new version is available before an old one is unloaded, and one that fails to load
+    replaces nothing. A version is unloaded when its last request has ended.
     """
 
     def __init__(self, configs):
@@ -106,22 +67,14 @@ class Models:
         self._stopped = threading.Event()
         self._configs = {}
         self._versions = {}
-        self._broken = {}  # path -> what the files were when they could not be loaded
+        self._broken = {}  # path -> its files when it failed to load
         try:
             self.configure(configs)
         except RequestError as error:
             raise ValueError(str(error)) from error
 
     def configure(self, configs):
-        """Serves other models from now on, or raises and stays as it was.
-
-        Args:
-            configs: Sequence of `ModelConfig`.
-
-        Raises:
-            RequestError: If a model can't be served, or a label names a version that
-                isn't.
-        """
+        """Replaces the configuration; keeps the old one if it raises `RequestError`."""
         names = [config.name for config in configs]
         for name in names:
             if not name or names.count(name) > 1:
@@ -134,34 +87,26 @@ class Models:
                     self._check(config)
             except RequestError:
                 self._configs = old
-                self._load_aspired()  # what a refused one took the place of
+                self._load_aspired()  # what the rejected one had replaced
                 raise
             finally:
                 self._unload_others()
 
     def poll(self):
-        """Looks at the folders once: loads what is new, unloads what is superseded."""
+        """Reads the folders once: loads new versions, unloads old ones."""
         with self._polling:
             self._load_aspired()
             self._unload_others()
 
     def keep_polling(self, seconds, first=lambda: None):
-        """Polls until `close`, in a thread of its own.
-
-        Args:
-            seconds: Float, the time between two polls.
-            first: Function that is called before each.
-
-        Returns:
-            The started `threading.Thread`.
-        """
+        """Polls every `seconds` in a thread until `close`, calling `first` before."""
 
         def loop():
             while not self._stopped.wait(seconds):
                 try:
                     first()
                     self.poll()
-                except Exception:  # whatever it was: the next poll may find it gone
+                except Exception:  # the next poll may succeed
                     traceback.print_exc()
 
         thread = threading.Thread(target=loop, name="polling", daemon=True)
@@ -170,19 +115,7 @@ class Models:
 
     @contextlib.contextmanager
     def use(self, name, version=None, label=None):
-        """Holds a version for the time of a request.
-
-        Args:
-            name: Str, a model's name.
-            version: Int, or `None` for the newest one available.
-            label: Str, instead of a version.
-
-        Yields:
-            A tuple: the version, int, and its `Bundle`.
-
-        Raises:
-            RequestError: If there is no such model, version or label.
-        """
+        """Yields a version's number and `Bundle`, kept loaded until the block ends."""
         if not name:
             raise invalid("ModelSpec has no name specified.")
         with self._changed:
@@ -209,19 +142,7 @@ class Models:
                 self._changed.notify_all()
 
     def status(self, name, version=None, label=None):
-        """Lists the states of a model's versions, ended ones included.
-
-        Args:
-            name: Str, a model's name.
-            version: Int, to ask for one only.
-            label: Str, instead of a version.
-
-        Returns:
-            A list of tuples: version, int; state and error, strs. Newest first.
-
-        Raises:
-            RequestError: If there is none.
-        """
+        """Returns `(version, state, error)` of all versions seen, newest first."""
         with self._changed:
             if label:
                 version = self._labelled(name, label)
@@ -240,7 +161,7 @@ class Models:
             return sorted(rows, reverse=True)
 
     def close(self):
-        """Stops polling and frees every model, when the requests in hand have ended."""
+        """Stops polling, and unloads every model once its requests have ended."""
         self._stopped.set()
         with self._polling:
             self._configs = {}
@@ -253,7 +174,7 @@ class Models:
         return config.labels[label]
 
     def _load_aspired(self):
-        """Loads what is asked for and not there."""
+        """Loads versions that the policies select and that are not loaded."""
         for name, config in self._configs.items():
             known = self._versions.setdefault(name, {})
             for number in sorted(config.aspired()):
@@ -265,10 +186,10 @@ class Models:
                 self._load(known, number, Version(path))
 
     def _load(self, known, number, version):
-        """Loads a version into its place; what answered there is unloaded after."""
+        """Loads a version; one it replaces is unloaded afterwards."""
         held = known.get(number)
-        answering = held is not None and held.state == "AVAILABLE"
-        if not answering:
+        available = held is not None and held.state == "AVAILABLE"
+        if not available:
             with self._changed:
                 known[number] = version
         version.state = "LOADING"
@@ -278,18 +199,18 @@ class Models:
         except ValueError as error:
             version.error, version.state = str(error), "END"
             self._broken[version.path] = stamp
-            print(f"Not served: {error}", flush=True)
+            print(error, flush=True)
             return
         self._broken.pop(version.path, None)
         with self._changed:
             version.state = "AVAILABLE"
             known[number] = version
         print(f"Serving {version.path}", flush=True)
-        if answering:
+        if available:
             self._unload(held)
 
     def _check(self, config):
-        """Raises if a model just configured can't answer."""
+        """Raises `RequestError` if a model, or a label of it, has no version loaded."""
         known = self._versions[config.name]
         folder = Path(config.base_path)
         served = [
@@ -300,8 +221,8 @@ class Models:
         if not served:
             paths = [folder / str(number) for number in sorted(config.aspired())]
             raise invalid(
-                f"{folder} must hold a SavedModel in a folder named by a number. "
-                f"Received: {' and '.join(map(str, paths)) or 'no such folder'}"
+                f"{folder} must contain a SavedModel in a folder named by its version "
+                f"number. Received: {' and '.join(map(str, paths)) or 'no such folder'}"
             )
         for label, number in config.labels.items():
             if number not in served:
@@ -313,14 +234,14 @@ class Models:
                 )
 
     def _unload_others(self):
-        """Unloads versions that nobody asks for and that others stand in for."""
+        """Unloads versions that the policies no longer select and others replace."""
         for name, known in self._versions.items():
             config = self._configs.get(name)
             aspired = set() if config is None else config.aspired()
-            answering = {n for n, held in known.items() if held.state == "AVAILABLE"}
-            if config is not None and not answering & aspired:
+            available = {n for n, held in known.items() if held.state == "AVAILABLE"}
+            if config is not None and not available & aspired:
                 continue
-            for number in answering - aspired:
+            for number in available - aspired:
                 self._unload(known[number])
 
     def _unload(self, held):
@@ -331,13 +252,13 @@ class Models:
             self._changed.wait_for(lambda: held.users == 0)
         held.bundle.close()
         held.bundle, held.state = None, "END"
-        gc.collect()  # graphs hold themselves
+        gc.collect()  # graphs are reference cycles
         trim_malloc()
 
 
 def _stamp(path):
-    """Returns what changes when a SavedModel does, to try a broken one again."""
-    # every file: one that was seen while it was copied is whole when the last has come
+    """Times and sizes of a SavedModel's files: if they change, it is tried again."""
+    # all files: one seen while it is copied is complete when the last has come
     with contextlib.suppress(OSError):
         stats = {str(file): file.stat() for file in path.rglob("*")}
         return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in stats.items()}

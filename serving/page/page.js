@@ -1,21 +1,21 @@
-// The demo page: draws masks and asks a model for the rest, by TF Serving's REST API.
-// It is served beside that API; ?model=NAME picks the model ("mae" without it).
+// Demo page: masks pictures and requests their reconstruction by TF Serving's REST API.
+// It is served beside that API; ?model=NAME selects the model (default: "mae").
 
-const READ_BY_THE_SERVER = /^image\/(jpeg|png|webp|bmp)$/;
+const DECODED_BY_SERVER = /^image\/(jpeg|png|webp|bmp)$/;
 
 const name = new URLSearchParams(location.search).get("model") || "mae";
 const address = `v1/models/${encodeURIComponent(name)}`;
 const element = (id) => document.getElementById(id);
 
-let model; // its sizes, see describe
-let picture; // base64: what is sent; seen: a canvas of the model's size
-let loads = 0; // pictures taken so far: of two, the later one stays
-let order = []; // the patches, in the order in which the slider removes them
-let mask = []; // a number a patch: 1 = removed, 0 = visible
-let cursor = null; // the patch that the keyboard points at
-let [busy, wanted] = [false, false]; // a request is under way; it is out of date
+let model; // its sizes, see readSizes
+let picture; // base64 is sent; preview is a canvas of the model's size
+let loads = 0; // pictures loaded so far: of two at a time, the later one wins
+let order = []; // patches, in the order in which the slider masks them
+let mask = []; // a number per patch: 1 = masked, 0 = visible
+let cursor = null; // the patch selected by keyboard
+let [busy, wanted] = [false, false]; // a request is pending; it is outdated
 
-const removedPatches = () => mask.filter(Boolean).length;
+const maskedPatches = () => mask.filter(Boolean).length;
 
 function say(text, isError = false) {
   element("status").textContent = text;
@@ -27,27 +27,28 @@ async function call(path, body) {
   const response = await fetch(address + path, options).catch(() => {
     throw new Error("The server does not answer.");
   });
-  const answer = await response.json().catch(() => ({ error: "no JSON came back" }));
+  const answer = await response.json().catch(() => ({ error: "invalid JSON" }));
   if (!response.ok || answer.error) {
     throw new Error(`The server says (${response.status}): ${answer.error}`);
   }
   return answer;
 }
 
-function describe(metadata) {
+function readSizes(metadata) {
   const signatures = metadata.metadata.signature_def.signature_def;
   const signature = signatures.reconstruct_with_mask;
   if (!signature) {
-    throw new Error(`"${name}" has no signature reconstruct_with_mask, as an MAE has.`);
+    throw new Error(`"${name}" has no signature reconstruct_with_mask: no MAE.`);
   }
   const sizes = (tensor) => tensor.tensor_shape.dim.map((dim) => Number(dim.size));
   const [, height, width, channels] = sizes(signature.outputs.reconstruction);
   const [, patches] = sizes(signature.inputs.mask);
-  const side = Math.sqrt((height * width) / patches); // a square, till an answer tells
-  return { height, width, channels, patches, ...cut(height, width, [side, side]) };
+  // square patches, until a response has patch_size
+  const side = Math.sqrt((height * width) / patches);
+  return { height, width, channels, patches, ...patchGrid(height, width, [side, side]) };
 }
 
-function cut(height, width, [tall, wide]) {
+function patchGrid(height, width, [tall, wide]) {
   return { tall, wide, rows: height / tall, columns: width / wide };
 }
 
@@ -73,10 +74,10 @@ async function toBase64(blob) {
   return reader.result.split(",")[1];
 }
 
-// Whether EXIF's orientation turns a picture: the server would take it as it lies.
-async function isTurned(blob) {
+// Whether EXIF rotates or mirrors a picture: the server ignores EXIF.
+async function hasOrientation(blob) {
   const head = await blob.slice(0, 65536).arrayBuffer();
-  const tag = // in either order of bytes; 1 would be upright
+  const tag = // either byte order; 1 is upright
     /\x01\x12\0\x03\0{3}\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0{3}[\x02-\x08]\0/;
   return tag.test(new TextDecoder("latin1").decode(head));
 }
@@ -85,21 +86,21 @@ async function usePicture(blob) {
   const turn = ++loads;
   try {
     const bitmap = await createImageBitmap(blob);
-    const known = READ_BY_THE_SERVER.test(blob.type);
-    const asIs = known && !(await isTurned(blob));
+    const known = DECODED_BY_SERVER.test(blob.type);
+    const asIs = known && !(await hasOrientation(blob));
     const base64 = await toBase64(asIs ? blob : await toPng(bitmap));
     if (turn !== loads) return;
-    picture = { base64, seen: makeCanvas(model.width, model.height, bitmap) };
+    picture = { base64, preview: makeCanvas(model.width, model.height, bitmap) };
   } catch {
     if (turn === loads) say("The browser can't read this file as a picture.", true);
     return;
   }
-  if (model.channels === 1) turnGrey(picture.seen);
+  if (model.channels === 1) toGray(picture.preview);
   drawMasked();
   refresh();
 }
 
-function turnGrey(canvas) {
+function toGray(canvas) {
   const context = canvas.getContext("2d");
   const pixels = context.getImageData(0, 0, canvas.width, canvas.height);
   for (let i = 0; i < pixels.data.length; i += 4) {
@@ -109,7 +110,7 @@ function turnGrey(canvas) {
   context.putImageData(pixels, 0, 0);
 }
 
-// A picture to start with: a gradient, curves, straight edges and a repeated thing.
+// Sample picture: a gradient, curves, straight edges and repetition.
 function drawSample() {
   const canvas = makeCanvas(448, 448);
   const context = canvas.getContext("2d");
@@ -149,12 +150,12 @@ function maskByRatio() {
 function paint(patch, value) {
   if (mask[patch] === value) return;
   mask[patch] = value;
-  element("ratio").value = removedPatches() / model.patches;
+  element("ratio").value = maskedPatches() / model.patches;
   maskChanged();
 }
 
 function maskChanged() {
-  element("removed").value = `${removedPatches()} of ${model.patches} patches`;
+  element("removed").value = `${maskedPatches()} of ${model.patches} patches`;
   drawMasked();
   refresh();
 }
@@ -166,7 +167,7 @@ function drawMasked() {
   Object.assign(canvas, { width: model.width * scale, height: model.height * scale });
   const context = canvas.getContext("2d");
   context.imageSmoothingEnabled = false;
-  context.drawImage(picture.seen, 0, 0, canvas.width, canvas.height);
+  context.drawImage(picture.preview, 0, 0, canvas.width, canvas.height);
   const [tall, wide] = [model.tall * scale, model.wide * scale];
   mask.forEach((removed, patch) => {
     const x = (patch % model.columns) * wide;
@@ -183,7 +184,7 @@ function drawMasked() {
   });
 }
 
-// One request at a time; what changed meanwhile is asked for when it is back.
+// One request at a time; changes meanwhile are sent when it is done.
 async function refresh() {
   wanted = true;
   if (busy || !picture) return;
@@ -198,32 +199,32 @@ async function refresh() {
 async function ask() {
   element("pictures").classList.add("stale");
   if (mask.every((value) => value === mask[0])) {
-    return say("Remove at least one patch, and leave at least one.", true);
+    return say("Mask at least one patch, and leave at least one visible.", true);
   }
   say("Waiting for the model…");
-  const { base64, seen } = picture; // another one may come while this one is away
+  const { base64, preview } = picture; // it may be replaced during the request
   const instances = [{ image_bytes: { b64: base64 }, mask }];
   const body = { signature_name: "reconstruct_with_mask", instances };
   try {
     const answer = (await call(":predict", body)).predictions[0];
-    if (wanted) return; // another picture or mask by now
-    show(answer, seen);
+    if (wanted) return; // outdated by another picture or mask
+    show(answer, preview);
     element("pictures").classList.remove("stale");
   } catch (error) {
     if (!wanted) say(error.message, true);
   }
 }
 
-function show(answer, seen) {
+function show(answer, preview) {
   const { width, height } = model;
   const [tall, wide] = answer.patch_size ?? [model.tall, model.wide];
-  Object.assign(model, cut(height, width, [tall, wide]));
-  drawMasked(); // its patches were drawn as squares before the first answer
+  Object.assign(model, patchGrid(height, width, [tall, wide]));
+  drawMasked(); // before the first response patches were drawn as squares
   const painted = new ImageData(width, height);
-  const pasted = seen.getContext("2d").getImageData(0, 0, width, height);
+  const pasted = preview.getContext("2d").getImageData(0, 0, width, height);
   for (let y = 0; y < height; y++) {
     for (let x = 0; x < width; x++) {
-      const levels = answer.reconstruction[y][x]; // one of them, or three
+      const levels = answer.reconstruction[y][x]; // one channel, or three
       const pixel = [levels[0], levels.at(-2) ?? levels[0], levels.at(-1), 255];
       const patch = Math.floor(y / tall) * model.columns + Math.floor(x / wide);
       painted.data.set(pixel, 4 * (y * width + x));
@@ -235,7 +236,7 @@ function show(answer, seen) {
     element(id).classList.toggle("small", width < 100);
     element(id).getContext("2d").putImageData(pixels, 0, 0);
   }
-  say(`Loss on the removed patches: ${answer.loss.toPrecision(3)}`);
+  say(`Loss on masked patches: ${answer.loss.toPrecision(3)}`);
 }
 
 function listenToPictures() {
@@ -254,7 +255,7 @@ function listenToPictures() {
 
 function listenToMasks() {
   const canvas = element("masked");
-  let value = null; // what the stroke paints
+  let value = null; // 1: the stroke masks patches, 0: it unmasks them
   const stroke = (event) => {
     const box = canvas.getBoundingClientRect();
     const at = (share, count) =>
@@ -267,7 +268,7 @@ function listenToMasks() {
   };
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    canvas.setPointerCapture(event.pointerId); // a stroke may leave the canvas
+    canvas.setPointerCapture(event.pointerId); // strokes may leave the canvas
     [value, cursor] = [null, null];
     stroke(event);
   });
@@ -287,13 +288,13 @@ function moveOrFlip(event) {
   const next = cursor === null ? 0 : cursor + (steps[event.key] ?? 0);
   if (next >= 0 && next < patches) cursor = next;
   const place = `row ${Math.floor(cursor / columns) + 1}, column ${(cursor % columns) + 1}`;
-  say(`Patch in ${place}: ${mask[cursor] ? "removed" : "visible"}`);
+  say(`Patch in ${place}: ${mask[cursor] ? "masked" : "visible"}`);
   drawMasked();
 }
 
 element("name").textContent = name;
 const failed = (error) => say(error.message, true);
-model = await call("/metadata").then(describe).catch(failed);
+model = await call("/metadata").then(readSizes).catch(failed);
 if (model) {
   listenToMasks();
   newMask();

@@ -1,4 +1,4 @@
-"""Where the suite finds a server: the embedded one, or any other that is named."""
+"""The server under test: the embedded one, or --endpoint and --rest-endpoint."""
 
 import importlib.util
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""serving/mae_client: what it hands on from a server are the models' own answers."""
+"""serving/mae_client: results equal those of the Keras models."""
 
 import keras
 import numpy as np
@@ -69,7 +69,7 @@ def test_classes(connect, three):
     np.testing.assert_array_equal(answer.labels, np.array(models.LABELS)[ids])
 
 
-def test_the_server_describes_itself(connect):
+def test_status_and_metadata(connect):
     assert set(connect().status()) == {(1, "AVAILABLE", ""), (2, "AVAILABLE", "")}
     assert connect(label="stable").status() == [(1, "AVAILABLE", "")]
     inputs = connect().metadata()["features"].inputs
@@ -79,7 +79,7 @@ def test_the_server_describes_itself(connect):
     assert nothing.patch_size.shape == (0, 2)
 
 
-def test_the_server_says_what_is_wrong(connect):
+def test_server_errors(connect):
     with pytest.raises(mae_client.ServingError, match="JPEG") as error:
         connect().features(b"\xff\xd8\xff")
     assert error.value.code == "INVALID_ARGUMENT"

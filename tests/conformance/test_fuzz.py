@@ -1,4 +1,4 @@
-"""Malformed bodies: a clear answer to each, no crash, no hang."""
+"""Malformed request bodies: an error for each, no crash, no hang."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_malformed_bodies(caller, request_body, verb):
 
 @pytest.mark.nightly
 @fuzz(500)
-def test_malformed_bodies_by_the_hundred(caller, request_body, verb):
+def test_many_malformed_bodies(caller, request_body, verb):
     check_answer(caller, request_body, verb)
 
 

@@ -153,7 +153,7 @@ def test_metadata(caller):
     assert method == "tensorflow/serving/classify"
 
 
-def test_messages_above_grpcs_own_limit(caller):
+def test_messages_larger_than_grpc_default_limit(caller):
     pixels = np.zeros((800, 32, 32, 3), "float32")  # 9.8 MB
     found, response = caller.predict("mae", {"pixels": pixels}, "features_from_pixels")
     assert found["features"].shape == (800, 17, 128)
@@ -206,7 +206,7 @@ def test_an_image_without_its_batch_axis_is_an_error_not_an_abort(caller):
     assert caller.status("mae")[2] == "AVAILABLE"
 
 
-def test_tensors_that_lie_about_their_size(caller):
+def test_tensors_larger_than_their_data(caller):
     for dims, values in (([2**40, 2], [1.0]), ([-1, 2], [1.0]), ([3, 2], [1.0] * 9)):
         proto = tf.make_tensor_proto(np.float32(values))
         del proto.tensor_shape.dim[:]

@@ -1,4 +1,4 @@
-"""Versions that come and go while requests are answered, and new configurations.
+"""Hot reload: new and removed versions under load, and new configurations.
 
 These write into the folder of the server's models, so another server than the embedded
 one needs `--models`.
@@ -93,7 +93,7 @@ def test_a_version_that_does_not_load_leaves_the_old_one(caller, folder):
         shutil.rmtree(broken)
 
 
-def test_what_is_no_version_is_ignored(caller, folder):
+def test_other_folders_are_ignored(caller, folder):
     path = folder / "moving"
     before = caller.predict("moving", X)[1].model_spec.version.value
     for name in ("part-99", "latest", "v7"):
@@ -103,7 +103,7 @@ def test_what_is_no_version_is_ignored(caller, folder):
     assert caller.predict("moving", X)[1].model_spec.version.value == before
 
 
-def test_an_emptied_folder_keeps_what_is_served(caller, folder):
+def test_removed_model_folder_keeps_the_loaded_version(caller, folder):
     path = folder / "moving"
     aside = path.with_name("moving-aside")
     path.rename(aside)
@@ -152,9 +152,7 @@ def test_labels_move_and_models_come_and_go(caller, folder, configuration):
     ],
     ids=["label of no version", "listed twice", "custom"],
 )
-def test_a_configuration_that_can_not_be_served_is_refused(
-    caller, configuration, change, code
-):
+def test_invalid_configuration_is_rejected(caller, configuration, change, code):
     with pytest.raises(grpc.RpcError) as caught:
         reload(caller, change(configuration))
     assert caught.value.code().value[0] == code

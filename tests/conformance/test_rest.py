@@ -14,7 +14,7 @@ def pictures():
     return [picture(seed) for seed in range(3)]
 
 
-def test_rows_and_columns_answer_the_models_features(caller, pictures):
+def test_features_in_row_and_column_format(caller, pictures):
     wanted = models.pretrainer().encoder(models.processor()([p for p, _ in pictures]))
     encoded = [b64(png) for _, png in pictures]
     for body, key in (
@@ -191,7 +191,7 @@ def test_errors_of_the_table(caller, path, body, status, message):
 
 
 @pytest.mark.parametrize("path", ["nothing", "mae/versions/50", "nothing/metadata"])
-def test_status_of_what_is_not_there(caller, path):
+def test_status_of_unknown_models_and_versions(caller, path):
     status, answer = caller.get(path)
     assert status == 404 and path.partition("/")[0] in answer["error"]
 

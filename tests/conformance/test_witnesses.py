@@ -16,7 +16,7 @@ from tests.conformance.calls import picture
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_curl_as_the_readme_has_it(server, tmp_path):
+def test_curl_command_of_the_readme(server, tmp_path):
     _, png = picture()
     (tmp_path / "cat.png").write_bytes(png)
     command = (

@@ -1,4 +1,4 @@
-"""Probing: neighbours' votes, features that are kept, accuracies."""
+"""Probing: k-NN, the feature cache, accuracies."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import keras_mae
 from keras_mae.runs import probing
 
 
-def test_neighbours_vote_by_similarity():
+def test_knn_votes_by_similarity():
     rng = np.random.default_rng(0)
     features, queries = rng.normal(size=(50, 8)), rng.normal(size=(9, 8))
     labels = rng.integers(0, 3, 50)
@@ -21,7 +21,7 @@ def test_neighbours_vote_by_similarity():
         np.testing.assert_allclose(got, votes / votes.sum(), rtol=1e-4)
 
 
-def test_few_features_are_all_asked_and_scale_means_nothing():
+def test_knn_uses_all_of_few_features_and_ignores_scale():
     features = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 3.0]])
     scores = probing.knn_scores(features, [0, 1, 1], [[0.0, 9.0]], 4, k=20)
     assert scores.shape == (1, 4) and scores[0].argmax() == 1
@@ -30,17 +30,17 @@ def test_few_features_are_all_asked_and_scale_means_nothing():
 
 
 @pytest.mark.parametrize("options", [{"k": 0}, {"temperature": 0.0}])
-def test_wrong_settings_are_refused(options):
+def test_knn_settings_are_checked(options):
     with pytest.raises(ValueError, match="must be positive"):
         probing.knn_scores(np.ones((2, 2)), [0, 1], np.ones((1, 2)), 2, **options)
 
 
-def test_accuracies_count_the_first_and_the_first_five():
+def test_top_accuracies():
     scores = np.arange(8.0)[None].repeat(3, axis=0)
     assert probing.top_accuracies(scores, [7, 3, 2]) == (1 / 3, 2 / 3)
 
 
-def test_features_are_computed_once_for_a_key(tmp_path):
+def test_cached_features_are_computed_once_per_key(tmp_path):
     path = tmp_path / "features.npz"
     calls = []
 
@@ -60,7 +60,7 @@ def test_features_are_computed_once_for_a_key(tmp_path):
     assert len(calls) == 3
 
 
-def test_a_fingerprint_is_of_weights_and_settings():
+def test_fingerprint_depends_on_weights_and_settings():
     encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
     one = probing.fingerprint(encoder.weights, "digits")
     assert one == probing.fingerprint(encoder.weights, "digits")

@@ -1,4 +1,4 @@
-"""serving/mae_client: what is asked and answered, alike over both protocols."""
+"""serving/mae_client: requests and results, by REST and gRPC alike."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def test_features_of_one_image_and_of_none(stub):
         assert nothing.shape == (0, 5, 2) and nothing.dtype == np.float32
 
 
-def test_no_image_gives_every_output_its_rank(stub):
+def test_empty_batch_has_the_right_shapes(stub):
     with connect(stub) as asked:
         answer = asked.reconstruct([])
     assert answer.reconstruction.shape == (0, 8, 8, 3)
@@ -43,7 +43,7 @@ def test_long_lists_come_back_in_order(stub):
     assert stub.brain.most_busy == 4
 
 
-def test_seeds_count_on_over_batches(stub):
+def test_seeds_continue_over_batches(stub):
     images = [grey(value) for value in range(5)]
     with connect(stub, batch_size=2) as asked:
         assert asked.reconstruct(images).loss.tolist() == [0, 1, 2, 3, 4]
@@ -55,13 +55,13 @@ def test_seeds_count_on_over_batches(stub):
     assert signature == "reconstruct" and inputs["seed"].dtype == np.int64
 
 
-def test_large_batches_are_cut_by_bytes(stub, monkeypatch):
+def test_large_batches_are_split_by_bytes(stub, monkeypatch):
     sizes = [(8, 8), (256, 256), (8, 8), (8, 8), (8, 8)]
     encoded = [mae_client.images.encode(grey(n, size)) for n, size in enumerate(sizes)]
     # room for two of the small ones; the large one goes alone
     limit = sum(map(len, encoded[2:4]))
     assert len(encoded[1]) > limit
-    monkeypatch.setattr(mae_client.client, "_MOST_BYTES", limit)
+    monkeypatch.setattr(mae_client.client, "_MAX_BYTES", limit)
     mask = np.eye(5, 4, dtype="float32")
     with connect(stub) as asked:
         answer = asked.reconstruct(encoded, seed=[5, 4, 3, 2, 1])
@@ -73,10 +73,10 @@ def test_large_batches_are_cut_by_bytes(stub, monkeypatch):
     assert [len(inputs["seed"]) for inputs in calls[:4]] == [1, 1, 2, 1]
 
 
-def test_pixels_are_counted_as_digits(stub, monkeypatch):
+def test_pixels_are_split_by_their_json_size(stub, monkeypatch):
     pixels = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
     limit = 2 * 3 * pixels[0].nbytes
-    monkeypatch.setattr(mae_client.client, "_MOST_BYTES", limit)
+    monkeypatch.setattr(mae_client.client, "_MAX_BYTES", limit)
     with connect(stub) as asked:
         features = asked.features(pixels=pixels).features
     np.testing.assert_allclose(features[:, 0, 0], pixels.mean((1, 2, 3)), 1e-5)
@@ -85,7 +85,7 @@ def test_pixels_are_counted_as_digits(stub, monkeypatch):
     assert len(json.dumps(pixels[:2].tolist())) < 1.9 * limit
 
 
-def test_masks_and_noise_are_cut_with_their_images(stub):
+def test_masks_and_noise_are_split_with_their_images(stub):
     images = [grey(value) for value in range(3)]
     mask = np.float32([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
     with connect(stub, batch_size=2, concurrency=1) as asked:
@@ -100,7 +100,7 @@ def test_masks_and_noise_are_cut_with_their_images(stub):
     np.testing.assert_array_equal(inputs["noise"], mask[2:] / 8)
 
 
-def test_pixels_go_to_their_own_signatures(stub):
+def test_pixels_use_from_pixels_signatures(stub):
     pixels = np.random.default_rng(0).normal(size=(3, 8, 8, 3)).astype("float32")
     with connect(stub) as asked:
         features = asked.features(pixels=pixels).features
@@ -118,7 +118,7 @@ def test_pixels_go_to_their_own_signatures(stub):
     np.testing.assert_array_equal(stub.brain.calls[0][1]["pixels"], pixels)
 
 
-def test_classes_keep_their_types(stub):
+def test_classification_dtypes(stub):
     with connect(stub) as asked:
         answer = asked.classify([grey(1), grey(2)])
     assert answer.class_ids.tolist() == [[7, 2**40]] * 2
@@ -128,7 +128,7 @@ def test_classes_keep_their_types(stub):
     assert answer.labels.dtype.kind == "U"
 
 
-def test_status_and_metadata_are_the_same_over_both(stub):
+def test_status_and_metadata_are_the_same_by_rest_and_grpc(stub):
     with connect(stub) as asked:
         statuses, signatures = asked.status(), asked.metadata()
     assert statuses == [(2, "AVAILABLE", ""), (3, "END", "torn")]
@@ -146,7 +146,7 @@ def test_status_and_metadata_are_the_same_over_both(stub):
     "options, path",
     [({"version": 3}, "/versions/3"), ({"label": "a b"}, "/labels/a%20b")],
 )
-def test_versions_and_labels_are_named(stub, options, path):
+def test_requests_name_version_or_label(stub, options, path):
     with connect(stub, model="m", **options) as asked:
         asked.features(grey(1))
     ((_, _, place),) = stub.brain.calls
@@ -158,7 +158,7 @@ def test_versions_and_labels_are_named(stub, options, path):
         assert (place.name, place.version_label) == ("m", "a b")
 
 
-def test_the_address_may_name_its_scheme_and_a_folder():
+def test_address_may_have_scheme_and_path():
     with (
         RestStub() as stub,
         mae_client.Client(f"http://{stub.address}/behind/a/proxy/") as asked,
@@ -169,7 +169,7 @@ def test_the_address_may_name_its_scheme_and_a_folder():
 
 
 @pytest.mark.slow
-def test_messages_may_be_larger_than_grpcs_default(stub):
+def test_messages_larger_than_grpc_default(stub):
     stub.brain.stretch = 200_000  # 2 million floats, 8 MB
     pixels = np.zeros((2, 512, 512, 3), "float32")  # 6 MB
     with connect(stub) as asked:
@@ -188,7 +188,7 @@ def test_a_missing_output_is_an_error(stub, monkeypatch):
         asked.features(grey(1))
 
 
-def test_a_copied_folder_needs_no_tensorflow(tmp_path):
+def test_copied_client_folder_needs_no_tensorflow(tmp_path):
     shutil.copytree(PACKAGE, tmp_path / "mae_client")
     code = (
         "import sys\n"

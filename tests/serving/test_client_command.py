@@ -1,4 +1,4 @@
-"""serving/client.py: what it prints, writes and ends with."""
+"""serving/client.py: output, files and exit codes."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def ask(stub, name, *arguments):
     client.main([name, f"--address={stub.address}", *flags, *map(str, arguments)])
 
 
-def test_commands_print_what_they_learn(stub, picture, tmp_path, capsys):
+def test_commands_print_results(stub, picture, tmp_path, capsys):
     ask(stub, "features", picture, picture, "--out", tmp_path / "features.npz")
     assert f"{picture}: mean 40.0000, std 0.0000, 40.0000" in capsys.readouterr().out
     assert np.load(tmp_path / "features.npz")["features"].shape == (2, 5, 2)
@@ -39,11 +39,11 @@ def test_commands_print_what_they_learn(stub, picture, tmp_path, capsys):
     assert np.load(tmp_path / "classes")["labels"].tolist() == [["Käse", "cat"]]
     ask(stub, "reconstruct", picture, "--seed=5", "--out", tmp_path / "painted.png")
     out = capsys.readouterr().out
-    assert f"{picture}: loss 5.0000, 2 of 4 patches removed" in out
+    assert f"{picture}: loss 5.0000, 2 of 4 patches masked" in out
     assert Image.open(tmp_path / "painted.png").size == (652, 180)
     np.save(tmp_path / "mask.npy", [1, 0, 0, 0])
     ask(stub, "reconstruct", picture, "--mask", tmp_path / "mask.npy")
-    assert "1 of 4 patches removed" in capsys.readouterr().out
+    assert "1 of 4 patches masked" in capsys.readouterr().out
     ask(stub, "status")
     assert capsys.readouterr().out == "version 2: AVAILABLE\nversion 3: END torn\n"
     ask(stub, "metadata")
@@ -100,7 +100,7 @@ def test_errors_of_the_server_are_one_line_and_code_1(stub, picture):
 
 
 @pytest.mark.parametrize("count", [1, 1000])
-def test_a_reader_may_leave(picture, tmp_path, count):
+def test_closed_stdout_exits_with_141(picture, tmp_path, count):
     out = tmp_path / "features.npz"
     with RestStub() as stub:
         process = subprocess.Popen(

@@ -64,14 +64,14 @@ def test_wrong_options(options):
         mae_client.Client(**options)
 
 
-def test_grpc_says_what_it_needs(monkeypatch):
+def test_grpc_without_its_package_is_an_import_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "mae_client.rpc", raising=False)
     monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
     with pytest.raises(ImportError, match="needs tensorflow-serving-api"):
         mae_client.Client(grpc=True)
 
 
-def test_an_overloaded_server_is_asked_again(stub):
+def test_unavailable_is_retried(stub):
     stub.brain.refusals = [("UNAVAILABLE", "busy")] * 3
     start = time.monotonic()
     with connect(stub) as asked:
@@ -81,7 +81,7 @@ def test_an_overloaded_server_is_asked_again(stub):
     assert time.monotonic() - start > 0.7
 
 
-def test_big_requests_are_sent_again_too(stub):
+def test_big_requests_are_retried(stub):
     stub.brain.refusals = [("UNAVAILABLE", "busy")]
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), "uint8")
     with connect(stub) as asked:
@@ -114,7 +114,7 @@ def test_the_deadline_ends_retries(stub):
 
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND"])
-def test_a_refusal_is_final(stub, code):
+def test_rejected_requests_are_not_retried(stub, code):
     stub.brain.refusals = [(code, "Input is empty.")] * 2
     with connect(stub) as asked, pytest.raises(ServingError) as error:
         asked.features(grey(3))
@@ -128,7 +128,7 @@ def test_an_error_in_one_batch_is_raised(stub):
         asked.features([grey(value) for value in range(9)])
 
 
-def test_a_late_answer_is_an_error_in_time(stub):
+def test_deadline_exceeded(stub):
     stub.brain.hold = 30
     start = time.monotonic()
     with connect(stub, timeout=0.5) as asked, pytest.raises(ServingError) as error:
@@ -157,7 +157,7 @@ def test_an_unreachable_server_is_named(stub_class, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_server_may_start_later(stub_class):
+def test_connects_to_a_server_that_starts_later(stub_class):
     port = free_port()
     started = []
     timer = threading.Timer(1, lambda: started.append(stub_class(port)))
@@ -176,7 +176,7 @@ def delay(source, target, seconds):
             target.sendall(data)
 
 
-def test_grpc_comes_to_a_server_far_away():
+def test_grpc_connects_over_a_slow_network():
     with GrpcStub() as stub, socket.create_server(("127.0.0.1", 0)) as far:
 
         def link():
@@ -213,7 +213,7 @@ class Strange(RestHandler):
     "path, code",
     [("html", "UNAVAILABLE"), ("other", "INTERNAL"), ("trickle", "DEADLINE_EXCEEDED")],
 )
-def test_what_is_no_server_of_this_kind_is_an_error(path, code):
+def test_other_http_servers_are_an_error(path, code):
     start = time.monotonic()
     with (
         RestStub(handler=Strange) as stub,

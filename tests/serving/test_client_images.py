@@ -1,4 +1,4 @@
-"""serving/mae_client: which pictures are sent, and the picture of what comes back."""
+"""serving/mae_client: encoding of images, and pictures of reconstructions."""
 
 import io
 
@@ -25,7 +25,7 @@ def sent(stub):
     return list(inputs["image_bytes"])
 
 
-def test_known_formats_are_sent_as_they_are(stub, tmp_path):
+def test_known_formats_are_sent_unchanged(stub, tmp_path):
     kinds = ("JPEG", "PNG", "WEBP", "BMP")
     images = [encoded(grey(100), kind) for kind in kinds]
     path = tmp_path / "cat.jpg"
@@ -90,13 +90,13 @@ def test_other_images_become_png(stub, tmp_path):
         7,
     ],
 )
-def test_what_is_no_image_is_refused_here(stub, image):
+def test_invalid_images_are_rejected_by_the_client(stub, image):
     with connect(stub) as asked, pytest.raises(ValueError, match="Received"):
         asked.features([image])
     assert not stub.brain.calls
 
 
-def test_a_picture_has_four_panels_a_row(tmp_path):
+def test_picture_has_four_panels_per_row(tmp_path):
     answer = mae_client.Reconstruction(
         reconstruction=np.full((2, 8, 8, 3), 200.4, "float32"),
         mask=np.float32([[1, 0, 0, 1], [0, 1, 1, 0]]),
@@ -140,7 +140,7 @@ def test_a_grey_model_gives_a_picture(tmp_path):
         ((0, 8, 8, 3), 4, (4, 4), 0),
     ],
 )
-def test_what_can_not_be_drawn(tmp_path, shape, length, patch, count):
+def test_reconstructions_that_cannot_be_drawn(tmp_path, shape, length, patch, count):
     answer = mae_client.Reconstruction(
         np.zeros(shape),
         np.zeros((shape[0], length)),

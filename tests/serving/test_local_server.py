@@ -1,4 +1,4 @@
-"""serving/local_server.py: flags, limits, a stop that finishes requests, the page.
+"""serving/local_server.py: flags, limits, graceful shutdown, the page.
 
 What it shares with TF Serving is in `tests/conformance`.
 """
@@ -73,7 +73,7 @@ def in_background(function, *arguments):
 
 
 @pytest.mark.slow
-def test_a_stop_finishes_the_requests_in_hand(folder, start):
+def test_sigterm_finishes_pending_requests(folder, start):
     process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
     body = {"inputs": {"n": [3000]}}
     caller.post("slow:predict", {"inputs": {"n": [1]}})
@@ -114,7 +114,7 @@ def test_a_full_queue_is_unavailable_and_drains(folder, start):
 
 
 @pytest.mark.slow
-def test_batches_and_bodies_are_bounded(folder, start):
+def test_batch_and_body_size_limits(folder, start):
     process, caller = start(
         f"--model_base_path={folder / 'echo'}",
         "--model_name=echo",
@@ -139,7 +139,7 @@ def test_batches_and_bodies_are_bounded(folder, start):
 
 
 @pytest.mark.slow
-def test_a_configuration_file_is_followed(folder, start, tmp_path):
+def test_config_file_is_reloaded(folder, start, tmp_path):
     file = tmp_path / "models.config"
     text = f'config {{ name: "echo" base_path: "{folder}/echo" }}'
     file.write_text(f"model_config_list {{ {text} }}")
@@ -194,8 +194,8 @@ def test_wrong_flags_are_one_line(folder, tmp_path):
             ([f"--model_config_file={broken}"], "must be a ModelServerConfig"),
             ([echo, "--port=70000"], "port must be in [0, 65535]"),
             ([echo, "--threads=0"], "threads must be at least 1"),
-            ([echo, "--port=0", f"--rest_api_port={port}"], "can't be had"),
-            ([echo, f"--port={port}"], "can't be had"),
+            ([echo, "--port=0", f"--rest_api_port={port}"], "Cannot bind REST"),
+            ([echo, f"--port={port}"], "Cannot bind gRPC"),
         ):
             finished = run(SCRIPT, *flags)
             assert finished.returncode == 2, flags
@@ -203,7 +203,7 @@ def test_wrong_flags_are_one_line(folder, tmp_path):
             assert len(finished.stderr.splitlines()) == 1, finished.stderr
 
 
-def test_answers_are_json():
+def test_responses_are_json():
     from mae_server import json_outputs
 
     for outputs, rows, wanted in (

@@ -225,7 +225,7 @@ def patch_means(page):
     return grid[:, 9:-9, :, 9:-9].mean((1, 3)).reshape(24, 3)
 
 
-def test_it_starts_with_a_sample_and_shows_the_answered_pixels(page, server):
+def test_starts_with_a_sample_and_shows_the_reconstruction(page, server):
     show(page, server)
     assert "0.123" in page.locator("#status").inner_text()
     assert page.title() == "Masked autoencoder"
@@ -286,7 +286,9 @@ def test_patches_need_not_be_squares(page, server):
         ("gif", "image/gif", False),
     ],
 )
-def test_what_the_server_reads_is_sent_as_it_is(page, server, ending, kind, as_is):
+def test_formats_the_server_decodes_are_sent_unchanged(
+    page, server, ending, kind, as_is
+):
     show(page, server)
     content = picture(ending)
     answered(page, lambda: choose(page, content, f"a.{ending}", kind))
@@ -296,7 +298,7 @@ def test_what_the_server_reads_is_sent_as_it_is(page, server, ending, kind, as_i
 
 
 @pytest.mark.parametrize("endian", ["<", ">"])
-def test_a_picture_that_its_tag_turns_is_sent_upright(page, server, endian):
+def test_picture_with_exif_orientation_is_sent_upright(page, server, endian):
     show(page, server)
     exif = Image.Exif()
     exif.endian = endian
@@ -308,7 +310,7 @@ def test_a_picture_that_its_tag_turns_is_sent_upright(page, server, endian):
     assert image.getpixel((60, 5))[0] > 150 and image.getpixel((5, 90))[2] > 150
 
 
-def test_a_large_picture_that_is_drawn_again_is_sent_smaller(page, server):
+def test_large_reencoded_picture_is_sent_smaller(page, server):
     show(page, server)
     content = picture("gif", size=(3000, 1500))
     answered(page, lambda: choose(page, content, "a.gif", "image/gif"))
@@ -338,7 +340,7 @@ def test_a_file_can_be_dropped(page, server):
         np.testing.assert_allclose(colours[patch], wanted, atol=2)
 
 
-def test_the_slider_sets_how_many_patches_are_removed(page, server):
+def test_slider_sets_the_number_of_masked_patches(page, server):
     show(page, server)
     slider = page.get_by_label("Mask ratio")
     removed = []
@@ -354,21 +356,21 @@ def test_the_slider_sets_how_many_patches_are_removed(page, server):
     assert sum(server.requests[-1]["mask"]) == 1
 
 
-def test_a_button_draws_another_mask(page, server):
+def test_button_draws_a_new_mask(page, server):
     show(page, server)
     masks = {tuple(server.requests[-1]["mask"])}
-    button = page.get_by_role("button", name="Another mask")
+    button = page.get_by_role("button", name="New mask")
     for _ in range(3):
         answered(page, button.click)
         masks.add(tuple(server.requests[-1]["mask"]))
     assert len(masks) > 1 and {sum(mask) for mask in masks} == {18}
     picture_before = sent(server)
     answered(page, lambda: choose(page, picture()))
-    answered(page, page.get_by_role("button", name="Draw a sample").click)
+    answered(page, page.get_by_role("button", name="Sample picture").click)
     assert sent(server) == picture_before
 
 
-def test_a_stroke_flips_what_it_starts_on_and_paints_the_same(page, server):
+def test_stroke_masks_or_unmasks_patches(page, server):
     show(page, server)
     before = np.array(server.requests[-1]["mask"])
     box = page.locator("#masked").bounding_box()
@@ -407,7 +409,7 @@ def test_patches_are_flipped_by_keyboard(page, server):
     assert np.flatnonzero(before != after).tolist() == [1]
 
 
-def test_a_mask_must_remove_and_leave_something(page, server):
+def test_mask_must_have_masked_and_visible_patches(page, server):
     show(page, server)
     answered(page, lambda: page.get_by_label("Mask ratio").fill("0.05"))
     patch = server.requests[-1]["mask"].index(1)
@@ -437,10 +439,10 @@ def test_requests_never_overlap_and_the_latest_wins(page, server):
     assert page.locator("#pictures").get_attribute("class") == ""
 
 
-def test_a_servers_error_is_shown_and_passes(page, server):
+def test_server_error_is_shown_until_the_next_response(page, server):
     show(page, server)
     server.error = "<b>mask</b> must hold only 0 and 1"
-    button = page.get_by_role("button", name="Another mask")
+    button = page.get_by_role("button", name="New mask")
     button.click()
     text = wait_for_status(page, "must hold only")
     assert text == "The server says (400): <b>mask</b> must hold only 0 and 1"
@@ -452,35 +454,35 @@ def test_a_servers_error_is_shown_and_passes(page, server):
     assert not page.locator("#status.error").count()
 
 
-def test_a_server_that_went_away_is_said(page, server):
+def test_unreachable_server_is_reported(page, server):
     show(page, server)
     page.route("**/*:predict", lambda route: route.abort())
-    page.get_by_role("button", name="Another mask").click()
+    page.get_by_role("button", name="New mask").click()
     wait_for_status(page, "The server does not answer.")
     page.errors.clear()
 
 
-def test_an_unknown_model_is_the_servers_error(page, server):
+def test_unknown_model_is_reported(page, server):
     page.goto(f"{server.url}/?model=other%2Fone")
     text = wait_for_status(page, "not found")
     assert "/v1/models/other%2Fone/metadata" in text and "404" in text
     page.errors.clear()
 
 
-def test_a_model_that_fills_nothing_in_is_said(page, server):
+def test_model_without_reconstruction_is_reported(page, server):
     server.signature = "classify"
     page.goto(server.url)
     wait_for_status(page, '"mae" has no signature reconstruct_with_mask')
 
 
-def test_a_file_that_is_no_picture_is_said(page, server):
+def test_invalid_picture_file_is_reported(page, server):
     show(page, server)
     choose(page, b"text")
     wait_for_status(page, "can't read this file")
     answered(page, lambda: choose(page, picture()))
 
 
-def test_a_grey_model_sees_and_paints_grey(page, server):
+def test_grayscale_model(page, server):
     server.reset(shape=(28, 28, 1), patch=(4, 4))
     show(page, server)
     assert len(server.requests[-1]["mask"]) == 49
@@ -514,7 +516,7 @@ def test_it_fits_a_phone(browser, server, scheme):
     context.close()
 
 
-def test_the_page_is_small_and_whole():
+def test_page_is_small_and_self_contained():
     files = sorted(path.name for path in PAGE.iterdir())
     assert files == ["index.html", "page.css", "page.js"]
     texts = {name: (PAGE / name).read_text() for name in files}
@@ -524,7 +526,7 @@ def test_the_page_is_small_and_whole():
     assert not any("//" in re.sub(r"(?m)//( .*)?$", "", t) for t in texts.values())
 
 
-def test_the_embedded_server_shows_it(page, served_mae):
+def test_embedded_server_serves_the_page(page, served_mae):
     flags = ("--model_name=mae", f"--model_base_path={served_mae}")
     script = ROOT / "serving/local_server.py"
     with running(script, *flags, env=environment()) as (rest, _, server):

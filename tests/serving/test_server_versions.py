@@ -1,4 +1,4 @@
-"""serving/mae_server/versions.py: folders in states that no export leaves behind."""
+"""serving/mae_server/versions.py: incomplete and broken model folders."""
 
 import contextlib
 import shutil
@@ -35,7 +35,7 @@ def states(models):
 
 
 @pytest.mark.nightly
-def test_a_version_that_is_still_copied_is_tried_again(follow, echo):
+def test_incomplete_version_is_retried(follow, echo):
     models, folder = follow
     (folder / "2").mkdir()
     shutil.copy2(echo / "saved_model.pb", folder / "2")
@@ -48,7 +48,7 @@ def test_a_version_that_is_still_copied_is_tried_again(follow, echo):
 
 
 @pytest.mark.slow
-def test_warm_up_requests_that_are_none_are_an_error_of_the_version(follow, echo):
+def test_invalid_warmup_requests_fail_the_version(follow, echo):
     models, folder = follow
     shutil.copytree(echo, folder / "2")
     (folder / "2" / WARM_UP).parent.mkdir()
@@ -56,10 +56,10 @@ def test_warm_up_requests_that_are_none_are_an_error_of_the_version(follow, echo
         writer.write(b"\xff\xff no request")
     models.poll()
     assert states(models) == {1: "AVAILABLE", 2: "END"}
-    assert "a warm-up request failed" in models.status("mae", 2)[0][2]
+    assert "warm-up request failed" in models.status("mae", 2)[0][2]
 
 
-def test_polling_outlives_what_nobody_foresaw(follow, capfd):
+def test_polling_survives_unexpected_errors(follow, capfd):
     models, _ = follow
     polls = threading.Semaphore(0)
 
@@ -75,7 +75,7 @@ def test_polling_outlives_what_nobody_foresaw(follow, capfd):
 
 
 @pytest.mark.slow
-def test_a_refused_configuration_leaves_what_is_served(follow, echo, tmp_path):
+def test_rejected_configuration_keeps_the_old_one(follow, echo, tmp_path):
     models, folder = follow
     shutil.copytree(echo, tmp_path / "other" / "1")
     config = ModelConfig("mae", tmp_path / "other", labels={"stable": 7})

@@ -1,4 +1,4 @@
-"""The scripts that measure: whole, on the smallest models; never how fast."""
+"""Benchmark scripts, end to end on the smallest models; no speed is asserted."""
 
 import importlib.util
 import json
@@ -21,7 +21,7 @@ def needs(name):
 
 
 @pytest.mark.slow
-def test_workers_take_turns(capfd):
+def test_workers_are_interleaved(capfd):
     code = (
         "import time\n"
         "from keras_mae.profiling.paired_runs import serve_steps\n"
@@ -38,18 +38,18 @@ def test_workers_take_turns(capfd):
     assert low <= high and ratio > 1
 
 
-def test_a_worker_that_fails_is_named():
-    with pytest.raises(ValueError, match="the worker ended"):
+def test_failed_worker_is_an_error():
+    with pytest.raises(ValueError, match="Worker process failed"):
         Worker([sys.executable, "nothing.py"])
 
 
-def test_ratios_are_of_medians_and_rounds():
+def test_speed_ratio_and_quartiles():
     ratio, low, high = compare([1.0, 2.0, 3.0], [2.0, 6.0, 3.0])
     assert ratio == 1.5 and (low, high) == (1.5, 2.5)
     assert compare([2.0], [3.0]) == (1.5, 1.5, 1.5)
 
 
-def test_an_encoder_has_its_own_flops(make_model):
+def test_encoder_flops(make_model):
     model = make_model()
     whole, encoder = flops_per_image(model), flops_per_image(model.encoder)
     # unmasked, the encoder sees four times the tokens
@@ -60,7 +60,7 @@ def test_an_encoder_has_its_own_flops(make_model):
 @pytest.mark.parametrize(
     "mode", ["pretrain-step", "encode", "reconstruct", "finetune-step"]
 )
-def test_every_mode_against_the_peer(mode, tmp_path):
+def test_every_mode_against_transformers(mode, tmp_path):
     needs("transformers")
     finished = run(
         TRAINING,
@@ -91,7 +91,7 @@ def test_every_mode_against_the_peer(mode, tmp_path):
         ["--replicas=2"],
     ],
 )
-def test_other_ways_to_run(flags):
+def test_other_benchmark_flags(flags):
     needs("jax")
     small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=2", "--warmup=1"]
     finished = run(TRAINING, *small, *flags)
@@ -100,7 +100,7 @@ def test_other_ways_to_run(flags):
 
 
 @pytest.mark.nightly
-def test_growth_is_drawn_and_tabled(tmp_path):
+def test_growth_plot_and_table(tmp_path):
     needs("matplotlib")
     small = ["--preset=mae_tiny", "--batch_size=4", "--repeats=1"]
     axes = "--axes=mask_ratio,memory"
@@ -112,13 +112,13 @@ def test_growth_is_drawn_and_tabled(tmp_path):
     assert (tmp_path / "growth.png").stat().st_size > 1000
 
 
-def test_what_does_not_grow_is_named():
+def test_unknown_growth_axis():
     growth = load(GROWTH)
     assert growth.axis_values("depth", growth.GrowthConfig()) == [
         {"depth": depth} for depth in (3, 6, 12, 24)
     ]
     with pytest.raises(
-        ValueError, match=r"axes must be of .*memory\. Received: 'width'"
+        ValueError, match=r"axes must be among .*memory\. Received: 'width'"
     ):
         growth.axis_values("width", growth.GrowthConfig())
 
@@ -132,7 +132,7 @@ def test_wrong_flags_of_the_training_benchmark_are_one_line():
 
 
 @pytest.mark.nightly
-def test_a_server_is_measured_by_each_protocol(tmp_path):
+def test_server_benchmark_by_each_protocol(tmp_path):
     needs("locust")
     out = tmp_path / "rows.json"
     finished = run(
@@ -150,7 +150,7 @@ def test_a_server_is_measured_by_each_protocol(tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_soak_reloads_and_counts_failures(tmp_path):
+def test_soak_test(tmp_path):
     needs("locust")
     out = tmp_path / "rows.json"
     finished = run(SERVING, "--soak_minutes=1", f"--out={out}")
@@ -159,9 +159,9 @@ def test_a_soak_reloads_and_counts_failures(tmp_path):
     assert row["failed"] == 0 and row["version"] == "2" and row["memory"] > 100
 
 
-def test_a_server_elsewhere_needs_both_addresses():
+def test_running_server_needs_both_addresses():
     benchmark = load(SERVING)
     with pytest.raises(ValueError, match="both --endpoint and --rest_endpoint"):
         benchmark.main(benchmark.BenchmarkConfig(endpoint="localhost:8500"))
-    with pytest.raises(ValueError, match="for the embedded server"):
+    with pytest.raises(ValueError, match="needs the embedded server"):
         benchmark.soak(None, None, None, None)

@@ -1,4 +1,4 @@
-"""Files for engines: what they start is the script, with flags that it has."""
+"""training/cluster: Slurm and Kubernetes files start the script with valid flags."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def commands(tmp_path):
 
 
 @pytest.mark.parametrize("code", [0, 2, 75])
-def test_slurm_tells_each_node_who_it_is(commands, code):
+def test_slurm_sets_tf_config_of_each_node(commands, code):
     finished = subprocess.run(
         ["bash", CLUSTER / "slurm.sh", "--preset=mae_base", "--held_out=folder:/a b"],
         env={

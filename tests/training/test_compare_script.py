@@ -1,4 +1,4 @@
-"""training/compare.py: a small comparison, its table, and going on with it."""
+"""training/compare.py: a small comparison, its table, and resuming it."""
 
 import json
 import re
@@ -15,7 +15,7 @@ pytest.importorskip("matplotlib")
 
 
 @pytest.mark.nightly
-def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
+def test_comparison_writes_a_table_and_resumes(tmp_path):
     finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
     assert finished.returncode == 0, finished.stderr
     table = (tmp_path / "table.md").read_text()
@@ -27,7 +27,7 @@ def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(results))
     finished = run(SCRIPT, *TINY, f"--output={tmp_path}")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout.count("labels a class,") == 1
+    assert finished.stdout.count("labels per class,") == 1
     assert (tmp_path / "table.md").read_text() == table
     finished = run(SCRIPT, *TINY[:2], "--updates=3", f"--output={tmp_path}")
     assert finished.returncode == 2 and "other settings" in finished.stderr
@@ -36,5 +36,5 @@ def test_a_comparison_makes_a_table_and_goes_on_where_it_was(tmp_path):
 @pytest.mark.slow
 def test_bad_input_is_one_line_and_code_2(tmp_path):
     error = refusal(SCRIPT, "--seeds=0", f"--output={tmp_path / 'new'}")
-    assert "seeds must be positive. Received: 0" in error
+    assert "seeds must be at least 1. Received: 0" in error
     assert not (tmp_path / "new").exists()

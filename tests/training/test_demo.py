@@ -1,4 +1,4 @@
-"""training/demo.py: the main job, whole, on few epochs."""
+"""training/demo.py, end to end, with few epochs."""
 
 import json
 
@@ -18,7 +18,7 @@ def run_demo(folder, *arguments):
 
 
 @pytest.mark.slow
-def test_the_demo_does_the_whole_job(tmp_path):
+def test_demo_runs_every_step(tmp_path):
     folder = tmp_path / "demo"
     finished, results = run_demo(folder, "--epochs=12")
     errors = results["masked_patch_mse"]
@@ -29,10 +29,10 @@ def test_the_demo_does_the_whole_job(tmp_path):
     assert results["served"]["largest_difference_to_keras"] < 1e-4
     assert Image.open(folder / "reconstructions.png").width == 4 * 160 + 12
     assert (folder / "models" / "mae" / "1" / "saved_model.pb").exists()
-    for part in ("pretraining", "probing", "exporting", "serving and asking"):
+    for part in ("pretraining", "probing", "exporting", "serving and querying"):
         assert f"-- {part} took " in finished.stdout
     assert "This takes about 1.8 minutes" in finished.stdout
-    for line in ("POST http://127.0.0.1:", "training mean", "the probe reads a"):
+    for line in ("POST http://127.0.0.1:", "training mean", "predicted digit"):
         assert line in finished.stdout
 
 
@@ -47,7 +47,7 @@ def test_pretraining_beats_a_random_encoder_and_raw_pixels(tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_step_that_fails_ends_the_demo(tmp_path):
+def test_failed_step_ends_the_demo(tmp_path):
     (tmp_path / "file").write_text("in the way")
     finished = run("training/demo.py", f"--output={tmp_path / 'file'}", "--epochs=1")
     assert finished.returncode == 2

@@ -1,4 +1,4 @@
-"""training/finetune.py, whole, on digits: what it writes, measures and survives."""
+"""training/finetune.py on digits: outputs, evaluation, wrong flags, resuming."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def tuned(pretrained, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_leaves_all_that_it_promises(tuned, pretrained):
+def test_run_writes_its_files(tuned, pretrained):
     folder, finished = tuned
     assert finished.stderr == ""
     rows = list(csv.DictReader((folder / "history.csv").open()))
@@ -65,7 +65,7 @@ def test_a_run_leaves_all_that_it_promises(tuned, pretrained):
 
 
 @pytest.mark.slow
-def test_an_evaluation_measures_all_held_out_images(tuned, tmp_path):
+def test_eval_uses_all_held_out_images(tuned, tmp_path):
     folder, _ = tuned
     flags = (f"--model={folder / 'best.keras'}", "--eval", f"--output={tmp_path}")
     finished = run(SCRIPT, *flags, "--batch_size=100")
@@ -80,7 +80,7 @@ def test_an_evaluation_measures_all_held_out_images(tuned, tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_run_told_to_stop_goes_on_bit_equal(tuned, pretrained, tmp_path):
+def test_resuming_after_sigterm_is_bit_exact(tuned, pretrained, tmp_path):
     wanted, _ = tuned
     folder = tmp_path / "run"
     flags = (*SMALL, f"--model={pretrained}", f"--output={folder}")
@@ -161,7 +161,7 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
         (["--recipe=giant"], "recipe must be one of base, large, huge, small"),
         (["--model=/no/run.keras"], "/no/run.keras does not exist"),
         (["--model=/no/such"], "/no/such"),
-        (["--eval"], "--eval needs a --model"),
+        (["--eval"], "--eval needs --model"),
         (["--batch_size=63"], "a replica's batch must be even. Received: 63"),
         (["--num_classes=3"], "must be in [0, 3), the number of classes. Received: 3"),
         (["--labels_per_class=1000"], "labels_per_class must be in [1, "),
@@ -182,7 +182,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_of_other_classes_is_not_evaluated(pretrained, tmp_path):
+def test_eval_needs_a_classifier_of_the_same_classes(pretrained, tmp_path):
     script = load(SCRIPT)
     flags = [f"--model={pretrained}", "--eval", f"--output={tmp_path}"]
     with pytest.raises(
@@ -208,7 +208,7 @@ def evaluate(folder, *flags):
 
 
 @pytest.mark.slow
-def test_an_evaluation_is_in_the_precision_that_is_asked_for(measured):
+def test_eval_precision(measured):
     wanted = evaluate(measured)
     same = evaluate(measured, "--image_size=32", "--pooling=mean")
     assert same == wanted
@@ -224,6 +224,6 @@ def test_an_evaluation_is_in_the_precision_that_is_asked_for(measured):
         ("--pooling=cls", "pooling must be mean. Received: cls"),
     ],
 )
-def test_an_evaluation_is_of_the_model_as_it_is(flag, message, measured):
+def test_eval_does_not_change_the_model(flag, message, measured):
     with pytest.raises(ValueError, match=message):
         evaluate(measured, flag)

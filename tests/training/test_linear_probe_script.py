@@ -32,7 +32,7 @@ def probed(pretrained, tmp_path_factory):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
+def test_linear_head_learns_and_is_saved_with_the_encoder(probed, capsys):
     folder, _, accuracy = probed
     assert accuracy > 0.5  # of ten classes, on random features
     for name in ("confusion.png", "features-pca.png", "features-tsne.png"):
@@ -48,7 +48,7 @@ def test_a_linear_head_learns_and_is_kept_with_the_encoder(probed, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["knn", "logistic"])
-def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypatch):
+def test_other_methods_reuse_cached_features(probed, method, monkeypatch):
     _, flags, _ = probed
     monkeypatch.setattr(
         "keras_mae.runs.probing.extract_features",
@@ -58,7 +58,7 @@ def test_other_methods_ask_the_features_that_are_there(probed, method, monkeypat
 
 
 @pytest.mark.nightly
-def test_crops_need_the_encoder_at_each_step(probed, tmp_path):
+def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
     _, flags, _ = probed
     output = tmp_path / "run"
     # the last of two flags of a name counts; replicas need a process of their own
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
     assert message in refusal(SCRIPT, f"--output={tmp_path}", *flags)
 
 
-def test_a_training_run_is_not_replaced(probed, tmp_path):
+def test_training_run_is_not_overwritten(probed, tmp_path):
     _, flags, _ = probed
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-000000009.keras").touch()
@@ -100,7 +100,7 @@ def test_a_training_run_is_not_replaced(probed, tmp_path):
 
 
 @pytest.mark.slow
-def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
+def test_cached_features_depend_on_the_data(tmp_path, capsys):
     def write(name, brightness):
         for split, count in (("train", 6), ("val", 2)):
             folder = tmp_path / "data" / split / name
@@ -128,7 +128,7 @@ def test_features_are_those_of_the_data_that_is_there(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_features_are_those_behind_the_heads_norm(probed, tmp_path):
+def test_cached_features_depend_on_the_head_norm(probed, tmp_path):
     folder, flags, _ = probed
     model = keras.models.load_model(folder / "model.keras")
     keys = []

@@ -1,4 +1,4 @@
-"""training/pretrain.py, whole, on real data: what it writes, refuses and survives."""
+"""training/pretrain.py on real data: outputs, wrong flags, resuming after kills."""
 
 import csv
 import io
@@ -37,7 +37,7 @@ def digits_run(tmp_path_factory):
     return folder, finished
 
 
-def test_a_run_leaves_all_that_it_promises(digits_run):
+def test_run_writes_its_files(digits_run):
     folder, finished = digits_run
     assert finished.stderr == ""
     rows = list(csv.DictReader((folder / "history.csv").open()))
@@ -60,7 +60,7 @@ def test_a_run_leaves_all_that_it_promises(digits_run):
 
 
 @pytest.mark.slow
-def test_a_run_is_not_overwritten_by_accident(digits_run):
+def test_run_is_not_overwritten_without_the_flag(digits_run):
     folder, _ = digits_run
     before = (folder / "model.keras").read_bytes()
     error = refusal(SCRIPT, *SMALL, f"--output={folder}")
@@ -69,7 +69,7 @@ def test_a_run_is_not_overwritten_by_accident(digits_run):
 
 
 @pytest.mark.slow
-def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
+def test_overwrite_with_a_wrong_flag_keeps_the_run(digits_run):
     folder, _ = digits_run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     refusal(SCRIPT, *SMALL, f"--output={folder}", "--overwrite", "--mask_ratio=0")
@@ -77,7 +77,7 @@ def test_a_wrong_flag_does_not_touch_the_run_it_would_overwrite(digits_run):
 
 
 @pytest.mark.nightly
-def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
+def test_validation_with_an_odd_number_of_replicas(tmp_path):
     finished = run(
         SCRIPT,
         *SMALL,
@@ -91,7 +91,7 @@ def test_held_out_images_are_shared_by_any_number_of_replicas(tmp_path):
 
 
 @pytest.mark.nightly
-def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
+def test_overwrite_keeps_files_that_are_not_of_a_run(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "mine.txt").write_text("keep")
     finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--overwrite")
@@ -100,7 +100,7 @@ def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
 
 
 @pytest.mark.nightly
-def test_photos_under_mirrored_replicas_in_half_precision(tmp_path):
+def test_photos_with_mirrored_replicas_in_mixed_bfloat16(tmp_path):
     finished = run(
         SCRIPT,
         *SMALL,
@@ -157,7 +157,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flag, message):
 
 
 @pytest.mark.slow
-def test_bad_input_in_a_process_of_its_own(tmp_path):
+def test_bad_input_in_a_subprocess(tmp_path):
     finished = run(SCRIPT, f"--output={tmp_path / 'run'}", "--mask_ratio=1.0")
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1, finished.stderr
@@ -221,7 +221,7 @@ def assert_same_run(folder, wanted):
 
 
 @pytest.mark.slow
-def test_a_run_told_to_stop_saves_and_goes_on_bit_equal(digits_run, tmp_path):
+def test_sigterm_saves_and_resuming_is_bit_exact(digits_run, tmp_path):
     wanted, _ = digits_run
     folder = tmp_path / "run"
     process = start(*SMALL, f"--output={folder}", "--checkpoint_steps=2")
@@ -240,7 +240,7 @@ def test_a_run_told_to_stop_saves_and_goes_on_bit_equal(digits_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_another_configuration_is_not_resumed(digits_run):
+def test_run_with_other_flags_is_not_resumed(digits_run):
     folder, _ = digits_run
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     other = ("--resume", "--seed=7", "--mask_ratio=0.5")
@@ -250,7 +250,7 @@ def test_a_run_of_another_configuration_is_not_resumed(digits_run):
 
 
 @pytest.mark.nightly
-def test_records_in_parts_and_several_steps_an_execution(tmp_path):
+def test_tfrecords_with_accumulation_and_steps_per_execution(tmp_path):
     # as the job for a TPU pod in training/cluster trains, and as Keras alone can't:
     # parts need static shapes, and shapes are static where a data set has no end
     rng = np.random.default_rng(0)
@@ -275,7 +275,7 @@ def test_records_in_parts_and_several_steps_an_execution(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_on_other_data_is_not_resumed(digits_run, tmp_path):
+def test_run_on_other_data_is_not_resumed(digits_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(digits_run[0], folder)
     (folder / "data.json").write_text('{"images": 1500, "held_out": 360}')
@@ -292,7 +292,7 @@ def test_several_steps_per_execution_need_one_replica(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_has_nothing_left_to_do(digits_run, tmp_path):
+def test_resuming_a_finished_run(digits_run, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(digits_run[0], folder)
     # what a kill in the middle of a save leaves
@@ -307,7 +307,7 @@ def test_a_finished_run_has_nothing_left_to_do(digits_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_dry_run_says_what_would_be_run_and_touches_nothing(digits_run, tmp_path):
+def test_dry_run_reports_and_writes_nothing(digits_run, tmp_path):
     saved = digits_run[0] / "config.json"
     finished = run(SCRIPT, f"--config={saved}", "--dry_run", "--epochs=7",
                    f"--output={tmp_path / 'run'}")  # fmt: skip
@@ -322,7 +322,7 @@ def test_a_dry_run_says_what_would_be_run_and_touches_nothing(digits_run, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_is_found_before_training(tmp_path):
+def test_full_disk_is_found_before_training(tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     finished = subprocess.run(
         command(SCRIPT, *SMALL, f"--output={tmp_path / 'run'}"),
@@ -335,7 +335,7 @@ def test_a_disk_that_is_full_is_found_before_training(tmp_path):
 
 
 @pytest.mark.slow
-def test_corrupt_images_are_named_and_too_many_stop_the_run(tmp_path):
+def test_corrupt_images_are_reported_and_too_many_stop_the_run(tmp_path):
     for index in range(12):
         shade = np.full((40, 40, 3), 20 * index, "uint8")
         Image.fromarray(shade).save(tmp_path / f"{index}.png")

@@ -1,4 +1,4 @@
-"""training/segment.py on a few canvases: what it makes, measures, writes, refuses."""
+"""training/segment.py on a few canvases: data, metrics, outputs, wrong flags."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_the_script_compares_pretrained_and_random_weights(tmp_path):
     assert segmenter(np.zeros((1, 32, 32, 1))).shape == (1, 32, 32, 11)
 
 
-def test_canvases_hold_real_digits_where_the_labels_say():
+def test_canvases_match_their_labels():
     script = load(SCRIPT)
     source = script.data.load_digits()
     rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_canvases_hold_real_digits_where_the_labels_say():
     assert np.mean(counts > 1) > 0.5 and counts.min() > 0
 
 
-def test_scores_are_those_of_the_definition():
+def test_segmentation_scores():
     script = load(SCRIPT)
     truth = np.array([[[0, 0, 1, 1]]])
     scores = script.score(truth, np.array([[[0, 1, 1, 2]]]))
@@ -56,12 +56,12 @@ def test_a_missing_model_is_one_line_and_code_2(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["labelled", "epochs", "batch_size"])
-def test_numbers_are_checked(name):
+def test_numeric_flags_are_checked(name):
     script = load(SCRIPT)
     with pytest.raises(ValueError, match=f"{name} must be at least 1. Received: 0"):
         script.main(script.SegmentConfig(**{name: 0}))
 
 
-def test_canvases_hold_a_digit():
-    with pytest.raises(ValueError, match=r"16 pixels high.*image_size=\(8, 32\)"):
+def test_canvas_smaller_than_a_digit_is_an_error():
+    with pytest.raises(ValueError, match=r"at least 16 pixels.*image_size=\(8, 32\)"):
         load(SCRIPT).make_canvases([], [], 1, (8, 32), np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""The two tutorials, whole, on pictures and models that a laptop makes in seconds."""
+"""The two tutorials, end to end, on small images and models."""
 
 import contextlib
 import csv
@@ -64,7 +64,7 @@ def panels(path, size):
 
 
 @pytest.mark.slow
-def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path):
+def test_picture_shows_masked_and_reconstructed_patches(painter, photo, tmp_path):
     out = tmp_path / "new" / "look.png"
     finished = run(
         VISUALIZE,
@@ -73,14 +73,14 @@ def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path)
     )
     assert finished.returncode == 0, finished.stderr
     assert finished.stderr == ""
-    assert "8 of 16 patches removed" in finished.stdout
+    assert "8 of 16 patches masked" in finished.stdout
     model, processor = load_model(painter)
     images = processor(photo)
     mask = keras.ops.convert_to_numpy(
         model.encoder(images, mask_ratio=0.5, seed=3)["mask"]
     )
     loss = float(model(images, mask=mask)["loss"])
-    assert f"Loss on these: {loss:.4f}" in finished.stdout
+    assert f"Loss: {loss:.4f}" in finished.stdout
     removed = mask.reshape(4, 4).repeat(8, axis=0).repeat(8, axis=1) > 0  # (H, W)
     original, masked, painted, pasted = panels(out, 32)
     np.testing.assert_array_equal(original, processor.to_uint8(images)[0])
@@ -91,7 +91,7 @@ def test_the_picture_shows_what_was_hidden_and_painted(painter, photo, tmp_path)
 
 
 @pytest.mark.nightly
-def test_without_flags_it_is_the_published_model_on_a_photograph(tmp_path, monkeypatch):
+def test_default_model_and_image(tmp_path, monkeypatch):
     pytest.importorskip("skimage")
     # the published sizes, narrow
     model = keras_mae.MAEPretrainer.from_preset(
@@ -105,24 +105,22 @@ def test_without_flags_it_is_the_published_model_on_a_photograph(tmp_path, monke
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         finished = run(VISUALIZE)
     assert finished.returncode == 0, finished.stderr
-    assert "147 of 196 patches removed" in finished.stdout
-    assert "given away" not in finished.stdout
+    assert "147 of 196 patches masked" in finished.stdout
+    assert "brightness and contrast" not in finished.stdout
     original, masked, *_ = panels(tmp_path / "reconstruction.png", 224)
     kept = (original == masked).all(axis=-1).mean()
     assert original.std() > 20 and 0.25 <= kept < 0.27
 
 
-def test_a_picture_that_is_partly_given_away_says_so(
-    make_model, photo, tmp_path, capsys
-):
+def test_normalized_targets_are_explained(make_model, photo, tmp_path, capsys):
     folder = save_run(tmp_path / "normalized", make_model(norm_pix_loss=True))
     script = load(VISUALIZE)
     config = script.VisualizeConfig(str(photo), str(folder), out=f"{tmp_path}/a.png")
     script.main(config)
     said = capsys.readouterr().out
-    assert "partly, it is given away" in said
+    assert "brightness and contrast of the original" in said
     # a patch's own mean leaves its deviation, which is 1
-    assert float(re.search(r"flat answer: ([\d.]+)", said)[1]) == pytest.approx(
+    assert float(re.search(r"constant prediction: ([\d.]+)", said)[1]) == pytest.approx(
         1, abs=0.02
     )
 
@@ -131,16 +129,16 @@ def test_a_picture_that_is_partly_given_away_says_so(
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--image=/no/cat.jpg"], "image must be a picture's file"),
+        (["--image=/no/cat.jpg"], "--image must be an image file"),
         (["--image={broken}"], "An image must be a readable picture"),
         (["--model=/no/such"], "/no/such"),
-        (["--model={encoder}"], "must have a decoder, which paints"),
+        (["--model={encoder}"], "must have a decoder"),
         (["--mask_ratio=1"], "mask_ratio must be in [0, 1)"),
         (["--mask_ratio=0"], "at least one must be removed"),
         (["--out={folder}/look.paint"], "unknown file extension"),
     ],
 )
-def test_nothing_to_look_at_is_one_line_and_code_2(
+def test_wrong_flags_of_visualize_are_one_line_and_code_2(
     painter, photo, tmp_path, flags, message
 ):
     (tmp_path / "broken.jpg").write_bytes(photo.read_bytes()[:200])
@@ -170,7 +168,7 @@ def trained(tmp_path_factory):
 
 
 def assert_both_stages_learned(folder, said):
-    assert "Stage 1: pretrain on 32 pictures" in said
+    assert "Stage 1: pretrain on 32 images" in said
     found = re.findall(r"^  (\w+) +([\d.]+)%$", said, re.MULTILINE)
     accuracies = {name: float(accuracy) for name, accuracy in found}
     assert set(accuracies) == {"scratch", "pretrained"}
@@ -189,7 +187,7 @@ def test_both_stages_learn_from_a_folder(trained):
 
 
 @pytest.mark.nightly
-def test_the_whole_script_is_quiet_about_all_else(tmp_path):
+def test_own_images_script_prints_nothing_to_stderr(tmp_path):
     pictures = write_pictures(tmp_path / "pictures", 20, np.random.default_rng(0))
     flags = [f"--{name}={value}" for name, value in SMALL.items()]
     folder = tmp_path / "run"
@@ -199,7 +197,7 @@ def test_the_whole_script_is_quiet_about_all_else(tmp_path):
 
 
 @pytest.mark.nightly
-def test_what_it_keeps_reads_new_pictures(trained):
+def test_saved_classifier_classifies_new_images(trained):
     folder, _ = trained
     model, processor = load_model(folder / "classifier")
     assert find_labels(folder / "classifier", model.num_classes) == CLASSES
@@ -209,14 +207,14 @@ def test_what_it_keeps_reads_new_pictures(trained):
 
 
 @pytest.mark.nightly
-def test_what_it_pretrains_can_be_looked_at(trained, photo, tmp_path, capsys):
+def test_pretrained_model_can_be_visualized(trained, photo, tmp_path, capsys):
     folder, _ = trained
     script = load(VISUALIZE)
     out = tmp_path / "look.png"
     script.main(
         script.VisualizeConfig(str(photo), str(folder / "pretrained"), out=str(out))
     )
-    assert "48 of 64 patches removed" in capsys.readouterr().out
+    assert "48 of 64 patches masked" in capsys.readouterr().out
     assert len(panels(out, 16)) == 4
 
 
@@ -242,7 +240,7 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
     [
         (["--folder=/no/pets"], "folder must be a folder of images"),
         (["--folder={pictures}/dark"], "must have a folder for each class"),
-        (["--folder={one}"], "five or more pictures. Received: 1, the smallest of 5"),
+        (["--folder={one}"], "five or more images. Received: 1, the smallest of 5"),
         (["--folder={broken}"], "0.png"),
         (["--image_size=20"], "image_size must be a multiple of 8. Received: 20"),
         (["--image_size=0"], "image_size"),
@@ -252,7 +250,7 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         (["--pretrain_epochs=0"], "shorter than the training"),
     ],
 )
-def test_a_folder_without_classes_is_one_line_and_code_2(tmp_path, flags, message):
+def test_wrong_flags_of_own_images_are_one_line_and_code_2(tmp_path, flags, message):
     rng = np.random.default_rng(0)
     folders = {
         name: write_pictures(tmp_path / name, 5, rng)

@@ -1,4 +1,4 @@
-"""Scripts about data: shards from a folder, and the benchmark of the pipeline."""
+"""training/write_tfrecords.py, and training/benchmark_data.py."""
 
 import itertools
 import re
@@ -85,7 +85,7 @@ def test_flat_folders_have_no_classes(script, folder, tmp_path):
     assert [path.suffix for path in (tmp_path / "flat").iterdir()] == [".tfrecord"]
 
 
-def test_unreadable_files_are_named_and_left_out(script, folder, tmp_path, caplog):
+def test_unreadable_files_are_reported_and_left_out(script, folder, tmp_path, caplog):
     bad = folder / "a" / "notes.jpg"
     bad.write_text("no picture")
     write(script, folder, tmp_path / "some", shards=2)
@@ -103,18 +103,18 @@ def test_wrong_flags_are_refused(script, folder, tmp_path):
         write(script, folder, output, shards=11)
     with pytest.raises(ValueError, match=r"shards must be at least 1. Received: 0"):
         write(script, folder, output, shards=0)
-    with pytest.raises(ValueError, match=r"part of a file name. Received: 'a/b'"):
+    with pytest.raises(ValueError, match=r"a file name prefix. Received: 'a/b'"):
         write(script, folder, output, name="a/b")
     with pytest.raises(ValueError, match=r"must be a folder. Received: nowhere"):
         write(script, "nowhere", output)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"must hold images. Received: .*empty"):
+    with pytest.raises(ValueError, match=r"must contain images. Received: .*empty"):
         write(script, tmp_path / "empty", output)
     assert not output.exists() or not list(output.iterdir())
 
 
 @pytest.mark.nightly
-def test_the_benchmark_measures_files_and_records(capsys):
+def test_data_benchmark_reads_files_and_tfrecords(capsys):
     pytest.importorskip("skimage")
     benchmark = load("training/benchmark_data.py")
     small = {"images": 48, "image_size": 32, "batch_size": 8, "batches": 2}

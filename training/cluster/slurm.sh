@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Pretrain on several GPU nodes. Run: sbatch training/cluster/slurm.sh --preset=mae_base ...
 #
-# One task a node, over all its GPUs. Before the time limit, or a preemption, the run
-# saves, ends with code 75 and is put back into the queue; --resume then goes on with it.
-# --output must be a folder that every node sees.
+# One task per node, on all its GPUs. Before the time limit or a preemption the run saves,
+# exits with code 75 and is requeued; --resume then continues it. --output must be a
+# folder shared by all nodes.
 #SBATCH --job-name=mae
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
@@ -19,8 +19,8 @@ port=${PORT:-23456}
 workers=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/.*/\"&:$port\"/" | paste -sd,)
 export WORKERS=$workers
 
-# single quotes: SLURM_PROCID is each task's own
-# srun does not take the cores from the job by itself
+# single quotes: SLURM_PROCID differs by task
+# srun does not inherit --cpus-per-task from the job
 srun ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} --kill-on-bad-exit=0 bash -c '
     export TF_CONFIG="{\"cluster\": {\"worker\": [$WORKERS]},
                        \"task\": {\"type\": \"worker\", \"index\": $SLURM_PROCID}}"
