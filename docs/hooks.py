@@ -1,6 +1,5 @@
-"""Brings the pages at the repository's root into the site, and mends links to them."""
+"""MkDocs hooks: the pages at the repository's root join the site."""
 
-import re
 from pathlib import Path
 
 from mkdocs.structure.files import File
@@ -10,13 +9,16 @@ PAGES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 
 
 def on_files(files, config):
+    """Adds the pages, as if they lay in docs/."""
     for name in PAGES:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
 
 
 def on_page_markdown(markdown, page, **_):
-    """Links lead from file to file, as the repository's page needs them."""
+    """Turns links to files, as the repository's page needs them, into the site's."""
     if page.file.src_uri in PAGES:
         return markdown.replace("](docs/", "](")
-    return re.sub(r"\]\((?:\.\./)+(%s)" % "|".join(PAGES), r"](\1", markdown)
+    for name in PAGES:
+        markdown = markdown.replace(f"](../{name}", f"]({name}")
+    return markdown

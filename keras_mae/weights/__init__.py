@@ -1,6 +1,6 @@
 """Weights of other libraries: the only room where their names are known.
 
-Command: python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]
+Command: `python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]`
 """
 
 from keras_mae.weights.checkpoint import PortError
