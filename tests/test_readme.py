@@ -177,6 +177,13 @@ def test_paths_in_the_sources_exist():
 CHANGELOG = Path("CHANGELOG.md")
 
 
+def test_names_in_the_sources_exist():
+    rows = re.findall(r"^\| [^|]+ \| `([\w.]+).*?` in `([\w/.]+)`", TEXT, re.MULTILINE)
+    assert len(rows) > 3
+    for name, path in rows:
+        assert not (ROOT / path).exists() or name in (ROOT / path).read_text(), path
+
+
 def test_the_commands_are_the_scripts():
     for command, script in COMMANDS.items():
         row = f"| `{command}` | `{script}` |"
@@ -306,7 +313,7 @@ def test_commands_run_in_order(tmp_path):
                 timeout=900,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
-        block = re.search(r"```python client\n(.*?)```", TEXT, re.DOTALL)[1]
+        block = re.search(r"```python title=\"client.py\"\n(.*?)```", TEXT, re.DOTALL)[1]
         (folder / "lines.py").write_text(block.replace("localhost:8501", address))
         subprocess.run(
             [sys.executable, "lines.py"],
