@@ -313,7 +313,8 @@ def test_commands_run_in_order(tmp_path):
                 timeout=900,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
-        block = re.search(r"```python title=\"client.py\"\n(.*?)```", TEXT, re.DOTALL)[1]
+        pattern = r"```python title=\"client.py\"\n(.*?)```"
+        block = re.search(pattern, TEXT, re.DOTALL)[1]
         (folder / "lines.py").write_text(block.replace("localhost:8501", address))
         subprocess.run(
             [sys.executable, "lines.py"],
