@@ -1,5 +1,5 @@
-# make demo: the main job on real data. make test: linter, types and tests.
-# Each makes .venv, with what it needs, from Python 3.11 or newer.
+# make demo: the main job on real data. make test: linter, types and tests. make docs:
+# the documentation's site. Each makes .venv, with what it needs, from Python 3.11 or newer.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -11,7 +11,7 @@ PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist=loadgroup
 timed = @begin=$$(date +%s); $(2); code=$$?; \
 	echo "$(1) took $$(( $$(date +%s) - begin )) s"; exit $$code
 
-.PHONY: demo test test-slow test-backends test-nightly clean
+.PHONY: demo test test-slow test-backends test-nightly docs clean
 
 demo: $(VENV)/demo-installed
 	$(VENV)/bin/python training/demo.py --output=demo
@@ -42,6 +42,10 @@ test-nightly-%: $(VENV)/test-installed
 	$(call timed,slow and nightly tests on $*,KERAS_BACKEND=$* $(PYTEST) \
 		-m "backends and not tensorflow and (slow or nightly)")
 
+# the site, in site/; a broken link or a docstring that can't be read is an error
+docs: $(VENV)/docs-installed
+	$(call timed,the site,$(VENV)/bin/mkdocs build --strict --quiet)
+
 clean:
 	rm -rf $(VENV)
 
@@ -53,6 +57,10 @@ $(VENV)/bin/python:
 DEMO_EXTRAS := train,demo,serve
 $(VENV)/demo-installed: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(call timed,installing,$(PIP) -e ".[$(DEMO_EXTRAS)]")
+	touch $@
+
+$(VENV)/docs-installed: $(VENV)/bin/python setup.cfg pyproject.toml
+	$(call timed,installing,$(PIP) -e ".[docs]")
 	touch $@
 
 # The parity tests compare with PyTorch; its CPU build is enough. timm comes without

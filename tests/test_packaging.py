@@ -22,7 +22,7 @@ from tests.scripts import ROOT, environment
 
 TOUR = re.search(
     r"^## Five minutes\n.*?^```python\n(.*?)^```",
-    (ROOT / "README.md").read_text(),
+    (ROOT / "docs/getting-started.md").read_text(),
     re.DOTALL | re.MULTILINE,
 )[1]
 
@@ -115,6 +115,11 @@ def test_changelog_begins_with_this_version():
     assert re.search(r"^## (\d.*)$", text, re.MULTILINE)[1] == keras_mae.__version__
 
 
+def test_citation_names_this_version():
+    text = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {keras_mae.__version__}\n" in text
+
+
 def signatures():
     """Yields `(name, function)` for what a user calls of the public names."""
     modules = [item for item in vars(keras_mae).values() if inspect.ismodule(item)]
@@ -203,7 +208,7 @@ def test_wheel_holds_packages_and_commands_alone(built):
     assert about["Version"] == keras_mae.__version__
     # both pages are shown where the package is published
     text = about.get_payload()
-    assert "\n## Five minutes\n" in text and f"\n## {about['Version']}\n" in text
+    assert "\n## Quickstart\n" in text and f"\n## {about['Version']}\n" in text
 
 
 @pytest.mark.nightly

@@ -1,8 +1,9 @@
-"""The README: its blocks run as pasted; flags, extras, presets and pictures exist."""
+"""README and docs: blocks run as pasted; flags, extras, presets, links, paths exist."""
 
 import configparser
 import contextlib
 import dataclasses
+import glob
 import os
 import re
 import shlex
@@ -21,7 +22,30 @@ from mae_server.process import running
 from tests.hub_server import serve
 from tests.scripts import ROOT, config_class, environment
 
-TEXT = (ROOT / "README.md").read_text()
+# in the order in which they are read: later lines use what earlier ones wrote
+NAMES = (
+    *("getting-started", "weights", "pretraining", "fine-tuning", "serving"),
+    *("benchmarks", "parity", "comparison", "architecture"),
+)
+PAGES = {
+    path: (ROOT / path).read_text()
+    for path in ("README.md", *(f"docs/{name}.md" for name in NAMES))
+}
+TEXT = "\n".join(PAGES.values())
+# every page that links, these too
+LINKING = sorted(
+    path
+    for pattern in ("*.md", "docs/**/*.md")
+    for path in map(Path, glob.glob(pattern, root_dir=ROOT, recursive=True))
+)
+COMMANDS = {
+    "keras-mae-pretrain": "training/pretrain.py",
+    "keras-mae-finetune": "training/finetune.py",
+    "keras-mae-probe": "training/linear_probe.py",
+    "keras-mae-export": "serving/export.py",
+    "keras-mae-serve": "serving/local_server.py",
+    "keras-mae-client": "serving/client.py",
+}
 
 
 @contextlib.contextmanager
@@ -36,61 +60,139 @@ def stand_in_hub(folder):
         yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache")}
 
 
+def python_blocks(path):
+    return re.findall(r"```python\n(.*?)```", PAGES[path], re.DOTALL)
+
+
 @pytest.mark.slow
-def test_python_blocks_run_in_order(tmp_path):
-    pytest.importorskip("keras_hub")
+@pytest.mark.parametrize("path", [path for path in PAGES if python_blocks(path)])
+def test_python_blocks_run_in_order(path, tmp_path):
+    if "keras_hub" in PAGES[path]:
+        pytest.importorskip("keras_hub")
     folder = tmp_path / "work"
     folder.mkdir()
-    code = "\n".join(re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL))
     with stand_in_hub(tmp_path) as hub:
         finished = subprocess.run(
-            [sys.executable, "-c", code],
+            [sys.executable, "-c", "\n".join(python_blocks(path))],
             cwd=folder,
             env={**os.environ, **hub},
             capture_output=True,
             text=True,
         )
     assert finished.returncode == 0, finished.stderr
-    for name in ("look.png", "mae.keras", "for-transformers/model.safetensors"):
-        assert (folder / name).exists()
-    report = re.search(r"```text\n(facebook/vit-mae-base: .*?)```", TEXT, re.DOTALL)
-    assert report[1] in finished.stdout
+    for name in re.findall(r"save\w*\(\"([\w.-]+)\"", "".join(python_blocks(path))):
+        assert (folder / name).exists(), name
+    pattern = r"```text\n(facebook/vit-mae-base: .*?)```"
+    for report in re.findall(pattern, PAGES[path], re.DOTALL):
+        assert report in finished.stdout
+
+
+def test_blocks_save_what_they_name():
+    names = {"look.png", "mae.keras", "for-transformers"}
+    code = "".join(block for path in PAGES for block in python_blocks(path))
+    assert names <= set(re.findall(r"save\w*\(\"([\w.-]+)\"", code))
+    assert "\nfacebook/vit-mae-base: " in PAGES["docs/weights.md"]
 
 
 def test_flags_named_in_commands_exist():
-    scripts = re.findall(r"python (\w+/\w+\.py)((?: \\\n|[^\n`])*)", TEXT)
-    assert len(scripts) > 5
-    for script, rest in scripts:
+    names = "|".join(COMMANDS)
+    scripts = re.findall(rf"(?:python (\w+/\w+\.py)|({names}))\b{REST}", TEXT)
+    assert len(scripts) > 20
+    for script, command, rest in scripts:
+        script = script or COMMANDS[command]
         if script == "serving/client.py":
             continue  # tests/conformance runs its lines
         known = {field.name for field in dataclasses.fields(config_class(script))}
         for flag in re.findall(r"--(?:no-)?(\w+)", rest):
-            assert flag in known, (script, flag)
+            assert flag in (*known, "help"), (script, flag)
 
 
-def test_the_table_lists_every_preset():
-    assert set(re.findall(r"^\| `(mae_\w+)`", TEXT, re.MULTILINE)) == set(
-        keras_mae.PRESETS
-    )
+# of a command, up to the end of the line, block or code
+REST = r"((?: \\\n|[^\n`])*)"
 
 
-def test_pictures_exist():
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", TEXT):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("path", ["README.md", "docs/getting-started.md"])
+def test_the_table_lists_every_preset(path):
+    rows = re.findall(r"^\| `(mae_\w+)` \|(.*)\|$", PAGES[path], re.MULTILINE)
+    assert {name for name, _ in rows} == set(keras_mae.PRESETS)
+    for name, cells in rows:
+        sizes = keras_mae.PRESETS[name]
+        wanted = [f"{sizes['image_size']}, {sizes['patch_size']}"]
+        wanted += [f"{sizes['hidden_dim']}, {sizes['depth']}, {sizes['num_heads']}"]
+        assert [cell.strip() for cell in cells.split("|")][:2] == wanted, name
 
 
-def test_links_lead_to_headings():
-    text = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
+def test_fresh_weights_are_told_where_presets_are():
+    text = " ".join(PAGES["README.md"].replace("> ", "").split())
+    assert "`from_preset(name)` builds a model of a published size with fresh" in text
+
+
+def anchors(path):
+    """The anchors of a page, as GitHub makes them of headings."""
+    text = (ROOT / path).read_text()
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    # as GitHub makes them
-    anchors = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
-    links = re.findall(r"\]\(#([^)]*)\)", TEXT)
-    assert links and set(links) <= anchors
+    return {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("path", LINKING, ids=str)
+def test_links_and_pictures_lead_somewhere(path):
+    text = re.sub(r"`[^`\n]*`", "", (ROOT / path).read_text())
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("https://"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = os.path.normpath(path.parent / name) if name else path
+        assert (ROOT / target).is_file(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_pictures_are_shown():
+    shown = set(re.findall(r"!\[[^]]*\]\((?:docs/)?(pictures/[^)]+)\)", TEXT))
+    there = (ROOT / "docs/pictures").iterdir()
+    assert shown == {f"pictures/{path.name}" for path in there}
+
+
+def test_the_site_has_every_page():
+    listed = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", SITE, re.MULTILINE)
+    pages = {str(p.relative_to("docs")) for p in LINKING if p.parts[0] == "docs"}
+    roots = {"CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"}
+    assert sorted(listed) == sorted(pages | roots)
+    order = [name for name in listed if name.removesuffix(".md") in NAMES]
+    assert order == [f"{name}.md" for name in NAMES]
+
+
+SITE = (ROOT / "mkdocs.yml").read_text()
+
+
+def test_paths_in_the_sources_exist():
+    text = "".join((ROOT / path).read_text() for path in LINKING if path != CHANGELOG)
+    folders = "keras_mae|training|serving|tests|docs"
+    found = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
+    assert len(found) > 50
+    assert {path for path in found if not (ROOT / path).exists()} == set()
+
+
+# it tells of paths that were
+CHANGELOG = Path("CHANGELOG.md")
+
+
+def test_names_in_the_sources_exist():
+    rows = re.findall(r"^\| [^|]+ \| `([\w.]+).*?` in `([\w/.]+)`", TEXT, re.MULTILINE)
+    assert len(rows) > 3
+    for name, path in rows:
+        assert not (ROOT / path).exists() or name in (ROOT / path).read_text(), path
+
+
+def test_the_commands_are_the_scripts():
+    for command, script in COMMANDS.items():
+        row = f"| `{command}` | `{script}` |"
+        assert row in PAGES["docs/getting-started.md"], row
 
 
 def test_values_of_flags_are_read():
     for line in read_lines():
-        found = re.match(r"\w+ ((?:training|serving)/\S+) (.*)", line)
+        found = re.match(r"\w+ ((?:training|serving)/\S+) (.*)", as_script(line))
         if found and found[1] != "serving/client.py" and "kubectl" not in line:
             script = found[1].replace("cluster/slurm.sh", "pretrain.py")
             parse_flags(config_class(script), line, shlex.split(found[2]))
@@ -103,7 +205,7 @@ def test_files_that_lines_name_exist():
 
 
 def test_each_line_runs_or_is_said_to_run_elsewhere():
-    known = (*SMALLER, *ELSEWHERE, "python serving/local_server.py")
+    known = (*SMALLER, *ELSEWHERE, *SERVERS)
     assert [line for line in read_lines() if not line.startswith(known)] == []
 
 
@@ -121,6 +223,9 @@ SMALLER = {
     "python training/own_images.py": "--image_size=16 --pretrain_epochs=1 --epochs=1 "
     "--batch_size=8",
     "python -m keras_mae.weights": "",
+    "keras-mae-pretrain": "--epochs=1 --warmup_epochs=0",
+    "keras-mae-finetune": "--epochs=1 --warmup_epochs=0",
+    "keras-mae-export": "",
     "python training/pretrain.py --dataset=photos": "--image_size=32 --epochs=1 "
     "--warmup_epochs=0 --validation_images=8 --log_every=1",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
@@ -141,6 +246,15 @@ ELSEWHERE = (
     *("python training/benchmark", "python serving/benchmark.py"),
     *("python training/compare.py", "python training/pretrain.py --preset=mae_large"),
 )
+
+
+SERVERS = ("python serving/local_server.py", "keras-mae-serve")
+
+
+def as_script(line):
+    """Puts the script's path in the place of an installed command's name."""
+    command, _, flags = line.partition(" ")
+    return f"python {COMMANDS[command]} {flags}" if command in COMMANDS else line
 
 
 def read_lines():
@@ -181,8 +295,8 @@ def test_commands_run_in_order(tmp_path):
         for line in read_lines():
             if line.startswith(ELSEWHERE):
                 continue
-            if line.startswith("python serving/local_server.py"):
-                _, script, *flags = shlex.split(line)
+            if line.startswith(SERVERS):
+                _, script, *flags = shlex.split(as_script(line))
                 server = running(script, *flags, cwd=folder, env=variables)
                 address, grpc, _ = stack.enter_context(server)
                 continue
@@ -199,7 +313,8 @@ def test_commands_run_in_order(tmp_path):
                 timeout=900,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
-        block = re.search(r"```python client\n(.*?)```", TEXT, re.DOTALL)[1]
+        pattern = r"```python title=\"client.py\"\n(.*?)```"
+        block = re.search(pattern, TEXT, re.DOTALL)[1]
         (folder / "lines.py").write_text(block.replace("localhost:8501", address))
         subprocess.run(
             [sys.executable, "lines.py"],

@@ -1,6 +1,6 @@
 """Pretrained weights of Hugging Face, timm and facebookresearch/mae: load and save.
 
-Command: python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]
+Command: `python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]`
 """
 
 from keras_mae.weights.checkpoint import PortError

@@ -1,9 +1,9 @@
 """serving/page/: the demo page in a browser, beside a stand-in of the REST API.
 
-The README's picture of it is taken by the last test; PAGE_URL is a server that runs
+The docs' picture of it is taken by the last test; PAGE_URL is a server that runs
 (without it the stand-in, which blurs), PAGE_FILE a picture (without it the sample):
 
-    PAGE_PICTURE=serving/pictures/page.png PAGE_URL=http://127.0.0.1:8501 \\
+    PAGE_PICTURE=docs/pictures/page.png PAGE_URL=http://127.0.0.1:8501 \\
         PAGE_FILE=photo.jpg python -m pytest tests/serving/test_page.py -k screenshot
 """
 
