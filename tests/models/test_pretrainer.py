@@ -221,7 +221,7 @@ def test_a_batch_that_parts_do_not_divide_is_refused(make_model, images):
     for data in (batches(images, 3), of_any_size):
         if data is of_any_size and keras.backend.backend() != "tensorflow":
             continue  # each batch is looked at there
-        with pytest.raises(ValueError, match="accumulation_steps=2 divides"):
+        with pytest.raises(ValueError, match="divisible by accumulation_steps=2"):
             train(data, make_model, accumulation_steps=2)
     with pytest.raises(ValueError, match=r"at least 1. Received: 0"):
         make_model().compile(accumulation_steps=0)
