@@ -1,20 +1,12 @@
 """Masked Autoencoders in Keras: pretrain, look, export, serve."""
 
+import importlib
+
 # isort: off
 from keras_mae.utils import quiet_import as _quiet_import  # noqa: F401
 
 # isort: on
-from keras_mae import (
-    callbacks,
-    data,
-    export,
-    layers,
-    models,
-    ops,
-    optimizers,
-    visualization,
-    weights,
-)
+from keras_mae import layers, models, ops, optimizers, visualization, weights
 from keras_mae._version import __version__ as __version__
 from keras_mae.models import (
     MAEClassifier,
@@ -72,3 +64,10 @@ __all__ = [
     "warmup_cosine",
     "weights",
 ]
+
+
+def __getattr__(name):
+    """Imports the rooms that need TensorFlow when they are first used."""
+    if name in ("callbacks", "data", "export"):
+        return importlib.import_module(f"keras_mae.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

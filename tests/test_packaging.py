@@ -122,7 +122,8 @@ def test_citation_names_this_version():
 
 def signatures():
     """Yields `(name, function)` for what a user calls of the public names."""
-    modules = [item for item in vars(keras_mae).values() if inspect.ismodule(item)]
+    items = [getattr(keras_mae, name) for name in keras_mae.__all__]
+    modules = [item for item in items if inspect.ismodule(item)]
     rooms = [module for module in modules if hasattr(module, "__all__")]
     for place in (keras_mae, *rooms):
         for name in place.__all__:

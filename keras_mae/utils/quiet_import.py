@@ -38,7 +38,7 @@ def _is_own_command():
     """Whether this process is a command or script of this project."""
     if not sys.argv or not sys.argv[0]:
         return False
-    if sys.argv == ["-m"]:  # Python is looking for a module of this package
+    if sys.argv[0] == "-m":  # Python is looking for a module of this package
         return True
     path = Path(sys.argv[0])
     return path.name.startswith("keras-mae") or path.resolve().parent in _SCRIPTS
