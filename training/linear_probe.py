@@ -69,7 +69,9 @@ def main(config):
     if config.dry_run:
         return print(training.describe(model))
     if config.method == "linear" and (config.crop_scale < 1 or config.flip):
-        augmentation = data.Augmentation((config.crop_scale, 1.0), config.flip)
+        augmentation = data.Augmentation(
+            (config.crop_scale, 1.0), config.flip, clip_sides=True
+        )
         return training.fit_images(model, processor, augmentation)
     return evaluate_features(training, model, processor)
 

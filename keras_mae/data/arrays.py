@@ -43,7 +43,12 @@ class ImageArrays:
         size = processor.image_size
         if augmentation.crops:
             return random_resized_crop(
-                self._image(index), size, seed, augmentation.scale, augmentation.flip
+                self._image(index),
+                size,
+                seed,
+                augmentation.scale,
+                augmentation.flip,
+                augmentation.clip_sides,
             )
         if self._count * size[0] * size[1] * self.channels > _KEPT_BYTES:
             image = resize(self._image(index), size, processor.resample)

@@ -5,11 +5,12 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_mae.data.randaugment import rand_augment
+from keras_mae.data.random_crop import random_window
 from keras_mae.data.random_erasing import random_erasing
 from keras_mae.utils.typing import Tensor
 
-# the shorter side is resized to 256 for a crop of 224, as usual on ImageNet
-_CENTER_SHARE = 0.875
+# as published: up to this size the center crop leaves out an eighth of the side
+_MOST_CROPPED, _CENTER_SHARE = 224, 0.875
 
 
 class Augmentation(NamedTuple):
@@ -17,13 +18,15 @@ class Augmentation(NamedTuple):
 
     `scale` is the least and the largest share of the area that a crop takes; `flip`
     whether it is flipped horizontally half of the time; `magnitude` RandAugment's, 0
-    for none; `erase` the probability of random erasing.
+    for none; `erase` the probability of random erasing. `clip_sides` draws the crop of
+    the published linear probe: one try, whose sides are clipped to the image's.
     """
 
     scale: tuple = (0.2, 1.0)
     flip: bool = True
     magnitude: float = 0.0
     erase: float = 0.0
+    clip_sides: bool = False
 
     @property
     def crops(self) -> bool:
@@ -81,20 +84,6 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
     return _grey_levels(images)
 
 
-def random_window(shape, seed, scale=(0.2, 1.0)):
-    """Draws `begin` and `size`, `(3,)` int32, of a random resized crop's window."""
-    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
-        shape,
-        bounding_boxes=tf.zeros((1, 0, 4)),
-        seed=seed,
-        min_object_covered=0.0,
-        aspect_ratio_range=(3 / 4, 4 / 3),
-        area_range=scale,
-        use_image_if_no_bounding_boxes=True,
-    )
-    return begin, size
-
-
 def resize_and_flip(window, image_size, seed, flip=True):
     """Resizes a window bicubically and flips it half of the time."""
     image = resize(window, image_size, "bicubic")
@@ -107,11 +96,13 @@ def random_resized_crop(
     seed: Tensor,
     scale: tuple[float, float] = (0.2, 1.0),
     flip: bool = True,
+    clip_sides: bool = False,
 ) -> tf.Tensor:
     """Random resized crop, bicubic, with a horizontal flip half of the time.
 
-    The paper's only augmentation (appendix A.1): the crop's share of the area is in
-    `scale`, its aspect ratio in [3/4, 4/3].
+    The paper's only augmentation (appendix A.1), distributed as torchvision's
+    `RandomResizedCrop`: the crop's share of the area is in `scale`, its aspect ratio in
+    [3/4, 4/3].
 
     Args:
         image: `(H, W, C)` uint8 tensor.
@@ -119,6 +110,8 @@ def random_resized_crop(
         seed: `(2,)` int tensor; the same seed gives the same crop.
         scale: Pair of floats, the least and the largest share of the area.
         flip: Whether crops are flipped.
+        clip_sides: Whether to draw once and clip the sides to the image's, as the
+            published linear probe does.
 
     Returns:
         `(height, width, C)` float32 tensor in [0, 255].
@@ -130,15 +123,20 @@ def random_resized_crop(
     assert random_resized_crop(photo, (32, 32), seed=[0, 1]).shape == (32, 32, 3)
     ```
     """
-    window = tf.slice(image, *random_window(tf.shape(image), seed, scale))
+    place = random_window(tf.shape(image), seed, scale, clip_sides)
+    window = tf.slice(image, *place)
     window = tf.ensure_shape(window, (None, None, image.shape[-1]))
     return resize_and_flip(window, image_size, seed, flip)
 
 
 def center_crop(image, image_size):
-    """Bicubic resize and center crop of 7/8, as in evaluations on ImageNet."""
+    """Bicubic resize and center crop as in evaluations on ImageNet.
+
+    The crop takes 7/8 of the shorter side, above 224 pixels all of it.
+    """
     shape = tf.shape(image)
-    wanted = tf.constant(image_size, tf.float32) / _CENTER_SHARE
+    share = _CENTER_SHARE if max(image_size) <= _MOST_CROPPED else 1.0
+    wanted = tf.constant(image_size, tf.float32) / share
     old = tf.cast(shape[:2], tf.float32)
     new = tf.round(old * tf.reduce_max(wanted / old))
     # rounding must not make it smaller than the crop

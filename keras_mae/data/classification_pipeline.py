@@ -92,13 +92,14 @@ def labelled_pipeline(
         )
     num_classes = source.num_classes
 
-    def finish(step, batch):
+    def finish(position, batch):
         images, labels = batch
         labels = smoothed_one_hot(labels, num_classes, mixing.smoothing)
         if not mixing.pairs:
             return images, labels
+        step, row = position // batch_size, position % batch_size
         batch_seed = tf.stack([tf.constant(seed, tf.int64), step])
-        return mix(images, labels, batch_seed, *mixing[1:])
+        return mix(images, labels, batch_seed, *mixing[1:], first_row=row)
 
     batches = training_batches(
         source,

@@ -1,7 +1,8 @@
 """Base class of image collections that are decoded on the fly."""
 
-from keras_mae.data.augmentation import center_crop, random_window, resize_and_flip
+from keras_mae.data.augmentation import center_crop, resize_and_flip
 from keras_mae.data.decoding import decode, decode_window
+from keras_mae.data.random_crop import random_window
 
 
 class EncodedImages:
@@ -17,7 +18,9 @@ class EncodedImages:
         """Reads an image for training: a random crop."""
 
         def window(shape):
-            return random_window(shape, seed, augmentation.scale)
+            return random_window(
+                shape, seed, augmentation.scale, augmentation.clip_sides
+            )
 
         if augmentation.crops:
             image = decode_window(self.encoded(item), window)

@@ -1,10 +1,11 @@
 """Mixup (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
 
 As timm's `Mixup` in its mode `batch`: one choice between the two and one weight a
-batch. There an image's partner is its mirror in the batch; here it is its neighbour (2k
-and 2k + 1), so that the result does not depend on how a batch is divided. Batches are
-shuffled, so the two are equal in distribution. The box is the published one, with sides
-of an even number of pixels; today's timm has odd ones too.
+batch, which on the devices of the published runs has 32 images; here for each 32 rows
+of the batch of all replicas. There an image's partner is its mirror in the batch; here
+it is its neighbour (2k and 2k + 1), so that the result does not depend on how a batch
+is divided. Batches are shuffled, so the two are equal in distribution. The box is the
+published one, with sides of an even number of pixels; today's timm has odd ones too.
 
 `keras.layers.MixUp` and `keras.layers.CutMix` differ. They have a random state of their
 own, and weight, box and partner (perhaps the image itself) for each image. A `factor`
@@ -18,6 +19,9 @@ import tensorflow as tf
 
 from keras_mae.data.seeding import seeds_for
 from keras_mae.utils.typing import Tensor
+
+# a device's batch in the published fine-tuning
+GROUP = 32
 
 
 def smoothed_one_hot(
@@ -56,10 +60,12 @@ def mix(
     cutmix_alpha: float = 1.0,
     switch: float = 0.5,
     probability: float = 1.0,
+    first_row: Tensor | int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Applies mixup or CutMix to pairs of neighbours in a batch, and to their labels.
 
-    Only the seed decides how: parts of a batch are mixed as the whole would be.
+    Each 32 rows draw one choice between the two and one weight. Only the seed and the
+    row decide: parts of a batch are mixed as the whole would be.
 
     Args:
         images: `(B, H, W, C)` float32 tensor; `B` is even.
@@ -69,7 +75,8 @@ def mix(
             for CutMix only.
         cutmix_alpha: Float, the same for CutMix; 0 for mixup only.
         switch: Float in [0, 1], the probability of CutMix where both are on.
-        probability: Float in [0, 1], that of mixing a batch at all.
+        probability: Float in [0, 1], that of mixing 32 rows at all.
+        first_row: Int, where these rows lie in the batch of all replicas; even.
 
     Returns:
         A tuple of the mixed images and labels, of the same shapes.
@@ -107,12 +114,32 @@ def mix(
     if min(mixup_alpha, cutmix_alpha) == 0:
         switch = float(mixup_alpha == 0)
     alphas = float(mixup_alpha), float(cutmix_alpha)
-    weights, share = _weights(tf.shape(images), seed, alphas, switch, probability)
-    return _blend(images, weights), _blend(labels, share)
+    rows = tf.cast(first_row, tf.int64) + tf.range(tf.shape(images)[0], dtype=tf.int64)
+    first, last = rows[0] // GROUP, rows[-1] // GROUP
+
+    def draw(group):
+        group_seed = tf.random.fold_in(tf.cast(seed, tf.int64), group)
+        shape = tf.shape(images)
+        return _draw_weights(shape, group_seed, alphas, switch, probability)
+
+    drawn = tf.map_fn(
+        draw,
+        tf.range(first, last + 1),
+        fn_output_signature=(tf.float32, tf.float32, tf.float32, tf.bool),
+    )
+    inside_rows, inside_columns, share, use_cutmix = (
+        tf.gather(values, rows // GROUP - first) for values in drawn
+    )
+    box = inside_rows[:, :, None] * inside_columns[:, None]  # (B, H, W)
+    outside = 1.0 - box
+    mean = tf.reduce_mean(outside, axis=(1, 2))
+    labels = _blend(labels, tf.where(use_cutmix, mean, share)[:, None])
+    weights = tf.where(use_cutmix[:, None, None], outside, share[:, None, None])
+    return _blend(images, weights[..., None]), labels
 
 
-def _weights(shape, seed, alphas, switch, probability):
-    """Draws the weight of each pixel, `(H, W, 1)`, and their mean."""
+def _draw_weights(shape, seed, alphas, switch, probability):
+    """Draws rows and columns of CutMix's box, mixup's weight, and which is used."""
     seeds = seeds_for("mix", seed, 2)
     chances = tf.random.stateless_uniform((4,), seeds[0])
     use_cutmix = chances[0] < switch
@@ -125,9 +152,7 @@ def _weights(shape, seed, alphas, switch, probability):
         _inside(shape[axis + 1], tf.sqrt(1.0 - share), chances[axis + 2])
         for axis in range(2)
     )
-    outside = 1.0 - rows[:, None] * columns  # (H, W)
-    weights = tf.where(use_cutmix, outside, share)[..., None]  # (H, W, 1)
-    return weights, tf.where(use_cutmix, tf.reduce_mean(outside), share)
+    return rows, columns, share, use_cutmix
 
 
 def _inside(length, ratio, chance):

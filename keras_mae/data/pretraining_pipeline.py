@@ -82,7 +82,7 @@ def training_pipeline(
         corrupt,
         augmentation,
     )
-    return mark_infinite(batches.map(lambda step, images: images))
+    return mark_infinite(batches.map(lambda position, images: images))
 
 
 def held_out_images(
@@ -157,7 +157,10 @@ def training_batches(
     augmentation,
     labelled=False,
 ):
-    """Yields `(step, images)` or `(step, (images, labels))` without end."""
+    """Yields `(position, images)` or `(position, (images, labels))` without end.
+
+    The position in the stream is that of the first image.
+    """
     if not 0 < batch_size <= source.epoch_size:
         raise ValueError(
             f"batch_size must be in [1, {source.epoch_size}], the images of an epoch. "
@@ -181,7 +184,7 @@ def training_batches(
     def clean(position, *batch):
         *batch, good = batch
         batch = tuple(batch) if labelled else batch[0]
-        return position[0] // batch_size, guard.replace_corrupt(batch, good)
+        return position[0], guard.replace_corrupt(batch, good)
 
     dataset = images.training_items(order)
     dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)

@@ -180,6 +180,13 @@ def test_the_middle_is_centred_and_not_distorted(size, shape):
         assert 0.8 < share < 0.9  # the side that fits shows 7/8 of it
 
 
+@pytest.mark.parametrize(("side", "share"), [(224, 0.875), (225, 1.0), (384, 1.0)])
+def test_larger_evaluations_take_the_whole_shorter_side(side, share):
+    ramp = np.linspace(0, 250, 500)[None, :, None].repeat(500, 0).repeat(3, 2)
+    middle = data.augmentation.center_crop(ramp.round().astype("uint8"), (side, side))
+    assert abs(np.ptp(middle[side // 2, :, 0]) / 250 - share) < 0.01
+
+
 def test_a_line_of_pixels_does_not_fill_the_memory():
     """Resized as a whole, it would be 768,000 pixels wide, and 10 GB."""
     line = np.full((1, 3000, 3), 77, "uint8")

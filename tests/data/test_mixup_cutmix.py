@@ -78,12 +78,29 @@ def test_the_seed_decides_and_not_the_division_of_the_batch():
     in_graph = tf.function(mix)
     for i in range(6):
         whole = mix(images, labels, [0, i])
-        halves = [mix(images[k : k + 4], labels[k : k + 4], [0, i]) for k in (0, 4)]
+        halves = [
+            mix(images[k : k + 4], labels[k : k + 4], [0, i], first_row=k)
+            for k in (0, 4)
+        ]
         for part, pieces in zip(whole, zip(*halves, strict=True), strict=True):
             np.testing.assert_array_equal(part, np.concatenate(pieces))
         graph = in_graph(images, labels, tf.constant([0, i], tf.int64))
         np.testing.assert_allclose(whole[0], graph[0], atol=1e-6)
     assert np.any(mix(images, labels, [0, 0])[0] != mix(images, labels, [0, 1])[0])
+
+
+def test_each_32_rows_draw_for_themselves():
+    images = np.zeros((96, 6, 8, 1), "float32")
+    labels = np.tile(np.eye(2, dtype="float32"), (48, 1))
+    shares = mix(images, labels, [0, 1], cutmix_alpha=0)[1].numpy()[::2, 0]  # (48,)
+    groups = shares.reshape(3, 16)
+    np.testing.assert_array_equal(groups, groups[:, :1].repeat(16, axis=1))
+    assert len(set(groups[:, 0])) == 3
+    # replicas of 24 rows, whose groups lie across them
+    for row in range(0, 96, 24):
+        part = slice(row, row + 24)
+        mine = mix(images[part], labels[part], [0, 1], cutmix_alpha=0, first_row=row)
+        np.testing.assert_array_equal(mine[1][::2, 0], shares[row // 2 : row // 2 + 12])
 
 
 def test_an_alpha_of_0_leaves_the_other_alone():
