@@ -161,7 +161,7 @@ def test_five_channels_are_served_by_pixels(make_model, tmp_path):
     "mask, message",
     [
         ([[0.5] * 16] * 2, "mask must hold only 0"),
-        ([[1] + [0] * 15, [1] * 2 + [0] * 14], "equally many"),
+        ([[1] + [0] * 15, [1] * 2 + [0] * 14], "same number"),
         ([[0] * 16] * 2, "remove at least one patch"),
         ([[1] * 16] * 2, "keep at least one patch"),
     ],

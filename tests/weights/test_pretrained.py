@@ -261,8 +261,7 @@ def test_heads_of_published_sizes_are_known():
     assert loaded.port_report.notes == (
         "num_heads is 4, as mae_tiny has at these sizes",
         "decoder_num_heads is 4, as mae_tiny has at these sizes",
-        "the source doesn't tell whether the pixels were normalized; norm_pix_loss is "
-        "False",
+        "the source doesn't say whether pixels were normalized; norm_pix_loss is False",
     )
 
 
@@ -378,9 +377,9 @@ def test_an_older_save_is_replaced_and_other_weights_are_kept(saved, make_model)
         (
             {"image_size": (16, 32)},
             "huggingface",
-            r"image_size must be one.*16, 32",
+            r"square image_size.*16, 32",
         ),
-        ({"patch_size": (8, 4)}, "huggingface", r"patch_size must be one"),
+        ({"patch_size": (8, 4)}, "huggingface", r"square patch_size"),
         (
             {"activation": "tanh"},
             "huggingface",
@@ -432,7 +431,7 @@ def test_another_epsilon_is_noted(make_model, tmp_path):
     report = make_model(layer_norm_epsilon=1e-12).encoder.save_pretrained(
         tmp_path, "timm"
     )
-    assert report.notes == ("layer_norm_epsilon is 1e-12; that library takes 1e-06",)
+    assert report.notes == ("layer_norm_epsilon is 1e-12; that library uses 1e-06",)
 
 
 @pytest.mark.slow
