@@ -40,8 +40,8 @@ import keras_mae  # first: it imports TensorFlow quietly
 import dataclasses
 from pathlib import Path
 
-from keras_mae.export import export_savedmodel, find_labels, read_labels
-from keras_mae.models.loading import load_model, with_precision
+from keras_mae.export import export_savedmodel, read_labels
+from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 

@@ -4,14 +4,12 @@ from keras_mae.export.savedmodel import export_savedmodel
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
 from keras_mae.export.warmup import WARMUP_PATH, sample_inputs
-from keras_mae.models.loading import find_labels
 from keras_mae.utils.class_names import read_labels, write_labels
 
 __all__ = [
     "WARMUP_PATH",
     "build_signatures",
     "export_savedmodel",
-    "find_labels",
     "read_labels",
     "sample_inputs",
     "verify_savedmodel",

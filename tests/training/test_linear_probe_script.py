@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from keras_mae.export import find_labels
+from keras_mae.models.loading import find_labels
 from keras_mae.utils.flags import parse_flags
 from tests.scripts import load, refusal, run
 from tests.training.test_finetune_script import pretrained  # noqa: F401, a fixture

@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 import keras_mae
-from keras_mae.export import find_labels
-from keras_mae.models.loading import load_model
+from keras_mae.models.loading import find_labels, load_model
 from tests.hub_server import serve
 from tests.scripts import ROOT, load, refusal, run
 
