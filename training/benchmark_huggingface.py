@@ -1,13 +1,15 @@
 """Worker process of benchmark.py: transformers' ViTMAE on PyTorch.
 
-Run: python training/benchmark.py --against=huggingface, which starts this script. Its
-peak memory includes TensorFlow, which the import of keras_mae brings along.
+Run: python training/benchmark.py --against=huggingface, which starts this script. It
+imports neither Keras nor TensorFlow, so that its peak memory is PyTorch's.
 """
 
 import argparse
 import contextlib
+import importlib.util
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
@@ -20,8 +22,18 @@ from transformers import (
     ViTMAEModel,
 )
 
-from keras_mae.presets import PRESETS
-from keras_mae.profiling.paired_runs import serve_steps
+
+def load(path):
+    """Loads one file of keras_mae: the package itself would import Keras."""
+    package = Path(importlib.util.find_spec("keras_mae").origin).parent
+    spec = importlib.util.spec_from_file_location(Path(path).stem, package / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+PRESETS = load("presets.py").PRESETS
+serve_steps = load("profiling/paired_runs.py").serve_steps
 
 
 def parse():
