@@ -1,6 +1,8 @@
 """What the steps of all backends share: gradient accumulation, the global norm."""
 
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from keras import ops
 
@@ -19,13 +21,31 @@ def part_size(batch: int | None, steps: int) -> int:
 
 
 def mean_gradients(
-    sums: Sequence[Tensor], steps: int, variables: Sequence[Tensor]
-) -> list[Tensor]:
+    sums: Sequence[Tensor | None], steps: int, variables: Sequence[Tensor]
+) -> list[Tensor | None]:
     """Turns float32 sums over parts of a batch into gradients in variables' dtypes."""
     return [
-        ops.cast(total / steps, variable.dtype)
+        None if total is None else ops.cast(total / steps, variable.dtype)
         for total, variable in zip(sums, variables, strict=True)
     ]
+
+
+def drop_unused(
+    gradients: Sequence[Tensor | None], variables: Sequence[Any]
+) -> tuple[list[Tensor], list[Any]]:
+    """Leaves out variables without gradient, with the warning that Keras gives."""
+    pairs = list(zip(gradients, variables, strict=True))
+    used = [(gradient, one) for gradient, one in pairs if gradient is not None]
+    unused = [one.path for gradient, one in pairs if gradient is None]
+    if not used:
+        raise ValueError("The loss must depend on at least one trainable weight")
+    if unused:
+        warnings.warn(
+            "The loss does not depend on these trainable weights, which stay as they "
+            f"are: {', '.join(unused)}",
+            stacklevel=2,
+        )
+    return [gradient for gradient, _ in used], [one for _, one in used]
 
 
 def global_norm(gradients: Sequence[Tensor]) -> Tensor:

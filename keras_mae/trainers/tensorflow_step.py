@@ -7,7 +7,12 @@ import tensorflow as tf
 
 from keras_mae.ops.fusion import fusion_scope
 from keras_mae.ops.tracing import cpu_graph_scope
-from keras_mae.trainers.base_step import BaseStep, mean_gradients, part_size
+from keras_mae.trainers.base_step import (
+    BaseStep,
+    drop_unused,
+    mean_gradients,
+    part_size,
+)
 from keras_mae.utils.typing import Tensor
 
 
@@ -27,6 +32,7 @@ class BackendStep(BaseStep):
     def _train_step(self, data):
         inputs = self.training_inputs(data)
         loss, outputs, gradients = self._differentiate(inputs)
+        gradients, variables = drop_unused(gradients, self.trainable_variables)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
             # each replica has its share of the mean's gradient
@@ -34,7 +40,6 @@ class BackendStep(BaseStep):
         norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
         norm = norm / self.loss_scale()
         gradients = self.clip_gradients(gradients, norm)
-        variables = self.trainable_variables
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         results = self.track(loss, outputs, data)
         return self._replica_results({**results, "gradient_norm": norm})
@@ -78,7 +83,7 @@ class BackendStep(BaseStep):
         if steps == 1:
             return self._loss_and_gradients(inputs)
         size = part_size(inputs["images"].shape[0], steps)
-        has_outputs = []
+        has_outputs, unused = [], set()
 
         def add_part(step, loss, gradients, parts):
             rows = step * size + tf.range(size)
@@ -88,9 +93,12 @@ class BackendStep(BaseStep):
             if outputs is not None:
                 has_outputs.append(True)
                 parts = parts.write(step, outputs)
-            more = [tf.cast(gradient, "float32") for gradient in more]
-            gradients = [sum(pair) for pair in zip(gradients, more, strict=True)]
-            return step + 1, loss + part_loss, gradients, parts
+            unused.update(index for index, one in enumerate(more) if one is None)
+            sums = [
+                total if one is None else total + tf.cast(one, "float32")
+                for total, one in zip(gradients, more, strict=True)
+            ]
+            return step + 1, loss + part_loss, sums, parts
 
         variables = self.trainable_variables
         zeros = [tf.zeros(variable.shape, "float32") for variable in variables]
@@ -98,6 +106,9 @@ class BackendStep(BaseStep):
         _, loss, gradients, parts = tf.while_loop(
             lambda step, *_: step < steps, add_part, (0, 0.0, zeros, parts)
         )
+        gradients = [
+            None if index in unused else total for index, total in enumerate(gradients)
+        ]
         gradients = mean_gradients(gradients, steps, variables)
         return loss / steps, parts.concat() if has_outputs else None, gradients
 

@@ -4,6 +4,7 @@ import torch
 
 from keras_mae.trainers.base_step import (
     BaseStep,
+    drop_unused,
     global_norm,
     mean_gradients,
     part_size,
@@ -15,10 +16,11 @@ class BackendStep(BaseStep):
 
     def train_step(self, data):
         loss, outputs, gradients = self._accumulate(self.training_inputs(data))
+        gradients, variables = drop_unused(gradients, self.trainable_variables)
         with torch.no_grad():
             norm = global_norm(gradients) / self.loss_scale()
             gradients = self.clip_gradients(gradients, norm)
-            self.optimizer.apply(gradients, self.trainable_variables)
+            self.optimizer.apply(gradients, variables)
             return {**self.track(loss, outputs, data), "gradient_norm": norm}
 
     def test_step(self, data):
@@ -30,7 +32,8 @@ class BackendStep(BaseStep):
     def _loss_and_gradients(self, inputs):
         loss, outputs = self.training_loss(**inputs)
         values = [variable.value for variable in self.trainable_variables]
-        gradients = torch.autograd.grad(self.optimizer.scale_loss(loss), values)
+        scaled = self.optimizer.scale_loss(loss)
+        gradients = torch.autograd.grad(scaled, values, allow_unused=True)
         outputs = None if outputs is None else outputs.detach()
         return loss.detach(), outputs, gradients
 
@@ -47,9 +50,12 @@ class BackendStep(BaseStep):
             losses.append(loss)
             parts.append(outputs)
             if gradients is None:
-                gradients = [gradient.float() for gradient in more]
+                gradients = [None if one is None else one.float() for one in more]
             else:
-                torch._foreach_add_(gradients, more)
+                # a weight that one part leaves unused is unused in all
+                pairs = zip(gradients, more, strict=True)
+                used = [pair for pair in pairs if None not in pair]
+                torch._foreach_add_(*map(list, zip(*used, strict=True)))
         gradients = mean_gradients(gradients, steps, self.trainable_variables)
         outputs = None if parts[0] is None else torch.cat(parts)
         return sum(losses) / steps, outputs, gradients
