@@ -1,5 +1,7 @@
 """Train, test and predict steps on TensorFlow, under any `tf.distribute` strategy."""
 
+import contextlib
+import contextvars
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +17,11 @@ from keras_mae.trainers.base_step import (
 )
 from keras_mae.utils.typing import Tensor
 
+# the rows of each replica's part of the batch, while a step is traced or run
+_ROWS: contextvars.ContextVar[Tensor | None] = contextvars.ContextVar(
+    "rows", default=None
+)
+
 
 class BackendStep(BaseStep):
     """Mixin for a `keras.Model`: the steps that `TrainStep` describes.
@@ -26,12 +33,12 @@ class BackendStep(BaseStep):
     distribute_strategy: Any  # that of `keras.Model`
 
     def train_step(self, data):
-        with cpu_graph_scope(self.is_cpu_graph):
+        with cpu_graph_scope(self.is_cpu_graph), self._counting_rows(data):
             return self._train_step(data)
 
     def _train_step(self, data):
         inputs = self.training_inputs(data)
-        loss, outputs, gradients = self._differentiate(inputs)
+        loss, outputs, gradients = self._differentiate(inputs, self._share())
         gradients, variables = drop_unused(gradients, self.trainable_variables)
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync > 1:
@@ -45,10 +52,26 @@ class BackendStep(BaseStep):
         return self._replica_results({**results, "gradient_norm": norm})
 
     def test_step(self, data):
-        return self._replica_results(self.evaluation(data))
+        with self._counting_rows(data):
+            return self._replica_results(self.evaluation(data))
 
     def predict_step(self, data):
-        return self.prediction(data)
+        with self._counting_rows(data):
+            return self.prediction(data)
+
+    @contextlib.contextmanager
+    def _counting_rows(self, data):
+        """Counts each replica's rows: an epoch's last batch may be shared unevenly."""
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1 or self._is_on_tpu():
+            yield  # TPUs take batches of one size alone
+            return
+        rows = tf.shape(tf.nest.flatten(data)[0])[:1]
+        token = _ROWS.set(context.all_gather(rows, axis=0))  # (replicas,)
+        try:
+            yield
+        finally:
+            _ROWS.reset(token)
 
     def _prepare_step(self, xla):
         self._differentiate = self._accumulate
@@ -69,26 +92,34 @@ class BackendStep(BaseStep):
         kinds = tf.distribute.TPUStrategy, tf.distribute.MultiWorkerMirroredStrategy
         return strategy.num_replicas_in_sync > 1 or isinstance(strategy, kinds)
 
-    def _loss_and_gradients(self, inputs):
-        """Returns loss, outputs and this replica's share of the gradient."""
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    def _share(self):
+        """Returns this replica's share of the batch: all rows count alike."""
+        context, rows = tf.distribute.get_replica_context(), _ROWS.get()
+        if rows is None:
+            return 1 / context.num_replicas_in_sync
+        mine = rows[context.replica_id_in_sync_group]
+        return tf.cast(mine, "float32") / tf.cast(tf.reduce_sum(rows), "float32")
+
+    def _loss_and_gradients(self, inputs, share):
+        """Returns loss, outputs and this replica's part of the gradient."""
         with tf.GradientTape() as tape, fusion_scope(self.fuses):
             loss, outputs = self.training_loss(**inputs)
-            scaled = self.optimizer.scale_loss(loss / replicas)
+            scaled = self.optimizer.scale_loss(loss * share)
         return loss, outputs, tape.gradient(scaled, self.trainable_variables)
 
-    def _accumulate(self, inputs):
+    def _accumulate(self, inputs, share):
         """Averages loss and gradients over the parts of a batch."""
         steps = self.accumulation_steps
         if steps == 1:
-            return self._loss_and_gradients(inputs)
+            return self._loss_and_gradients(inputs, share)
         size = part_size(inputs["images"].shape[0], steps)
         has_outputs, unused = [], set()
 
         def add_part(step, loss, gradients, parts):
             rows = step * size + tf.range(size)
             part_loss, outputs, more = self._loss_and_gradients(
-                {name: tf.gather(tensor, rows) for name, tensor in inputs.items()}
+                {name: tf.gather(tensor, rows) for name, tensor in inputs.items()},
+                share,
             )
             if outputs is not None:
                 has_outputs.append(True)
@@ -123,7 +154,9 @@ class BackendStep(BaseStep):
         return loss * tf.distribute.get_strategy().num_replicas_in_sync
 
     def first_row(self, batch: Tensor) -> Tensor:
-        return tf.distribute.get_replica_context().replica_id_in_sync_group * batch
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        rows = _ROWS.get()
+        return replica * batch if rows is None else tf.reduce_sum(rows[:replica])
 
     def local_values(self, value: Tensor) -> Sequence[Tensor]:
         if self._is_distributed():

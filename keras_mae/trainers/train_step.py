@@ -99,6 +99,11 @@ class TrainStep(ResumableState, BackendStep):
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
 
+    def _get_metrics_result_or_logs(self, logs):
+        # Keras reads metrics of all replicas only where a step logs nothing beside them
+        metrics = self.get_metrics_result()
+        return {name: metrics.get(name, value) for name, value in logs.items()}
+
     def get_compile_config(self):
         config = super().get_compile_config()
         if config:
