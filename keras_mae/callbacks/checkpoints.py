@@ -139,6 +139,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._saved_step: int | None = None
         self._former_handler: Any = None
         self._terminated = False
+        self._only_in_fit = False
 
     def catch_sigterm(self) -> None:
         """Makes SIGTERM save and stop, until `release_sigterm`."""
@@ -151,11 +152,26 @@ class Checkpoints(keras.callbacks.Callback):
             self._former_handler = None
 
     def _on_sigterm(self, number, frame):
+        if self._only_in_fit and not self._is_in_fit(frame):
+            # an exception ended fit, of which callbacks are not told
+            self.release_sigterm()
+            signal.raise_signal(number)
+            return
         self._terminated = True
+
+    def _is_in_fit(self, frame):
+        while frame is not None:
+            if frame.f_code.co_name == "fit" and frame.f_locals.get("self") is (
+                self.model
+            ):
+                return True
+            frame = frame.f_back
+        return False
 
     def on_train_begin(self, logs=None):
         if self._former_handler is None:
             self.catch_sigterm()
+            self._only_in_fit = True
         self._saved_at = time.monotonic()
         step = optimizer_iterations(self.model)
         if self._saved_step is None:

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.freezing import KeepsFrozenParts
-from keras_mae.models.encoder import MAEEncoder, check_encoder
+from keras_mae.models.encoder import MAEEncoder, check_encoder, check_positive_int
 from keras_mae.models.mixins import (
     ExcludesUnusedWeights,
     FusedInference,
@@ -15,7 +15,7 @@ from keras_mae.models.mixins import (
 )
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.presets import classifier_config
-from keras_mae.trainers.train_step import TrainStep
+from keras_mae.trainers.train_step import TrainStep, warn_of_integers
 from keras_mae.utils.typing import Tensor
 
 POOLINGS = ("mean", "cls")
@@ -90,10 +90,7 @@ class MAEClassifier(
         check_encoder(encoder)
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(
-                f"num_classes must be a positive int. Received: {num_classes!r}"
-            )
+        num_classes = check_positive_int(num_classes, "num_classes")
         if pooling not in POOLINGS:
             raise ValueError(f"pooling must be mean or cls. Received: {pooling!r}")
         if pooling == "cls" and not encoder.final_norm:
@@ -190,6 +187,7 @@ class MAEClassifier(
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None:
             raise ValueError("A classifier is trained on (images, labels)")
+        warn_of_integers(images)
         inputs = {"images": images, "labels": labels, "weights": weights}
         inputs.update(self.encoder.draw_factors(images, self.first_row))
         return {name: value for name, value in inputs.items() if value is not None}

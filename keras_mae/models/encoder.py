@@ -207,6 +207,12 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
                 f"images must be (batch, height, width, {self.num_channels}), channels "
                 f"last. Received: images.shape={shape}"
             )
+        if None in shape[1:3]:
+            raise ValueError(
+                "images must have a known height and width: keras.Input("
+                f"{wanted}), or dataset.map(lambda x: tf.ensure_shape(x, ...)). "
+                f"Received: images.shape={shape}"
+            )
         if not interpolate and shape[1:] != wanted:
             raise ValueError(
                 f"images must be (batch, {wanted[0]}, {wanted[1]}, {wanted[2]}); "
@@ -350,3 +356,13 @@ def check_encoder(encoder: Any) -> None:
             "encoder must be a MAEEncoder, such as a MAEPretrainer's encoder. "
             f"Received: {type(encoder).__name__}"
         )
+
+
+def check_positive_int(value: Any, name: str) -> int:
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = -1
+    if number < 1:
+        raise ValueError(f"{name} must be a positive int. Received: {value!r}")
+    return number

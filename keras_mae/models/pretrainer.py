@@ -15,7 +15,7 @@ from keras_mae.models.pretrained import Pretrained
 from keras_mae.ops.losses import removed_patch_loss
 from keras_mae.ops.patches import grid_shape, patch_statistics, patchify, unpatchify
 from keras_mae.presets import pretrainer_config
-from keras_mae.trainers.train_step import TrainStep
+from keras_mae.trainers.train_step import TrainStep, warn_of_integers
 from keras_mae.utils.typing import Tensor
 
 # evaluation always removes the same patches, so that epochs compare
@@ -323,6 +323,7 @@ class MAEPretrainer(
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
+        warn_of_integers(images)
         inputs = {"images": images, "noise": self._draw_noise(images)}
         return {**inputs, **self.encoder.draw_factors(images, self.first_row)}
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.freezing import KeepsFrozenParts
-from keras_mae.models.encoder import MAEEncoder, check_encoder
+from keras_mae.models.encoder import MAEEncoder, check_encoder, check_positive_int
 from keras_mae.models.mixins import (
     ExcludesUnusedWeights,
     FusedInference,
@@ -74,12 +74,9 @@ class MAESegmenter(
         check_encoder(encoder)
         # no autocast: the encoder takes images as they are
         super().__init__(autocast=False, **kwargs)
-        for name, value in (("num_classes", num_classes), ("hidden_dim", hidden_dim)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive int. Received: {value!r}")
         self.encoder = encoder
-        self.num_classes = num_classes
-        self.hidden_dim = hidden_dim
+        self.num_classes = num_classes = check_positive_int(num_classes, "num_classes")
+        self.hidden_dim = hidden_dim = check_positive_int(hidden_dim, "hidden_dim")
         # Keras's own `layers` lists sublayers
         self.block_numbers = encoder.block_numbers(layers)
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}

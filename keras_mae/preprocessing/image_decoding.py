@@ -9,7 +9,9 @@ from PIL import Image
 
 
 def decode_image(image: Any, num_channels: int) -> np.ndarray:
-    """Decodes a path, bytes, a PIL image or an array to `(H, W, C)` uint8."""
+    """Decodes a path, open file, bytes, PIL image or array to `(H, W, C)` uint8."""
+    if hasattr(image, "read") and not isinstance(image, Image.Image):
+        image = image.read()
     if isinstance(image, (str, Path, bytes, bytearray)):
         image = _open(image)
     if not isinstance(image, Image.Image):

@@ -1,5 +1,6 @@
 """The train step of all models: hooks, `compile`, gradient clipping."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,17 @@ from keras_mae.ops.fusion import auto_jit_compile, runs_as_cpu_graph, should_fus
 from keras_mae.trainers import BackendStep
 from keras_mae.trainers.saved_state import ResumableState
 from keras_mae.utils.typing import Tensor
+
+
+def warn_of_integers(images: Tensor) -> None:
+    """Warns once, while a step is traced, of images that nobody normalized."""
+    if "int" in keras.backend.standardize_dtype(images.dtype):
+        warnings.warn(
+            "Images are integers, and models take normalized floats: "
+            "MAEImageProcessor(image_size)(images), or keras.layers.Rescaling and "
+            f"Normalization. Received: dtype {images.dtype}",
+            stacklevel=2,
+        )
 
 
 class TrainStep(ResumableState, BackendStep):

@@ -21,8 +21,22 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         with open(part, "rb+") as file:  # Windows syncs only files open for writing
             os.fsync(file.fileno())
         os.replace(part, path)
+        _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder):
+    """Writes a folder's names to the disk, where the system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass  # some network file systems have no such call
+    finally:
+        os.close(descriptor)
 
 
 def local_folder(source: PathLike) -> Path | None:

@@ -241,3 +241,26 @@ def test_a_best_epoch_alone_is_a_run(tmp_path):
     run.clear()
     assert not list(tmp_path.iterdir())
     run.check_free()
+
+
+class Interrupt(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_sigterm_is_heard_after_an_interrupted_fit(make_model, images, tmp_path):
+    heard = []
+    former = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        model = make_model()
+        model.compile(optimizer=keras.optimizers.SGD(0.0))
+        saving = checkpoints.Checkpoints(
+            tmp_path, tmp_path / "model.keras", every_minutes=10
+        )
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(images, verbose=0, callbacks=[saving, Interrupt()])
+        signal.raise_signal(signal.SIGTERM)
+        assert heard == [1]
+    finally:
+        signal.signal(signal.SIGTERM, former)

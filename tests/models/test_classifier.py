@@ -182,3 +182,13 @@ def test_images_without_labels_are_refused(make_model, images):
     classifier.compile("adam", "categorical_crossentropy")
     with pytest.raises(ValueError, match="trained on"):
         classifier.fit(images, verbose=0)
+
+
+def test_numpys_ints_are_ints(make_model):
+    encoder = make_model().encoder
+    model = MAEClassifier(encoder, np.int64(3))
+    assert model.num_classes == 3 and type(model.num_classes) is int
+    assert MAESegmenter(encoder, np.int32(2)).num_classes == 2
+    for wrong in (0, True, 2.0, "3"):
+        with pytest.raises(ValueError, match="num_classes must be a positive int"):
+            MAEClassifier(encoder, wrong)

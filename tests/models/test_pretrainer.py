@@ -339,3 +339,10 @@ def test_a_step_is_traced_once_for_all_epochs(make_model, images, monkeypatch):
 def test_a_loss_or_metric_in_compile_is_refused(make_model, name):
     with pytest.raises(ValueError, match=f"takes no loss.*'{name}'"):
         make_model().compile(optimizer="adam", **{name: ["mse"]})
+
+
+def test_images_of_integers_are_warned_of(make_model):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    with pytest.warns(UserWarning, match=r"models take normalized floats.*uint8"):
+        model.fit(np.zeros((2, 32, 32, 3), "uint8"), verbose=0)

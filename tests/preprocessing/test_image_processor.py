@@ -265,3 +265,12 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     MAEImageProcessor(image_size=48).save_pretrained("~/mine")
     assert (tmp_path / "mine" / "preprocessor_config.json").exists()
     assert MAEImageProcessor.from_pretrained("~/mine").image_size == (48, 48)
+
+
+def test_open_files_are_read():
+    content = io.BytesIO()
+    Image.fromarray(np.full((40, 30, 3), 77, "uint8")).save(content, "PNG")
+    content.seek(0)
+    processor = MAEImageProcessor(16)
+    wanted = processor(content.getvalue())
+    np.testing.assert_array_equal(processor(content), wanted)
