@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import urllib.request
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import keras_mae
 from tests.fixtures.make_fixtures import FLAGS, FOLDER, presets
-from tests.scripts import load
+from tests.scripts import ROOT, load
 
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -58,3 +59,25 @@ def test_a_savedmodel_answers_as_its_model(answers, tmp_path):
 def test_a_processor_of_a_run_is_read():
     processor = keras_mae.MAEImageProcessor.from_pretrained(FOLDER / "run")
     assert processor.num_channels == 1
+
+
+@pytest.mark.slow
+def test_a_savedmodel_is_served(answers, tmp_path):
+    for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
+        pytest.importorskip(package)
+    from mae_server.process import running
+
+    shutil.unpack_archive(FOLDER / "savedmodel.zip", tmp_path)
+    body = json.dumps(
+        {
+            "signature_name": "features_from_pixels",
+            "inputs": {"pixels": answers["pixels"].tolist()},
+        }
+    )
+    with running(ROOT / "serving/local_server.py", f"--model_base_path={tmp_path}") as (
+        rest, _, _,
+    ):  # fmt: skip
+        url = f"http://{rest}/v1/models/mae:predict"
+        with urllib.request.urlopen(url, body.encode()) as response:
+            features = json.load(response)["outputs"]
+    np.testing.assert_allclose(features, answers["features"], **TOLERANCE)

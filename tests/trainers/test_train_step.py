@@ -64,15 +64,6 @@ def test_accumulation_drops_the_same_branches(make_model, images):
 
 
 @pytest.mark.slow
-def test_a_pretrainer_ignores_compiled_losses(make_model, images):
-    keras.utils.set_random_seed(0)
-    plain, _ = one_update(make_model(seed=0), images, optimizer=SGD(0.1))
-    keras.utils.set_random_seed(0)
-    others = {"loss": "mse", "metrics": ["mae"], "optimizer": SGD(0.1)}
-    assert one_update(make_model(seed=0), images, **others)[0] == plain
-
-
-@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["pretrainer", "encoder", "classifier", "segmenter"])
 def test_a_model_that_was_never_called_is_exported(kind, make_model, images, tmp_path):
