@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
 import sys
@@ -147,3 +148,10 @@ def test_scripts_use_what_the_package_makes_public():
         assert not re.search(
             r"^(from|import) (keras_mae_)?(training|serving)", text, re.M
         )
+
+
+def test_the_tests_of_a_file_share_a_process(request):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        pytest.skip("one process runs all tests")
+    # else each process makes the fixtures of a file again: see pytest in setup.cfg
+    assert request.node.nodeid.endswith("@tests/test_architecture.py")

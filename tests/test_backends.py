@@ -47,7 +47,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("jax", marks=pytest.mark.nightly), "torch"]
+)
 def test_a_backend_gives_the_same_numbers(backend, folder):
     pytest.importorskip(backend)
     run(backend, folder)

@@ -65,7 +65,14 @@ def python_blocks(path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in PAGES if python_blocks(path)])
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=() if path == "README.md" else pytest.mark.nightly)
+        for path in PAGES
+        if python_blocks(path)
+    ],
+)
 def test_python_blocks_run_in_order(path, tmp_path):
     if "keras_hub" in PAGES[path]:
         pytest.importorskip("keras_hub")

@@ -91,7 +91,14 @@ def test_crops_change_from_epoch_to_epoch(kind, sources, streams):
 
 # in an epoch, at its end, and in a later one
 @pytest.mark.slow
-@pytest.mark.parametrize("first_step", [1, 6, 14])
+@pytest.mark.parametrize(
+    "first_step",
+    [
+        pytest.param(1, marks=pytest.mark.nightly),
+        6,
+        pytest.param(14, marks=pytest.mark.nightly),
+    ],
+)
 @pytest.mark.parametrize("kind", EVERY)
 def test_a_stream_begins_anywhere_as_if_it_had_not_stopped(
     kind, first_step, sources, streams

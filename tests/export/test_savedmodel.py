@@ -239,7 +239,7 @@ def test_verification_notices_other_weights(make_model, processor, tmp_path):
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     arguments = (f"--model={run_folder}", f"--out={tmp_path / 'mae'}", "--version=3")
     finished = run(SCRIPT, *arguments)

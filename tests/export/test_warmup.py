@@ -33,7 +33,10 @@ def read(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["pretrainer", "classifier", "encoder"])
+@pytest.mark.parametrize(
+    "kind",
+    ["pretrainer", pytest.param("classifier", marks=pytest.mark.nightly), "encoder"],
+)
 def test_every_request_is_answered(kind, processor, tmp_path):
     folder = tmp_path / "mae" / "1"
     export_savedmodel(make(kind), processor, folder, warmup_batch_sizes=(1, 3))

@@ -92,7 +92,7 @@ def test_inside_a_graph_with_any_batch(make_model, images, dtype):
     assert maps(images[:0])[0].shape == (0, 4, 4, 16)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_functional_model_trains_through_them(make_model, images):
     encoder = make_model(rematerialize=True).encoder
     inputs = keras.Input((32, 32, 3))

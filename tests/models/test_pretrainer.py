@@ -65,7 +65,9 @@ def test_eager_graph_and_xla_train_alike(make_model, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["bfloat16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("bfloat16", marks=pytest.mark.nightly), "mixed_bfloat16"]
+)
 def test_half_precision_keeps_masks_and_loss_in_float32(make_model, images, policy):
     model = make_model(dtype=policy)
     outputs = model(images, seed=0)
@@ -294,7 +296,7 @@ def operations(graph):
         yield from function.node_def
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "options",

@@ -60,7 +60,9 @@ def test_the_encoder_is_shared_and_can_be_frozen(make_model):
 
 @pytest.mark.slow
 @pytest.mark.tensorflow
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param("float32", marks=pytest.mark.nightly), "mixed_bfloat16"]
+)
 def test_it_trains_under_xla_in_any_precision(make_model, images, dtype):
     encoder = make_model(dtype=dtype, depth=1, patch_size=16).encoder
     segmenter = MAESegmenter(encoder, 2, dtype=dtype)

@@ -36,7 +36,7 @@ def assert_close(model, got, wanted, tolerance=1e-5):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "norm_pix_loss", [True, pytest.param(False, marks=pytest.mark.slow)]
+    "norm_pix_loss", [True, pytest.param(False, marks=pytest.mark.nightly)]
 )
 def test_fusion_and_removed_patches_change_no_gradient(
     make_model, images, norm_pix_loss
@@ -61,7 +61,9 @@ def test_fusion_in_bfloat16_differs_by_rounding(make_model, images):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", [None, "mirrored"])
+@pytest.mark.parametrize(
+    "strategy", [None, pytest.param("mirrored", marks=pytest.mark.nightly)]
+)
 def test_fused_training_is_plain_training(make_model, images, monkeypatch, strategy):
     weights = []
     for minimum in (10**12, 0):
@@ -133,7 +135,7 @@ def test_the_fused_operations_are_the_plain_ones(queries, dtype, tolerance):
             )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rematerialized_and_accumulated_fused_steps_have_the_same_gradient(
     make_model, images
 ):

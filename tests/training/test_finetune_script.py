@@ -95,7 +95,7 @@ def test_resuming_after_sigterm_is_bit_exact(tuned, pretrained, tmp_path):
     assert (folder / "best.json").read_text() == (wanted / "best.json").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mirrored_replicas_fine_tune_as_one(tuned, pretrained, tmp_path):
     wanted, _ = tuned
     folder = tmp_path / "run"
@@ -207,7 +207,7 @@ def evaluate(folder, *flags):
     return script.main(parse_flags(script.FinetuneConfig, "", argv))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eval_precision(measured):
     wanted = evaluate(measured)
     same = evaluate(measured, "--image_size=32", "--pooling=mean")
