@@ -1,12 +1,21 @@
-"""Masked Autoencoders in Keras: pretrain, look, export, serve."""
+"""Masked Autoencoders in Keras: pretrain, fine-tune, reconstruct, export, serve."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
 
 # isort: off
 from keras_mae.utils import quiet_import as _quiet_import  # noqa: F401
 
 # isort: on
-from keras_mae import layers, models, ops, optimizers, visualization, weights
+from keras_mae import (
+    layers,
+    models,
+    ops,
+    optimizers,
+    preprocessing,
+    visualization,
+    weights,
+)
 from keras_mae._version import __version__ as __version__
 from keras_mae.models import (
     MAEClassifier,
@@ -46,6 +55,7 @@ __all__ = [
     "MAESegmenter",
     "MatrixDecayAdamW",
     "callbacks",
+    "convert",
     "data",
     "draw_reconstructions",
     "export",
@@ -56,6 +66,7 @@ __all__ = [
     "ops",
     "optimizers",
     "patchify",
+    "preprocessing",
     "pretraining_optimizer",
     "resize_positions",
     "sincos_positions",
@@ -66,8 +77,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
-    """Imports the rooms that need TensorFlow when they are first used."""
-    if name in ("callbacks", "data", "export"):
-        return importlib.import_module(f"keras_mae.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# what needs TensorFlow, or is rarely needed, is imported when it is first used
+_LAZY = ("callbacks", "convert", "data", "export")
+
+if TYPE_CHECKING:
+    from keras_mae import callbacks, convert, data, export
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return importlib.import_module(f"keras_mae.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_LAZY})

@@ -179,5 +179,10 @@ def _fail(error, code):
     sys.exit(code)
 
 
-if __name__ == "__main__":
+def cli():
+    """Runs the command line."""
     main()
+
+
+if __name__ == "__main__":
+    cli()

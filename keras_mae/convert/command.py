@@ -44,9 +44,17 @@ class Config:
     model: str | None = flag(
         "model to load; by default what the source contains", None, (*MODELS,)
     )
-    num_heads: int | None = flag("if the source does not say", None)
-    decoder_num_heads: int | None = flag("if the source does not say", None)
-    norm_pix_loss: bool | None = flag("if the source does not say", None)
+    num_heads: int | None = flag(
+        "attention heads of the encoder, where the source does not state them", None
+    )
+    decoder_num_heads: int | None = flag(
+        "attention heads of the decoder, where the source does not state them", None
+    )
+    norm_pix_loss: bool | None = flag(
+        "whether the model predicts normalized patches, where the source does not "
+        "state it",
+        None,
+    )
     revision: str | None = flag("branch, tag or commit on the hub", None)
     check: bool = flag("compare the outputs with PyTorch's", False)
 

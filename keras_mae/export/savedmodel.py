@@ -61,7 +61,7 @@ def export_savedmodel(
     """
     path = Path(path)
     if path.exists() and not overwrite:
-        raise ValueError(f"{path} already exists: pass --overwrite or another version")
+        raise ValueError(f"{path} already exists: overwrite=True replaces it")
     check_warmup(warmup_batch_sizes)
     served = build_signatures(model, processor, labels, top_k)
     path.parent.mkdir(parents=True, exist_ok=True)

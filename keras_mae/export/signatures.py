@@ -1,11 +1,11 @@
-"""Signatures of a SavedModel: how they are built, and those of every model."""
+"""Base class of a SavedModel's signatures, and features, which every model has."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mae.export.images import decode_pixels
+from keras_mae.export.image_decoding import decode_pixels
 
 PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
 

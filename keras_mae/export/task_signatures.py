@@ -6,11 +6,10 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_mae.export.images import decode_examples
+from keras_mae.export.image_decoding import decode_examples
 from keras_mae.export.signatures import ModelSignatures, Signature, assert_all
 from keras_mae.layers import seeded_noise
-from keras_mae.models import MAEClassifier, MAEEncoder
-from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.class_names import write_labels
 

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.export.images import serialize_example
+from keras_mae.export.image_decoding import serialize_example
 from keras_mae.export.signatures import ModelSignatures
 from keras_mae.export.warmup import sample_inputs
 from keras_mae.utils.typing import PathLike

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.export.images import serialize_example
+from keras_mae.export.image_decoding import serialize_example
 from keras_mae.export.signatures import Signature
 from keras_mae.export.task_signatures import CLASSIFY_METHOD
 

@@ -186,7 +186,9 @@ class MAEClassifier(
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         if labels is None:
-            raise ValueError("A classifier is trained on (images, labels)")
+            raise ValueError(
+                "A batch must be (images, labels). Received: images without labels"
+            )
         warn_of_integers(images)
         inputs = {"images": images, "labels": labels, "weights": weights}
         inputs.update(self.encoder.draw_factors(images, self.first_row))
@@ -213,7 +215,7 @@ class MAEClassifier(
         encoder, head = classifier_config(sizes, overrides)
         if "num_classes" not in head:
             raise ValueError(
-                "num_classes must be given where no published head is read"
+                "num_classes is required: a preset has no head. Received: None"
             )
         encoder = MAEEncoder(**encoder)
         return cls(encoder, dtype=encoder.dtype_policy, **head)

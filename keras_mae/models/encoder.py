@@ -61,7 +61,7 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
         output_attentions: Whether to return `attentions`.
         factors: `(B, depth, 2)` tensor, those of `StochasticDepth`; by default
             training draws them.
-        return_dict: Whether to return a dict where a tensor would do.
+        return_dict: Whether to always return a dict.
         training: Whether dropout and stochastic depth are active.
 
     Returns:
@@ -298,7 +298,7 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
 
     @property
     def trainable_blocks(self) -> int | None:
-        """Int, what `freeze_but_last` was told; `None` where it wasn't asked."""
+        """Int, the argument of `freeze_but_last`; `None` where it was not called."""
         if self.patch_embedding.trainable or not self.trainable:
             return None
         return sum(block.trainable for block in self.blocks)

@@ -6,8 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_mae.models import MAEClassifier, MAEEncoder
-from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.ops.positions import resize_positions
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
@@ -29,7 +28,10 @@ def model_file(source):
     path = Path(os.path.expanduser(source))
     path = path if path.suffix == ".keras" else path / "model.keras"
     if not path.is_file():
-        raise ValueError(f"--model must be the folder of a run. {path} does not exist")
+        raise ValueError(
+            "source must be the folder of a run or a .keras file. "
+            f"Received: {path}, which does not exist"
+        )
     return path
 
 
@@ -38,7 +40,7 @@ def load_keras(path):
     try:
         return keras.models.load_model(path, compile=False)
     except Exception as error:  # a broken archive fails in many ways
-        raise ValueError(f"{path} is no readable model: {error}") from error
+        raise ValueError(f"{path} is not a readable model: {error}") from error
 
 
 def load_model(source):

@@ -51,7 +51,7 @@ def load_preset(
         return cls(encoder, dtype=encoder.dtype_policy, **overrides)
     if overrides:
         raise ValueError(
-            f"A preset in a folder takes no other settings. Received: {overrides}"
+            f"A preset in a folder must be built as it was saved. Received: {overrides}"
         )
     for part in (model, encoder):
         if isinstance(part, cls):

@@ -21,7 +21,7 @@ class Pretrained:
     Attributes:
         port_report: What `from_pretrained` did, a `keras_mae.weights.PortReport`;
             `None` on any other model.
-        has_decoder: Whether the model paints, so that its weights have a decoder's.
+        has_decoder: Whether it predicts pixels, so that its weights have a decoder's.
         has_head: Whether it classifies, so that its weights may have a head's.
     """
 
@@ -38,7 +38,7 @@ class Pretrained:
     def from_preset(
         cls, preset: str, load_weights: bool | None = None, **overrides: Any
     ) -> Self:
-        """Builds a size with FRESH, untrained weights, or a saved preset with its own.
+        """Builds a size with fresh RANDOM weights, or a saved preset with its own.
 
         The built-in presets are sizes: unlike KerasHub's, they draw new weights unless
         `load_weights=True` asks for published ones. Any other published weights are
@@ -50,7 +50,8 @@ class Pretrained:
             load_weights: Whether weights are loaded: a folder's own, or for `mae_base`,
                 `mae_large` and `mae_huge` the published ones from the Hugging Face hub,
                 as by `from_pretrained`. By default a folder's are, a size's are fresh.
-            **overrides: What replaces the values of a size: `image_size`,
+            **overrides: What replaces the values of a size (a folder's stay as they
+                are): `image_size`,
                 `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
                 `mlp_dim`, `drop_path_rate`, `train_positions`, `dtype`, and what
                 `TransformerStack` takes. A pretrainer also
@@ -81,8 +82,8 @@ class Pretrained:
             return cls.from_sizes(sizes, overrides)
         if preset not in PUBLISHED:
             raise ValueError(
-                "load_weights must be False for a size without published weights; "
-                f"{', '.join(PUBLISHED)} have some. Received: {preset!r}"
+                "load_weights must be False for a size without published weights; only "
+                f"{', '.join(PUBLISHED)} have them. Received: {preset!r}"
             )
         return cls.from_pretrained(PUBLISHED[preset], **overrides)
 

@@ -23,7 +23,7 @@ EVALUATION_SEED = 0
 
 
 def _images(data):
-    """Takes the images out of a batch: labels and weights mean nothing here."""
+    """Returns the images of a batch; pretraining ignores labels and weights."""
     images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
     if not hasattr(images, "shape"):
         keys = sorted(images) if isinstance(images, dict) else type(images).__name__
@@ -159,7 +159,7 @@ class MAEPretrainer(
         super().compile(optimizer, **options)
 
     def build(self, input_shape: Any = None) -> None:
-        """Does nothing: encoder and decoder are born with their weights."""
+        """Does nothing: encoder and decoder build their weights in `__init__`."""
 
     @property
     def metrics(self) -> list[keras.Metric]:
@@ -271,11 +271,11 @@ class MAEPretrainer(
         seed: int | None = None,
         interpolate: bool = False,
     ) -> dict[str, Tensor]:
-        """Removes patches and paints them back.
+        """Removes patches and reconstructs them.
 
         With `norm_pix_loss` the predicted patches are scaled by the mean and
-        deviation of the *original* patches, which the model never saw: such a picture
-        is partly given away, and should say so.
+        deviation of the *original* patches, which the model never saw: a caption should
+        say so.
 
         Args:
             images: `(B, H, W, C)` float tensor, as for a call.

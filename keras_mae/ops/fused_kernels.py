@@ -1,7 +1,7 @@
 """Fused LayerNorm, attention, bias and AdamW for TensorFlow on CPUs.
 
 TensorFlow's own gradients are chains of small kernels, which keep many copies of their
-inputs. Here XLA compiles what lies between matrix products into one pass, forward and
+inputs. Here XLA compiles what is between the matrix products into one pass, forward and
 backward, and sums over an axis are products with ones, which vectorize. Values and
 gradients differ from the plain ones by rounding.
 """

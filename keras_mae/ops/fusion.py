@@ -1,7 +1,7 @@
 """XLA-fused element-wise ops for training on CPUs, and when to use XLA at all.
 
 On CPUs TensorFlow's matrix products are oneDNN's, which XLA's don't reach, while its
-other kernels each read and write the whole tensor. So only what lies between matrix
+other kernels each read and write the whole tensor. So only what is between the matrix
 products is compiled by XLA there; on GPUs and TPUs the whole step is.
 """
 

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.models import MAEClassifier, MAEEncoder
-from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.ops.fusion import auto_jit_compile
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer

@@ -345,7 +345,7 @@ class Training:
 def exit_on_lost_worker(main):
     """Wraps a script's `main`: a lost worker exits with 75, to run with --resume."""
 
-    def main_or_try_again(config):
+    def wrapped(config):
         try:
             return main(config)
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
@@ -357,4 +357,4 @@ def exit_on_lost_worker(main):
             # a normal exit would wait for that worker in TensorFlow's shutdown
             os._exit(checkpoints.EX_TEMPFAIL)
 
-    return main_or_try_again
+    return wrapped

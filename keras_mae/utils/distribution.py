@@ -89,8 +89,8 @@ def run_on_all_workers(strategy, function):
         raise ValueError("Another worker failed; its log says why")
     if len(values) > 1:
         raise ValueError(
-            "All workers must see the same checkpoints: --output must be a folder that "
-            f"they share. Received the steps {sorted(values)}"
+            "All workers must see the same checkpoints, in a folder that they share. "
+            f"Received the steps {sorted(values)}"
         )
     return value
 

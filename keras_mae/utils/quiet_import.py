@@ -38,8 +38,8 @@ def _is_own_command():
     """Whether this process is a command or script of this project."""
     if not sys.argv or not sys.argv[0]:
         return False
-    if sys.argv[0] == "-m":  # Python is looking for a module of this package
-        return True
+    if sys.argv[0] == "-m":  # Python is looking for the module that it shall run
+        return any(word.startswith("keras_mae") for word in sys.orig_argv)
     path = Path(sys.argv[0])
     return path.name.startswith("keras-mae") or path.resolve().parent in _SCRIPTS
 

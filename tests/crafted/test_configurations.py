@@ -167,6 +167,6 @@ def test_keras_files_run_nothing(tmp_path, model):
         with zipfile.ZipFile(path, "w") as archive:
             for file, content in {**files, "config.json": json.dumps(config)}.items():
                 archive.writestr(file, content)
-        with pytest.raises(ValueError, match=r"model\.keras is no readable model"):
+        with pytest.raises(ValueError, match=r"model\.keras is not a readable model"):
             load_model(path)
     assert not marker.exists()

@@ -23,7 +23,7 @@ import keras_mae
 from keras_mae import data
 from keras_mae.data import CorruptImages
 from keras_mae.data.decoding import MOST_PIXELS
-from keras_mae.export.images import decode_pixels
+from keras_mae.export.image_decoding import decode_pixels
 from tests.pictures import encode, processor_for
 
 RNG = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.export import build_signatures, export_savedmodel, verify_savedmodel
-from keras_mae.export.images import serialize_example
+from keras_mae.export.image_decoding import serialize_example
 from keras_mae.models.loading import find_labels
 from keras_mae.utils.class_names import read_labels, write_labels
 from tests.scripts import load, run

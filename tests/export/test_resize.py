@@ -8,7 +8,11 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_mae
-from keras_mae.export.images import decode_examples, decode_pixels, serialize_example
+from keras_mae.export.image_decoding import (
+    decode_examples,
+    decode_pixels,
+    serialize_example,
+)
 from keras_mae.export.pillow_resize import resize_like_pillow
 
 MODES = {

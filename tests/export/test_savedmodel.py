@@ -248,7 +248,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
     finished = run(SCRIPT, *arguments)
     assert finished.returncode == 2
-    assert "already exists: pass --overwrite" in finished.stderr
+    assert "already exists: overwrite=True" in finished.stderr
     assert run(SCRIPT, *arguments, "--overwrite").returncode == 0
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
 
@@ -257,7 +257,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
 @pytest.mark.parametrize(
     "broken, message",
     [
-        ("model.keras", "is no readable model"),
+        ("model.keras", "is not a readable model"),
         ("preprocessor_config.json", "can't be read as JSON"),
     ],
 )

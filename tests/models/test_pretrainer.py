@@ -145,7 +145,7 @@ def test_a_loss_over_nothing_is_refused(make_model, images):
 
 
 @pytest.mark.parametrize("ratio", [1.0, -0.25, 2])
-def test_mask_ratio_is_checked_at_the_door(make_model, ratio):
+def test_a_wrong_mask_ratio_is_refused_at_once(make_model, ratio):
     with pytest.raises(ValueError, match=rf"in \[0, 1\). Received: {ratio}"):
         make_model(mask_ratio=ratio)
 

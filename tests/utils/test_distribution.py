@@ -211,7 +211,7 @@ def test_workers_that_see_other_checkpoints_refuse(tmp_path):
         assert process.wait(timeout=180) == 2
     for index in range(2):
         log = (tmp_path / f"{index}.log").read_text()
-        assert "must be a folder that they share. Received the steps [0, 5]" in log
+        assert "in a folder that they share. Received the steps [0, 5]" in log
 
 
 @pytest.mark.nightly
