@@ -55,7 +55,7 @@ def invalid(text, **values):
     return RequestError("INVALID_ARGUMENT", text.format(**values))
 
 
-# Texts for `invalid`, as TF Serving words them
+# Texts for `invalid`, most as TF Serving words them
 
 # REST: path and body (a `value` is JSON)
 MALFORMED_REQUEST = "Malformed request: {method} {path}"
