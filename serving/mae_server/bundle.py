@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 from google.protobuf.message import DecodeError
 
+from mae_server import errors
 from mae_server.errors import RequestError, invalid, type_name
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
@@ -88,9 +89,13 @@ def _check_names(wanted, given):
     extra = ",".join(sorted(set(given) - set(wanted)))
     missing = ",".join(sorted(set(wanted) - set(given)))
     raise invalid(
-        f"input size does not match signature: {len(given)}!={len(wanted)} "
-        f"len({{{','.join(sorted(given))}}}) != len({{{','.join(sorted(wanted))}}}). "
-        f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
+        errors.WRONG_INPUTS,
+        got_count=len(given),
+        wanted_count=len(wanted),
+        got=",".join(sorted(given)),
+        wanted=",".join(sorted(wanted)),
+        extra=extra,
+        missing=missing,
     )
 
 
@@ -100,14 +105,18 @@ def _fitting(index, name, array, info):
     given = tf.dtypes.as_dtype("string" if array.dtype.kind in "OSU" else array.dtype)
     if wanted != given:
         raise invalid(
-            f"Expects arg[{index}] to be {type_name(wanted)} but {type_name(given)} is "
-            "provided"
+            errors.WRONG_TENSOR_DTYPE,
+            index=index,
+            wanted=type_name(wanted),
+            got=type_name(given),
         )
     shape = tf.TensorShape(info.tensor_shape)
     if not shape.is_compatible_with(array.shape):
         sizes = ",".join("?" if size is None else str(size) for size in shape)
         raise invalid(
-            f"Shape of tensor {name} [{','.join(map(str, array.shape))}] is not "
-            f"compatible with expected shape [{sizes}]."
+            errors.WRONG_TENSOR_SHAPE,
+            name=name,
+            got=",".join(map(str, array.shape)),
+            wanted=sizes,
         )
     return array

@@ -1,4 +1,4 @@
-"""Request errors: gRPC status code, HTTP status and message."""
+"""Errors of the REST and gRPC APIs: messages, gRPC status codes, HTTP statuses."""
 
 import tensorflow as tf
 
@@ -50,6 +50,166 @@ def type_name(dtype):
     return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)
 
 
-def invalid(message):
-    """Returns the most frequent `RequestError`."""
-    return RequestError("INVALID_ARGUMENT", message)
+def invalid(text, **values):
+    """Returns an INVALID_ARGUMENT error with a text from below, its braces filled."""
+    return RequestError("INVALID_ARGUMENT", text.format(**values))
+
+
+# Texts for `invalid`, most as TF Serving words them
+
+# REST: path and body (a `value` is JSON)
+MALFORMED_REQUEST = "Malformed request: {method} {path}"
+VERSION_TOO_LARGE = "Failed to convert version: {version} to numeric."
+EMPTY_BODY = "JSON Parse error: The document is empty"
+PARSE_ERROR = "JSON Parse error: {error}"
+NESTED_TOO_DEEP = "JSON Parse error: nested too deep"
+LONE_SURROGATE = "JSON Parse error: a lone surrogate: {error}"
+NOT_AN_OBJECT = "JSON Value: {value} Is not object"
+SIGNATURE_NAME_NOT_A_STRING = (
+    "JSON Value: {value} not formatted correctly. 'signature_name' key must be a "
+    "string value."
+)
+
+# REST predict: `inputs` (columns) and `instances` (rows)
+INPUTS_AND_INSTANCES = (
+    "JSON Value: {value} Not formatted correctly expecting only one of 'inputs' or "
+    "'instances' keys to exist"
+)
+NO_INPUTS_OR_INSTANCES = "Missing 'inputs' or 'instances' key"
+MISSING_NAMED_INPUT = "Missing named input: {name} in 'inputs' object."
+PLAIN_INPUTS = (
+    "inputs is a plain value/list, but expecting an object as multiple input tensors "
+    "required as per tensorinfo_map"
+)
+PLAIN_INSTANCES = (
+    "instances is a plain list, but expecting list of objects as multiple input "
+    "tensors required as per tensorinfo_map"
+)
+INSTANCES_NOT_A_LIST = "JSON Value: {value} Excepting 'instances' to be an list/array"
+EMPTY_INSTANCES = "JSON Value: [] No values in 'instances' array"
+MIXED_INSTANCES = "Expecting {wanted} but got {got} at item {index} of input list"
+WRONG_KEYS = (
+    "Failed to process element: {index} of 'instances' list. JSON object: {value} "
+    "keys must be equal to: {names}"
+)
+WRONG_INSTANCE = (
+    "Failed to process element: {index}{key} of 'instances' list. Error: "
+    "INVALID_ARGUMENT: {error}"
+)
+WRONG_SIZE = "Expecting tensor size: {wanted} but got: {got}"
+WRONG_SHAPE = "Expecting shape {wanted} but got: {got}"
+INCONSISTENT_BATCH_SIZES = "inconsistent batch sizes of the outputs {names}"
+
+# REST predict: nested lists and their values
+TOO_MANY_AXES = "Encountered list at unexpected level: {level}"
+LIST_TOO_DEEP = "Encountered list at unexpected level: {level} expected < {levels}"
+LIST_TOO_SHALLOW = (
+    "JSON Value: {value} found at incorrect level: {level} in the JSON DOM. Expected "
+    "at level: {levels}"
+)
+WRONG_LIST_SIZE = (
+    "Encountered list at unexpected size: {got} at level: {level} expected size: "
+    "{wanted}"
+)
+WRONG_JSON_TYPE = "JSON Value: {value} Type: {got} is not of expected type: {wanted}"
+LOSS_OF_PRECISION = (
+    "Cannot convert JSON value: {value} to {dtype} without loss of precision."
+)
+NOT_BASE64_DATA = "JSON Value: {value} not formatted correctly for base64 data"
+INVALID_BASE64 = "Unable to base64 decode"
+
+# REST classify: `examples`
+NO_EXAMPLES = "When method is classify, key 'examples' is expected and was not found"
+EXAMPLES_NOT_A_LIST = "Expecting 'examples' value to be an list/array"
+EMPTY_EXAMPLES = "'examples' value is an empty array"
+EXAMPLE_NOT_AN_OBJECT = "Example must be JSON object"
+WRONG_FEATURE_TYPE = "Feature: {name} has element with unexpected JSON type"
+MIXED_FEATURE = "Unexpected element type in feature: {name} expecting type: {wanted}"
+INVALID_FEATURE = "Feature: {name}: {error}"
+
+# gRPC
+NO_MODEL_SPEC = "Missing ModelSpec"
+NO_METADATA_FIELD = "GetModelMetadataRequest must specify at least one metadata_field"
+UNKNOWN_METADATA_FIELD = "Metadata field {field} is not supported"
+INVALID_TENSOR = "tensor parsing error: {name}: {error}"
+INVALID_TENSOR_SHAPE = "tensor parsing error: {name}: invalid or too large shape"
+
+# signatures, and the tensors given to them
+SIGNATURE_NOT_FOUND_REST = 'Serving signature name: "{name}" not found in signature def'
+SIGNATURE_NOT_FOUND_CLASSIFY = "No signature was found with the name: {name}"
+NOT_A_CLASSIFY_SIGNATURE = (
+    "Expected classification signature method_name to be {wanted}. Was: {got}"
+)
+EMPTY_INPUT = "Input is empty."
+WRONG_INPUTS = (
+    "input size does not match signature: {got_count}!={wanted_count} "
+    "len({{{got}}}) != len({{{wanted}}}). Sent extra: {{{extra}}}. Missing but "
+    "required: {{{missing}}}."
+)
+WRONG_TENSOR_DTYPE = "Expects arg[{index}] to be {wanted} but {got} is provided"
+WRONG_TENSOR_SHAPE = (
+    "Shape of tensor {name} [{got}] is not compatible with expected shape [{wanted}]."
+)
+OUTPUT_NOT_FOUND = (
+    "output tensor alias not found in signature: {name} Outputs expected to be in the "
+    "set {{{names}}}."
+)
+DUPLICATE_OUTPUT = "duplicate output tensor alias: {name}"
+BATCH_TOO_LARGE = "Task size {size} is larger than maximum input batch size {limit}"
+
+# models and labels
+NO_MODEL_NAME = "ModelSpec has no name specified."
+LABEL_NOT_FOUND = "Unrecognized servable version label: {label}"
+
+# ModelServerConfig
+NO_MODEL_CONFIG_LIST = (
+    "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+    "ModelConfigList is currently supported"
+)
+WRONG_PLATFORM = "model_platform must be tensorflow. Received: {platform}"
+EMPTY_VERSION_POLICY = "Specific version policy of {name} has no versions"
+NAME_EMPTY_OR_TWICE = "Illegal to list model {name!r} multiple times or empty"
+NO_VERSION_LOADED = (
+    "{folder} must contain a SavedModel in a folder named by its version number. "
+    "Received: {paths}"
+)
+
+
+# Errors with other codes
+
+
+def signature_not_found(name):
+    return RequestError(
+        "FAILED_PRECONDITION", f'Serving signature key "{name}" not found.'
+    )
+
+
+def model_not_found(name, version=None):
+    wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
+    return RequestError("NOT_FOUND", f"Servable not found for request: {wanted}")
+
+
+def version_not_found(name, version):
+    return RequestError(
+        "NOT_FOUND", f"Could not find version {version} of model {name}"
+    )
+
+
+def no_versions(name):
+    return RequestError("NOT_FOUND", f"Could not find any versions of model {name}")
+
+
+def label_of_unavailable_version(name, version, label):
+    return RequestError(
+        "FAILED_PRECONDITION",
+        f"Request to assign label to version {version} of model {name}, which is not "
+        f"currently available for inference (label {label})",
+    )
+
+
+def queue_full():
+    return RequestError("UNAVAILABLE", "The request queue is full")
+
+
+def internal_error():
+    return RequestError("INTERNAL", "Internal error, see the server log")

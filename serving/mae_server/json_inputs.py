@@ -8,13 +8,14 @@ import numpy as np
 import orjson
 import tensorflow as tf
 
+from mae_server import errors
 from mae_server.errors import RequestError, invalid, type_name
 
 
 def parse(body):
     """Parses a JSON object; bare `NaN` and `Infinity` are numbers."""
     if not body:
-        raise invalid("JSON Parse error: The document is empty")
+        raise invalid(errors.EMPTY_BODY)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -22,9 +23,9 @@ def parse(body):
             # slower, but reads NaN, and reports the position of an error
             document = json.loads(body.decode())
         except (ValueError, RecursionError) as error:
-            raise invalid(f"JSON Parse error: {error}") from error
+            raise invalid(errors.PARSE_ERROR, error=error) from error
     if not isinstance(document, dict):
-        raise invalid(f"JSON Value: {_text(document)} Is not object")
+        raise invalid(errors.NOT_AN_OBJECT, value=_text(document))
     return document
 
 
@@ -32,65 +33,51 @@ def signature_name(document):
     """Returns the signature's name in a parsed body, `""` for the default one."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(
-            f"JSON Value: {_text(document)} not formatted correctly. 'signature_name' "
-            "key must be a string value."
-        )
+        raise invalid(errors.SIGNATURE_NAME_NOT_A_STRING, value=_text(document))
     return name
 
 
 def read_inputs(document, infos):
     """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`."""
     if "instances" in document and "inputs" in document:
-        raise invalid(
-            f"JSON Value: {_text(document)} Not formatted correctly expecting only one "
-            "of 'inputs' or 'instances' keys to exist"
-        )
+        raise invalid(errors.INPUTS_AND_INSTANCES, value=_text(document))
     dtypes = {name: tf.dtypes.as_dtype(info.dtype) for name, info in infos.items()}
     if "instances" in document:
         return _from_rows(document["instances"], dtypes)
     if "inputs" in document:
         return _from_columns(document["inputs"], dtypes)
-    raise invalid("Missing 'inputs' or 'instances' key")
+    raise invalid(errors.NO_INPUTS_OR_INSTANCES)
 
 
 def _from_columns(inputs, dtypes):
     if _is_named(inputs):
         for name in sorted(dtypes):
             if name not in inputs:
-                raise invalid(f"Missing named input: {name} in 'inputs' object.")
+                raise invalid(errors.MISSING_NAMED_INPUT, name=name)
         return {name: _to_array(inputs[name], dtypes[name]) for name in dtypes}
     if len(dtypes) > 1:
-        raise invalid(
-            "inputs is a plain value/list, but expecting an object as multiple input "
-            "tensors required as per tensorinfo_map"
-        )
+        raise invalid(errors.PLAIN_INPUTS)
     return {name: _to_array(inputs, dtype) for name, dtype in dtypes.items()}
 
 
 def _from_rows(rows, dtypes):
     if not isinstance(rows, list):
-        raise invalid(
-            f"JSON Value: {_text(rows)} Excepting 'instances' to be an list/array"
-        )
+        raise invalid(errors.INSTANCES_NOT_A_LIST, value=_text(rows))
     if not rows:
-        raise invalid("JSON Value: [] No values in 'instances' array")
+        raise invalid(errors.EMPTY_INSTANCES)
     named = _is_named(rows[0])
     if not named and len(dtypes) > 1:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple "
-            "input tensors required as per tensorinfo_map"
-        )
+        raise invalid(errors.PLAIN_INSTANCES)
     for index, row in enumerate(rows):
         if _is_named(row) != named:
             wanted, got = ("object", "list") if named else ("value/list", "object")
-            raise invalid(
-                f"Expecting {wanted} but got {got} at item {index} of input list"
-            )
+            raise invalid(errors.MIXED_INSTANCES, wanted=wanted, got=got, index=index)
         if named and set(row) != set(dtypes):
             raise invalid(
-                f"Failed to process element: {index} of 'instances' list. JSON object: "
-                f"{_text(row)} keys must be equal to: {','.join(sorted(dtypes))}"
+                errors.WRONG_KEYS,
+                index=index,
+                value=_text(row),
+                names=",".join(sorted(dtypes)),
             )
     if named:
         columns = {name: [row[name] for row in rows] for name in dtypes}
@@ -109,19 +96,17 @@ def _stack(items, name, dtype, named):
         try:
             array = _to_array(item, dtype)
             if arrays and array.size != arrays[0].size:
-                raise invalid(
-                    f"Expecting tensor size: {arrays[0].size} but got: {array.size}"
-                )
+                raise invalid(errors.WRONG_SIZE, wanted=arrays[0].size, got=array.size)
             if arrays and array.shape != arrays[0].shape:
                 raise invalid(
-                    f"Expecting shape {list(arrays[0].shape)} but got: "
-                    f"{list(array.shape)}"
+                    errors.WRONG_SHAPE,
+                    wanted=list(arrays[0].shape),
+                    got=list(array.shape),
                 )
         except RequestError as error:
             key = f" key: {name}" if named else ""
             raise invalid(
-                f"Failed to process element: {index}{key} of 'instances' list. Error: "
-                f"INVALID_ARGUMENT: {error}"
+                errors.WRONG_INSTANCE, index=index, key=key, error=error
             ) from error
         arrays.append(array)
     return np.stack(arrays)
@@ -136,7 +121,7 @@ def _to_array(value, dtype):
         shape.append(len(first))
         first = first[0] if first else None
         if len(shape) > _MAX_AXES:
-            raise invalid(f"Encountered list at unexpected level: {_MAX_AXES}")
+            raise invalid(errors.TOO_MANY_AXES, level=_MAX_AXES)
     leaves = []
     _collect(value, 0, shape, dtype, leaves)
     kind = object if dtype == tf.string else dtype.as_numpy_dtype
@@ -173,19 +158,18 @@ def _collect(value, level, shape, dtype, leaves):
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
-                f"JSON Value: {_text(value)} found at incorrect level: {level + 1} in "
-                f"the JSON DOM. Expected at level: {len(shape)}"
+                errors.LIST_TOO_SHALLOW,
+                value=_text(value),
+                level=level + 1,
+                levels=len(shape),
             )
         leaves.append(_leaf(value, dtype))
         return
     if level >= len(shape):
-        raise invalid(
-            f"Encountered list at unexpected level: {level} expected < {len(shape)}"
-        )
+        raise invalid(errors.LIST_TOO_DEEP, level=level, levels=len(shape))
     if len(value) != shape[level]:
         raise invalid(
-            f"Encountered list at unexpected size: {len(value)} at level: {level} "
-            f"expected size: {shape[level]}"
+            errors.WRONG_LIST_SIZE, got=len(value), level=level, wanted=shape[level]
         )
     for item in value:
         _collect(item, level + 1, shape, dtype, leaves)
@@ -200,7 +184,7 @@ def _leaf(value, dtype):
         try:
             return value.encode()
         except UnicodeEncodeError as error:
-            raise invalid(f"JSON Parse error: a lone surrogate: {error}") from error
+            raise invalid(errors.LONE_SURROGATE, error=error) from error
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise _type_error(value, dtype)
     if dtype.is_integer:
@@ -210,8 +194,7 @@ def _leaf(value, dtype):
     whole = isinstance(value, int)
     if abs(value) > (2**24 - 1 if whole else float(dtype.max)) and abs(value) != np.inf:
         raise invalid(
-            f"Cannot convert JSON value: {_text(value)} to {type_name(dtype)} without "
-            "loss of precision."
+            errors.LOSS_OF_PRECISION, value=_text(value), dtype=type_name(dtype)
         )
     return value
 
@@ -219,13 +202,11 @@ def _leaf(value, dtype):
 def from_base64(value):
     """Decodes `{"b64": "..."}` to bytes."""
     if set(value) != {"b64"} or not isinstance(value["b64"], str):
-        raise invalid(
-            f"JSON Value: {_text(value)} not formatted correctly for base64 data"
-        )
+        raise invalid(errors.NOT_BASE64_DATA, value=_text(value))
     try:
         return base64.b64decode(value["b64"], validate=True)
     except (binascii.Error, ValueError) as error:
-        raise invalid("Unable to base64 decode") from error
+        raise invalid(errors.INVALID_BASE64) from error
 
 
 def _is_named(value):
@@ -247,8 +228,7 @@ _KINDS = {
 def _type_error(value, dtype):
     kind = str(value) if isinstance(value, bool) else _KINDS[type(value)]
     return invalid(
-        f"JSON Value: {_text(value)} Type: {kind} is not of expected type: "
-        f"{type_name(dtype)}"
+        errors.WRONG_JSON_TYPE, value=_text(value), got=kind, wanted=type_name(dtype)
     )
 
 

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import orjson
 
+from mae_server import errors
 from mae_server.errors import invalid
 
 
@@ -26,7 +27,7 @@ def write_outputs(outputs, rows):
         return _dump({"outputs": outputs if alone is None else alone}, finite)
     sizes = {len(value) if np.ndim(value) else None for value in outputs.values()}
     if len(sizes) > 1 or None in sizes:
-        raise invalid(f"inconsistent batch sizes of the outputs {sorted(outputs)}")
+        raise invalid(errors.INCONSISTENT_BATCH_SIZES, names=sorted(outputs))
     if alone is not None:
         return _dump({"predictions": alone}, finite)
     rows = zip(*outputs.values(), strict=True)

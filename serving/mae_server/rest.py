@@ -9,7 +9,7 @@ import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from mae_server import json_inputs, json_outputs
+from mae_server import errors, json_inputs, json_outputs
 from mae_server.errors import RequestError, invalid
 
 _WHICH = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
@@ -27,20 +27,20 @@ class RestApi:
         try:
             return 200, self._answer(method, path, body)
         except RequestError as error:
-            return error.http_status, _error(error)
+            return _refused(error)
         except RecursionError:
-            return 400, _error("JSON Parse error: nested too deep")
+            return _refused(invalid(errors.NESTED_TOO_DEEP))
         except Exception:  # a bug must end one request, not the server
             traceback.print_exc()
-            return 500, _error("Internal error, see the server log")
+            return _refused(errors.internal_error())
 
     def _answer(self, method, path, body):
         match = {"POST": _POST, "GET": _GET}.get(method, _GET).fullmatch(path)
         if match is None or method not in ("POST", "GET"):
-            raise invalid(f"Malformed request: {method} {path}")
+            raise invalid(errors.MALFORMED_REQUEST, method=method, path=path)
         name, version, label, verb = match.groups()
         if version is not None and int(version) >= 2**63:
-            raise invalid(f"Failed to convert version: {version} to numeric.")
+            raise invalid(errors.VERSION_TOO_LARGE, version=version)
         version = None if version is None else int(version)
         spec = (unquote(name), version, None if label is None else unquote(label))
         if method == "GET":
@@ -64,13 +64,11 @@ class RestApi:
         document = json_inputs.parse(body)
         name = json_inputs.signature_name(document)
         if "examples" not in document:
-            raise invalid(
-                "When method is classify, key 'examples' is expected and was not found"
-            )
+            raise invalid(errors.NO_EXAMPLES)
         if not isinstance(document["examples"], list):
-            raise invalid("Expecting 'examples' value to be an list/array")
+            raise invalid(errors.EXAMPLES_NOT_A_LIST)
         if not document["examples"]:
-            raise invalid("'examples' value is an empty array")
+            raise invalid(errors.EMPTY_EXAMPLES)
         # concatenated serialized messages are merged
         context = _example(document.get("context", {}))
         examples = [context + _example(row) for row in document["examples"]]
@@ -110,14 +108,14 @@ class RestApi:
         return json.dumps(document, indent=1).encode()
 
 
-def _error(error):
-    return json.dumps({"error": str(error)}).encode()
+def _refused(error):
+    return error.http_status, json.dumps({"error": str(error)}).encode()
 
 
 def _example(features):
     """Serializes a JSON object of features as a `tf.train.Example`."""
     if not isinstance(features, dict):
-        raise invalid("Example must be JSON object")
+        raise invalid(errors.EXAMPLE_NOT_AN_OBJECT)
     example = tf.train.Example()
     for name, values in features.items():
         feature = example.features.feature[name]
@@ -136,13 +134,11 @@ def _add_value(feature, name, value):
     elif isinstance(value, float):
         kind = "float_list"
     else:
-        raise invalid(f"Feature: {name} has element with unexpected JSON type")
+        raise invalid(errors.WRONG_FEATURE_TYPE, name=name)
     if feature.WhichOneof("kind") not in (None, kind):
-        raise invalid(
-            f"Unexpected element type in feature: {name} expecting type: "
-            f"{feature.WhichOneof('kind').removesuffix('_list')}"
-        )
+        wanted = feature.WhichOneof("kind").removesuffix("_list")
+        raise invalid(errors.MIXED_FEATURE, name=name, wanted=wanted)
     try:
         getattr(feature, kind).value.append(value)
     except ValueError as error:
-        raise invalid(f"Feature: {name}: {error}") from error
+        raise invalid(errors.INVALID_FEATURE, name=name, error=error) from error

@@ -15,6 +15,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
+from mae_server import errors
 from mae_server.errors import RequestError, invalid
 
 
@@ -59,7 +60,7 @@ def _answered(method):
 def _spec(request):
     """Returns model name, version and label of a request."""
     if not request.HasField("model_spec"):
-        raise invalid("Missing ModelSpec")
+        raise invalid(errors.NO_MODEL_SPEC)
     spec = request.model_spec
     version = spec.version.value if spec.HasField("version") else None
     return spec.name, version, spec.version_label or None
@@ -111,12 +112,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     def GetModelMetadata(self, request):
         spec = _spec(request)
         if not request.metadata_field:
-            raise invalid(
-                "GetModelMetadataRequest must specify at least one metadata_field"
-            )
+            raise invalid(errors.NO_METADATA_FIELD)
         for field in request.metadata_field:
             if field != "signature_def":
-                raise invalid(f"Metadata field {field} is not supported")
+                raise invalid(errors.UNKNOWN_METADATA_FIELD, field=field)
         version, signatures = self._service.metadata(spec)
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         _fill_spec(response, spec[0], version)
@@ -134,10 +133,10 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
                 min(sizes, default=0) < 0
                 or count * max(dtype.size, 1) > self._max_bytes
             ):
-                raise ValueError("invalid or too large shape")
+                raise invalid(errors.INVALID_TENSOR_SHAPE, name=name)
             return np.asarray(tf.make_ndarray(proto))
         except (TypeError, ValueError, OverflowError, KeyError) as error:
-            raise invalid(f"tensor parsing error: {name}: {error}") from error
+            raise invalid(errors.INVALID_TENSOR, name=name, error=error) from error
 
 
 def _examples(message):

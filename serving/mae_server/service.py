@@ -5,8 +5,9 @@ import threading
 
 import numpy as np
 
+from mae_server import errors
 from mae_server.bundle import CLASSIFY_METHOD
-from mae_server.errors import RequestError, invalid
+from mae_server.errors import invalid
 from mae_server.versions import ModelConfig
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -38,14 +39,10 @@ class Service:
             signature = bundle.signatures.get(name)
             if callable(inputs):
                 if signature is None:
-                    raise invalid(
-                        f'Serving signature name: "{name}" not found in signature def'
-                    )
+                    raise invalid(errors.SIGNATURE_NOT_FOUND_REST, name=name)
                 inputs = inputs(signature)
             if signature is None:
-                raise RequestError(
-                    "FAILED_PRECONDITION", f'Serving signature key "{name}" not found.'
-                )
+                raise errors.signature_not_found(name)
             _check_filter(outputs, signature)
             self._check_batch(inputs)
             return version, name, bundle.run(name, inputs, list(outputs))
@@ -58,15 +55,14 @@ class Service:
         name = signature_name or DEFAULT_SIGNATURE
         with self._slot(), self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
-                raise invalid(f"No signature was found with the name: {name}")
+                raise invalid(errors.SIGNATURE_NOT_FOUND_CLASSIFY, name=name)
             method = bundle.signatures[name].method_name
             if method != CLASSIFY_METHOD:
                 raise invalid(
-                    "Expected classification signature method_name to be "
-                    f"{CLASSIFY_METHOD}. Was: {method}"
+                    errors.NOT_A_CLASSIFY_SIGNATURE, wanted=CLASSIFY_METHOD, got=method
                 )
             if not examples:
-                raise invalid("Input is empty.")
+                raise invalid(errors.EMPTY_INPUT)
             inputs = {"inputs": np.array(examples, object)}
             self._check_batch(inputs)
             found = bundle.run(name, inputs)
@@ -86,7 +82,7 @@ class Service:
     def _slot(self):
         """Waits for a free thread; raises if the queue is full."""
         if not self._slots.acquire(blocking=False):
-            raise RequestError("UNAVAILABLE", "The request queue is full")
+            raise errors.queue_full()
         try:
             with self._running:
                 yield
@@ -96,10 +92,7 @@ class Service:
     def _check_batch(self, inputs):
         size = max((len(a) for a in inputs.values() if np.ndim(a)), default=0)
         if size > self._max_batch_size:
-            raise invalid(
-                f"Task size {size} is larger than maximum input batch size "
-                f"{self._max_batch_size}"
-            )
+            raise invalid(errors.BATCH_TOO_LARGE, size=size, limit=self._max_batch_size)
 
 
 def _scored(labels, scores):
@@ -111,28 +104,22 @@ def _check_filter(outputs, signature):
     for index, name in enumerate(outputs):
         if name not in signature.outputs:
             known = ",".join(sorted(signature.outputs))
-            raise invalid(
-                f"output tensor alias not found in signature: {name} Outputs expected "
-                f"to be in the set {{{known}}}."
-            )
+            raise invalid(errors.OUTPUT_NOT_FOUND, name=name, names=known)
         if name in outputs[:index]:
-            raise invalid(f"duplicate output tensor alias: {name}")
+            raise invalid(errors.DUPLICATE_OUTPUT, name=name)
 
 
 def read_config(config):
     """Converts a `ModelServerConfig` to a list of `ModelConfig`."""
     if config.WhichOneof("config") != "model_config_list":
-        raise invalid(
-            "ServerModelConfig type not supported by HandleReloadConfigRequest. "
-            "Only ModelConfigList is currently supported"
-        )
+        raise invalid(errors.NO_MODEL_CONFIG_LIST)
     return [_model_config(model) for model in config.model_config_list.config]
 
 
 def _model_config(model):
     platform = model.model_platform or "tensorflow"
     if platform != "tensorflow":
-        raise invalid(f"model_platform must be tensorflow. Received: {platform}")
+        raise invalid(errors.WRONG_PLATFORM, platform=platform)
     policy = model.model_version_policy
     versions, latest = None, 1
     if policy.HasField("all"):
@@ -140,7 +127,7 @@ def _model_config(model):
     elif policy.HasField("specific"):
         versions = tuple(policy.specific.versions)
         if not versions:
-            raise invalid(f"Specific version policy of {model.name} has no versions")
+            raise invalid(errors.EMPTY_VERSION_POLICY, name=model.name)
     elif policy.HasField("latest"):
         latest = max(policy.latest.num_versions, 1)
     return ModelConfig(

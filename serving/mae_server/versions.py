@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from keras_mae.utils.malloc import trim_malloc
+from mae_server import errors
 from mae_server.bundle import Bundle
 from mae_server.errors import RequestError, invalid
 
@@ -78,7 +79,7 @@ class Models:
         names = [config.name for config in configs]
         for name in names:
             if not name or names.count(name) > 1:
-                raise invalid(f"Illegal to list model {name!r} multiple times or empty")
+                raise invalid(errors.NAME_EMPTY_OR_TWICE, name=name)
         with self._polling:
             old, self._configs = self._configs, {c.name: c for c in configs}
             try:
@@ -117,11 +118,10 @@ class Models:
     def use(self, name, version=None, label=None):
         """Yields a version's number and `Bundle`, kept loaded until the block ends."""
         if not name:
-            raise invalid("ModelSpec has no name specified.")
+            raise invalid(errors.NO_MODEL_NAME)
         with self._changed:
             if label:
                 version = self._labelled(name, label)
-            wanted = f"Latest({name})" if version is None else _specific(name, version)
             served = {
                 number: held
                 for number, held in self._versions.get(name, {}).items()
@@ -129,9 +129,7 @@ class Models:
             }
             number = max(served, default=None) if version is None else version
             if number not in served:
-                raise RequestError(
-                    "NOT_FOUND", f"Servable not found for request: {wanted}"
-                )
+                raise errors.model_not_found(name, version)
             held = served[number]
             held.users += 1
         try:
@@ -149,14 +147,10 @@ class Models:
             known = self._versions.get(name, {})
             if version is not None:
                 if version not in known:
-                    raise RequestError(
-                        "NOT_FOUND", f"Could not find version {version} of model {name}"
-                    )
+                    raise errors.version_not_found(name, version)
                 known = {version: known[version]}
             if not known:
-                raise RequestError(
-                    "NOT_FOUND", f"Could not find any versions of model {name}"
-                )
+                raise errors.no_versions(name)
             rows = [(number, held.state, held.error) for number, held in known.items()]
             return sorted(rows, reverse=True)
 
@@ -170,7 +164,7 @@ class Models:
     def _labelled(self, name, label):
         config = self._configs.get(name)
         if config is None or label not in config.labels:
-            raise invalid(f"Unrecognized servable version label: {label}")
+            raise invalid(errors.LABEL_NOT_FOUND, label=label)
         return config.labels[label]
 
     def _load_aspired(self):
@@ -221,17 +215,13 @@ class Models:
         if not served:
             paths = [folder / str(number) for number in sorted(config.aspired())]
             raise invalid(
-                f"{folder} must contain a SavedModel in a folder named by its version "
-                f"number. Received: {' and '.join(map(str, paths)) or 'no such folder'}"
+                errors.NO_VERSION_LOADED,
+                folder=folder,
+                paths=" and ".join(map(str, paths)) or "no such folder",
             )
         for label, number in config.labels.items():
             if number not in served:
-                raise RequestError(
-                    "FAILED_PRECONDITION",
-                    f"Request to assign label to version {number} of model "
-                    f"{config.name}, which is not currently available for inference "
-                    f"(label {label})",
-                )
+                raise errors.label_of_unavailable_version(config.name, number, label)
 
     def _unload_others(self):
         """Unloads versions that the policies no longer select and others replace."""
@@ -263,7 +253,3 @@ def _stamp(path):
         stats = {str(file): file.stat() for file in path.rglob("*")}
         return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in stats.items()}
     return None
-
-
-def _specific(name, version):
-    return f"Specific({name}, {version})"
