@@ -134,9 +134,8 @@ def signatures():
                 member = getattr(member, "fget", getattr(member, "__func__", member))
                 # what is inherited, or made by a decorator, is not written here
                 ours = getattr(member, "__module__", "") == item.__module__
-                called = key in ("__init__", "__call__", "call")
-                documented = not key.startswith("_") and member.__doc__
-                if inspect.isfunction(member) and ours and (called or documented):
+                public = not key.startswith("_") or key in ("__init__", "__call__")
+                if inspect.isfunction(member) and ours and public:
                     yield f"{place.__name__}.{name}.{key}", member
 
 

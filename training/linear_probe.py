@@ -149,7 +149,7 @@ def load_features(training, model, processor):
 
     key = probing.fingerprint(
         [*model.encoder.weights, *getattr(model.head_norm, "weights", ())],
-        data.describe_contents(source),
+        data.dataset_fingerprint(source),
         *(config.pooling, config.precision, processor.get_config()),
     )
     return probing.cached(Path(config.output, "features.npz"), key, compute)

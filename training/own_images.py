@@ -24,7 +24,6 @@ import tensorflow as tf
 from keras_mae import data
 from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.data.folder import load_folder
-from keras_mae.data.pretraining_pipeline import options
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag, run_script
@@ -133,7 +132,7 @@ def pretrain(config, source, processor, held_out):
 def batched(held_out, config):
     """Returns batches to evaluate on."""
     batches = tf.data.Dataset.from_tensor_slices(held_out).batch(config.batch_size)
-    return batches.with_options(options())
+    return batches.with_options(data.pipeline_options())
 
 
 def crops(config):

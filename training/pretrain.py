@@ -19,7 +19,6 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks.pictures import ReconstructionPictures
-from keras_mae.data.pretraining_pipeline import options
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.runs.training_run import Training, TrainingConfig, exit_on_lost_worker
@@ -182,7 +181,7 @@ def validation_batches(images, config, strategy):
         batches = tf.data.Dataset.from_tensor_slices(
             np.ascontiguousarray(mine).reshape(-1, *mine.shape[2:])
         )
-        return batches.repeat().with_options(options())
+        return batches.repeat().with_options(data.pipeline_options())
 
     return strategy.distribute_datasets_from_function(share), count
 

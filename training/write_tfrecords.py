@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data import CorruptImages
+from keras_mae.data import CorruptImages, pipeline_options
 from keras_mae.data.corrupt_images import Guard
 from keras_mae.data.decoding import decode
 from keras_mae.data.folder import class_names, list_images
-from keras_mae.data.pretraining_pipeline import PARALLEL_CALLS, options
+from keras_mae.data.pipeline import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -115,7 +115,7 @@ def readable(folder, names, corrupt):
         return name, encoded, good
 
     files = tf.data.Dataset.from_tensor_slices(names)
-    files = files.map(read, PARALLEL_CALLS).prefetch(1).with_options(options())
+    files = files.map(read, PARALLEL_CALLS).prefetch(1).with_options(pipeline_options())
     for name, encoded, good in files.as_numpy_iterator():
         if good:
             yield os.fsdecode(name), encoded

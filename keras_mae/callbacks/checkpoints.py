@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from keras_mae.callbacks.iterations import optimizer_iterations
 from keras_mae.utils.files import atomic_write
-from keras_mae.utils.typing import PathLike
+from keras_mae.utils.typing import Logs, PathLike
 
 # exit code of a run that was stopped and can be resumed (sysexits.h: try again)
 EX_TEMPFAIL = 75
@@ -168,7 +168,7 @@ class Checkpoints(keras.callbacks.Callback):
             frame = frame.f_back
         return False
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         if self._former_handler is None:
             self.catch_sigterm()
             self._only_in_fit = True
@@ -181,18 +181,18 @@ class Checkpoints(keras.callbacks.Callback):
             # fit resets the metrics, which must include the epoch's steps before
             self._running_metrics = self.model.running_metrics
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._running_metrics is not None:
             self.model.running_metrics = self._running_metrics
             self._running_metrics = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = optimizer_iterations(self.model)
         if not self.steps_per_epoch or step % self.steps_per_epoch:
             self._save_if_due(step)
         # else on_epoch_end follows, before which loggers write the epoch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if self.steps_per_epoch:
             self._save_if_due(optimizer_iterations(self.model))
 
@@ -225,7 +225,7 @@ class Checkpoints(keras.callbacks.Callback):
             link_or_copy(path, self.model_file)
         self._saved_step, self._saved_at = step, time.monotonic()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self.release_sigterm()
         step = optimizer_iterations(self.model)
         if step != self._saved_step:

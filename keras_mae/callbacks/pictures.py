@@ -7,7 +7,7 @@ import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
-from keras_mae.utils.typing import PathLike, Tensor
+from keras_mae.utils.typing import Logs, PathLike, Tensor
 from keras_mae.visualization.reconstructions import draw_reconstructions
 
 
@@ -51,12 +51,12 @@ class ReconstructionPictures(keras.callbacks.Callback):
         self.every = check_interval(every)
         self.seed = seed
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         import tensorflow as tf
 
         self._writer = tf.summary.create_file_writer(str(self.folder))
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if (epoch + 1) % self.every and epoch + 1 != self.params["epochs"]:
             return
         import tensorflow as tf
@@ -69,5 +69,5 @@ class ReconstructionPictures(keras.callbacks.Callback):
             tf.summary.image("reconstructions", np.asarray(picture)[None], step=epoch)
         self._writer.flush()
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._writer.close()

@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_mae.callbacks.iterations import optimizer_iterations
 from keras_mae.data.corrupt_images import CorruptImages
+from keras_mae.utils.typing import Logs
 
 
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
@@ -22,7 +23,7 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     ```
     """
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         optimizer = getattr(self.model, "optimizer", None)
         # dynamic loss scaling: an overflowing gradient is skipped, and the scale halved
         dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -63,5 +64,5 @@ class StopOnCorruptImages(keras.callbacks.Callback):
         super().__init__()
         self.corrupt = corrupt
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self.corrupt.check()

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval, optimizer_iterations
-from keras_mae.utils.typing import PathLike
+from keras_mae.utils.typing import Logs, PathLike
 
 
 class TensorBoardScalars(keras.callbacks.Callback):
@@ -34,7 +34,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
         self.folder = Path(folder)
         self.every = check_interval(every)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         import tensorflow as tf
 
         self._writers = {
@@ -43,14 +43,14 @@ class TensorBoardScalars(keras.callbacks.Callback):
         }
         self._written = optimizer_iterations(self.model)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step = optimizer_iterations(self.model)
         # several updates may lie between two calls
         if step // self.every > self._written // self.every:
             self._write("train", logs, step)
             self._written = step
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         step = optimizer_iterations(self.model)
         prefix = "val_"
         theirs = {k: v for k, v in (logs or {}).items() if k.startswith(prefix)}
@@ -68,6 +68,6 @@ class TensorBoardScalars(keras.callbacks.Callback):
             for key, value in (values or {}).items():
                 tf.summary.scalar(key, float(np.mean(value)), step=step)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         for writer in self._writers.values():
             writer.close()

@@ -5,6 +5,7 @@ import time
 import keras
 
 from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.utils.typing import Logs
 
 
 class Throughput(keras.callbacks.Callback):
@@ -45,7 +46,7 @@ class Throughput(keras.callbacks.Callback):
         self.flops_per_image = flops_per_image
         self.peak_flops = peak_flops
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         self._first = True
         self._reported = time.perf_counter()
         self._reset()
@@ -56,7 +57,7 @@ class Throughput(keras.callbacks.Callback):
             self._train_function = self.model.train_function
             self.model.train_function = self._fetch_and_train
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         if self._timed:
             self.model.train_function = self._train_function
 
@@ -72,12 +73,12 @@ class Throughput(keras.callbacks.Callback):
         self._waited = self._seconds = 0.0
         self._steps = 0
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._reset()
         self._step = optimizer_iterations(self.model)
         self._last = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         step, now = optimizer_iterations(self.model), time.perf_counter()
         if self._first:
             self._first_steps, self._first_seconds = step - self._step, now - self._last
@@ -86,9 +87,10 @@ class Throughput(keras.callbacks.Callback):
             self._steps += step - self._step
             self._seconds += now - self._last
         self._step, self._last = step, now
-        self._report(logs)
+        self._report({} if logs is None else logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        logs = {} if logs is None else logs
         self._report(logs)
         now = time.perf_counter()
         logs["epoch_seconds"], self._reported = now - self._reported, now

@@ -1,9 +1,11 @@
 """Callback that evaluates after each epoch, on one iterator for all epochs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import keras
 import numpy as np
+
+from keras_mae.utils.typing import Logs
 
 
 class Validation(keras.callbacks.Callback):
@@ -32,9 +34,9 @@ class Validation(keras.callbacks.Callback):
         super().__init__()
         self.batches = batches
         self.steps = steps
-        self._iterator = None
+        self._iterator: Iterator | None = None
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         model = self.model
         model.make_test_function()
         model.reset_metrics()
@@ -46,4 +48,5 @@ class Validation(keras.callbacks.Callback):
         metrics = model.get_metrics_result()
         if set(metrics) == set(results):
             results = metrics
-        logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
+        if logs is not None:
+            logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})

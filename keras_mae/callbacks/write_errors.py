@@ -1,8 +1,11 @@
 """Callback wrapper that ignores write errors, such as a full disk."""
 
 import sys
+from typing import Any
 
 import keras
+
+from keras_mae.utils.typing import Logs
 
 
 class IgnoreWriteErrors(keras.callbacks.Callback):
@@ -22,23 +25,23 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
         super().__init__()
         self.callback = callback
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
         self.callback.set_model(model)
 
-    def set_params(self, params):
+    def set_params(self, params: dict[str, Any]) -> None:
         self.callback.set_params(params)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Logs = None) -> None:
         # a path that can't be written at the start is an error
         self.callback.on_train_begin(logs)
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         self._try("on_train_batch_end", batch, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         self._try("on_epoch_end", epoch, logs)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Logs = None) -> None:
         self._try("on_train_end", logs)
 
     def _try(self, method, *arguments):

@@ -20,12 +20,13 @@ from keras_mae.data.classification_pipeline import (
     labelled_pipeline,
 )
 from keras_mae.data.corrupt_images import CorruptImages
-from keras_mae.data.fingerprint import describe_contents
+from keras_mae.data.fingerprint import dataset_fingerprint
 from keras_mae.data.labels import few_labels, with_labels
 from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
+from keras_mae.data.pipeline import pipeline_options
 from keras_mae.data.pretraining_pipeline import held_out_images, training_pipeline
 from keras_mae.data.registry import load_source
-from keras_mae.data.source import Source, epoch_size
+from keras_mae.data.source import Source
 
 __all__ = [
     "PRETRAINING",
@@ -34,8 +35,7 @@ __all__ = [
     "CorruptImages",
     "Mixing",
     "Source",
-    "describe_contents",
-    "epoch_size",
+    "dataset_fingerprint",
     "evaluation_pipeline",
     "evaluation_steps",
     "few_labels",
@@ -45,6 +45,7 @@ __all__ = [
     "load_photos",
     "load_source",
     "mix",
+    "pipeline_options",
     "random_resized_crop",
     "resize",
     "smoothed_one_hot",

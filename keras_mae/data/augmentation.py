@@ -16,10 +16,26 @@ _MOST_CROPPED, _CENTER_SHARE = 224, 0.875
 class Augmentation(NamedTuple):
     """Random augmentation of a training image; by default that of pretraining.
 
-    `scale` is the least and the largest share of the area that a crop takes; `flip`
-    whether it is flipped horizontally half of the time; `magnitude` RandAugment's, 0
-    for none; `erase` the probability of random erasing. `clip_sides` draws the crop of
-    the published linear probe: one try, whose sides are clipped to the image's.
+    Args:
+        scale: Pair of floats, the least and the largest share of the area that a random
+            resized crop takes; `(1.0, 1.0)` resizes whole images.
+        flip: Whether images are flipped horizontally half of the time.
+        magnitude: Float in [0, 10], RandAugment's magnitude; 0 for none.
+        erase: Float in [0, 1], the probability of random erasing.
+        clip_sides: Whether to draw a crop once and clip its sides to the image's, as
+            the published linear probe does.
+
+    Example:
+
+    ```python
+    augmentation = Augmentation(scale=(0.5, 1.0), flip=False, erase=0.25)
+    source = keras_mae.data.load_digits()
+    processor = keras_mae.MAEImageProcessor(32, source.mean, source.std)
+    batches = keras_mae.data.training_pipeline(
+        source, processor, batch_size=8, seed=0, augmentation=augmentation
+    )
+    assert next(iter(batches)).shape == (8, 32, 32, 1)
+    ```
     """
 
     scale: tuple = (0.2, 1.0)

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_mae.data.augmentation import PRETRAINING, Augmentation
 from keras_mae.data.corrupt_images import CorruptImages, Guard
 from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
-from keras_mae.data.pretraining_pipeline import (
+from keras_mae.data.pipeline import (
     PARALLEL_CALLS,
     PREFETCHED_BATCHES,
     check_channels,
@@ -26,9 +26,23 @@ from keras_mae.preprocessing.image_processor import MAEImageProcessor
 class Mixing(NamedTuple):
     """Label smoothing, mixup and CutMix of a batch; by default none.
 
-    `smoothing` is the weight that is spread over all classes; `mixup` and `cutmix` are
-    the alphas of `keras_mae.data.mix`, 0 for none; `switch` is the probability of
-    CutMix where both are on, and `probability` that of mixing a batch.
+    Args:
+        smoothing: Float, the weight that label smoothing spreads over all classes.
+        mixup: Float, the alpha of mixup, as of `keras_mae.data.mix`; 0 for none.
+        cutmix: Float, the alpha of CutMix; 0 for none.
+        switch: Float, the probability of CutMix where both are on.
+        probability: Float, the probability of mixing a batch.
+
+    Example:
+
+    ```python
+    source = keras_mae.data.with_labels(keras_mae.data.load_digits())
+    processor = keras_mae.MAEImageProcessor(32, source.mean, source.std)
+    mixing = Mixing(smoothing=0.1, mixup=0.8, cutmix=1.0)
+    batches = labelled_pipeline(source, processor, batch_size=8, seed=0, mixing=mixing)
+    _, labels = next(iter(batches))
+    np.testing.assert_allclose(tf.reduce_sum(labels, axis=1), np.ones(8), rtol=1e-5)
+    ```
     """
 
     smoothing: float = 0.0

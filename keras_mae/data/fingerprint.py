@@ -10,7 +10,7 @@ from keras_mae.data.source import Source
 from keras_mae.data.tfrecord import ImageRecords
 
 
-def describe_contents(source: Source) -> str:
+def dataset_fingerprint(source: Source) -> str:
     """Hashes a data set's images and classes, without reading its files.
 
     Args:
@@ -25,7 +25,7 @@ def describe_contents(source: Source) -> str:
     ```python
     source = keras_mae.data.with_labels(keras_mae.data.load_digits())
     fewer = keras_mae.data.few_labels(source, 5, seed=0)
-    assert describe_contents(source) != describe_contents(fewer)
+    assert dataset_fingerprint(source) != dataset_fingerprint(fewer)
     ```
     """
     digest = hashlib.sha256(repr(source.class_names).encode())

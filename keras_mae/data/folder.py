@@ -153,12 +153,10 @@ def _find(root):
 
 
 def _splits(root):
-    """Returns the folders for training and held out (or `None`).
-
-    A folder `train` among others is a split only beside a held-out one, else a class.
-    """
+    """Returns the folders for training and held out (or `None`)."""
     folders = [f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
     held_out = [name for name in _HELD_OUT_FOLDERS if name in folders]
+    # `train` among others is a split only beside a held-out folder, else a class
     if "train" in folders and held_out:
         return root / "train", root / held_out[0]
     if folders == ["train"]:

@@ -6,14 +6,39 @@ from keras_mae.data.augmentation import PRETRAINING, WHOLE, Augmentation
 
 
 class Source(NamedTuple):
-    """A data set.
+    """A data set: training and held-out images, their statistics and labels.
 
-    `training` and `held_out` are lists of `(H, W, C)` uint8 arrays, or collections of
-    encoded images (`ImageFiles`, `ImageRecords`); `mean` and `std` are the channels'
-    statistics in [0, 1]; `crop` is whether pretraining uses random crops and flips, or
-    whole images; `repeats` is how often an epoch visits an image; `training_labels` and
-    `held_out_labels` are int arrays or `None`; `class_names` is a tuple of str in what
-    `with_labels` returns.
+    `load_source` makes one of a name, `with_labels` adds labels, and the pipelines read
+    it. Make one of your own from arrays or files.
+
+    Args:
+        training: List of `(H, W, C)` uint8 arrays, or a collection of encoded images
+            (`ImageFiles` of `keras_mae.data.folder`, `ImageRecords` of
+            `keras_mae.data.tfrecord`).
+        held_out: The same, the images of validation.
+        mean: Tuple of floats, the channels' means in [0, 1].
+        std: Tuple of floats, the channels' standard deviations in [0, 1].
+        crop: Whether pretraining uses random crops and flips, or whole images.
+        repeats: Int, how often an epoch visits an image.
+        training_labels: Int array, or `None`.
+        held_out_labels: Int array, or `None`.
+        class_names: Tuple of str, which `with_labels` fills, or `None`.
+
+    Example:
+
+    ```python
+    images = [np.zeros((32, 32, 3), "uint8")] * 10
+    source = Source(
+        images[:8],
+        images[8:],
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        crop=True,
+        repeats=4,
+    )
+    assert source.epoch_size == 32
+    assert source.augmentation == keras_mae.data.PRETRAINING
+    ```
     """
 
     training: Any
@@ -42,21 +67,3 @@ class Source(NamedTuple):
         if self.class_names is None:
             raise ValueError("num_classes needs labels: call with_labels(source) first")
         return len(self.class_names)
-
-
-def epoch_size(source: Source) -> int:
-    """Returns the number of images in an epoch of training.
-
-    Args:
-        source: A `Source`.
-
-    Returns:
-        Int.
-
-    Example:
-
-    ```python
-    assert epoch_size(keras_mae.data.load_digits()) == 1437
-    ```
-    """
-    return source.epoch_size

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
-from keras_mae.data.pretraining_pipeline import PARALLEL_CALLS
+from keras_mae.data.pipeline import PARALLEL_CALLS
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")

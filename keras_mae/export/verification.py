@@ -111,10 +111,8 @@ def _difference(received, wanted):
 
 
 def _with_ties(served, pixels, received, expected, tolerance):
-    """Expects the received classes if they are as probable as the best ones.
-
-    Rounding may swap classes of almost equal probability.
-    """
+    """Expects the received classes if they are as probable as the best ones."""
+    # rounding may swap classes of almost equal probability
     ids = received["class_ids"]
     scores = served.score(pixels)["scores"]  # (B, N)
     likely = tf.gather(scores, ids, batch_dims=1).numpy()  # (B, K)

@@ -194,7 +194,13 @@ class MAEClassifier(
         inputs.update(self.encoder.draw_factors(images, self.first_row))
         return {name: value for name, value in inputs.items() if value is not None}
 
-    def training_loss(self, images, labels, weights=None, factors=None):
+    def training_loss(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        weights: Tensor | None = None,
+        factors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         logits = self(images, factors=factors, training=True)
         loss = self.compute_loss(images, labels, logits, weights)
         return self.unscaled(loss), logits
@@ -204,7 +210,7 @@ class MAEClassifier(
         self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
         return self.compute_metrics(images, labels, logits, weights)
 
-    def evaluation(self, data):
+    def evaluation(self, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
         logits = self(images, training=False)
         loss = self.compute_loss(images, labels, logits, weights, training=False)

@@ -327,7 +327,9 @@ class MAEPretrainer(
         inputs = {"images": images, "noise": self._draw_noise(images)}
         return {**inputs, **self.encoder.draw_factors(images, self.first_row)}
 
-    def training_loss(self, images, noise, factors=None):
+    def training_loss(
+        self, images: Tensor, noise: Tensor, factors: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         outputs = self(
             images, noise=noise, factors=factors, loss_only=True, training=True
         )
@@ -341,13 +343,13 @@ class MAEPretrainer(
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])
         return self.get_metrics_result()
 
-    def evaluation(self, data):
+    def evaluation(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
         return self.track(self._with_added_losses(loss), None, data)
 
-    def prediction(self, data):
+    def prediction(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
         noise = self._draw_noise(images, seed=EVALUATION_SEED)
         # one loss an image: a scalar can't be concatenated over batches

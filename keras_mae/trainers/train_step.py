@@ -38,7 +38,8 @@ class TrainStep(ResumableState, BackendStep):
         """Returns a batch of `fit` as a dict of tensors with `images` among them."""
         raise NotImplementedError
 
-    def training_loss(self, **inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    # *args only lets type checkers accept a model's own names
+    def training_loss(self, *args: Any, **inputs: Any) -> tuple[Tensor, Tensor | None]:
         """Returns the mean loss, and outputs for `track`, of a batch or a part of it.
 
         The loss is a float32 scalar; outputs are float32 with the batch first, or

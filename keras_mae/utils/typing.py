@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import ArrayLike
 
-__all__ = ["ArrayLike", "Grid", "Images", "PathLike", "Size", "Tensor"]
+__all__ = ["ArrayLike", "Grid", "Images", "Logs", "PathLike", "Size", "Tensor"]
 
 # an array or tensor of the Keras backend, or NumPy's, also inside a graph
 Tensor: TypeAlias = Any
@@ -17,3 +17,5 @@ PathLike: TypeAlias = str | os.PathLike[str]
 Size: TypeAlias = int | Sequence[int]
 # patches: (rows, columns)
 Grid: TypeAlias = tuple[int, int]
+# metrics by name, which Keras hands to callbacks
+Logs: TypeAlias = dict[str, Any] | None

@@ -11,7 +11,22 @@ from keras_mae.utils.typing import PathLike
 
 
 class PortError(ValueError):
-    """Weights can't be read, or their keys and shapes don't match the model."""
+    """Weights can't be read, or their keys and shapes don't match the model.
+
+    `from_pretrained` and `load_weights` raise it; it is a `ValueError`.
+
+    Args:
+        message: Str, what is wrong, with the keys and shapes.
+
+    Example:
+
+    ```python
+    try:
+        keras_mae.MAEEncoder.from_pretrained({"weight": np.zeros((2, 2), "float32")})
+    except keras_mae.weights.PortError as error:
+        print(error)
+    ```
+    """
 
 
 def key_differences(

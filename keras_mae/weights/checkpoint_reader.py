@@ -167,10 +167,8 @@ def _check_extent(path, state):
 
 
 def _plain(value):
-    """Keeps numbers, strings and lists of them; else the type's name.
-
-    Errors print such values, and what a pickle builds may be endless.
-    """
+    """Keeps numbers, strings and lists of them; else the type's name."""
+    # errors print such values, and what a pickle builds may be endless
     items = value if isinstance(value, (list, tuple)) else [value]
     if all(isinstance(item, (bool, int, float, str, type(None))) for item in items):
         return value

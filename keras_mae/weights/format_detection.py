@@ -169,10 +169,8 @@ def _find_sizes(tensors, contents, rows):
 
 
 def _check_extent(sizes, evidence, tensors, source):
-    """Raises where shapes describe a model far larger than all tensors together.
-
-    It would be built, and might not fit into memory, before all shapes are compared.
-    """
+    """Raises where shapes describe a model far larger than all tensors together."""
+    # it would be built, maybe beyond the memory, before all shapes are compared
     values = sizes["num_channels"] * math.prod(sizes["patch_size"])
     wanted = 0
     for prefix in ("", "decoder_") if "decoder_depth" in sizes else ("",):

@@ -152,15 +152,13 @@ class _Storage(NamedTuple):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds containers and `LazyTensor`s, and refuses every other name.
-
-    `places` maps a storage's key to `(offset, bytes)`; it may be filled after loading.
-    """
+    """Builds containers and `LazyTensor`s, and refuses every other name."""
 
     def __init__(self, file, path, places):
         _check_opcodes(file, path)
         super().__init__(file, encoding="utf-8")
         self.path = path
+        # from a storage's key to `(offset, bytes)`; may be filled after loading
         self.places = places
         self.storages = {}
         ignored = {
@@ -279,12 +277,8 @@ class _BoundedFile:
 
 
 def _follow(opcode, argument, sizes, memo):
-    """Counts the parts of tuples on a pickle's stack and in its memo; 0 for a mark.
-
-    Hashing a tuple as a dict's key recurses into it: past the machine's stack, or for
-    ever where each tuple holds the one before several times. Lists and dicts count as
-    one: they can't be hashed.
-    """
+    """Counts the parts of tuples on a pickle's stack and in its memo; 0 for a mark."""
+    # hashing a tuple recurses: past the stack, or for ever where it is nested in copies
     popped, before = [], opcode.stack_before
     if pickletools.markobject in before:
         while size := sizes.pop():
@@ -297,7 +291,7 @@ def _follow(opcode, argument, sizes, memo):
     elif opcode.name == "MARK":
         size = 0
     elif opcode.stack_after in ([pickletools.pylist], [pickletools.pydict]):
-        size = 1
+        size = 1  # can't be hashed
     sizes += [size] * len(opcode.stack_after)
     if opcode.name.endswith("PUT"):
         memo[argument] = sizes[-1]

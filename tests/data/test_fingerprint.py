@@ -1,4 +1,4 @@
-"""describe_contents: every change of a data set changes its hash, nothing else does."""
+"""dataset_fingerprint: it changes when the data set does, and only then."""
 
 import os
 
@@ -6,7 +6,7 @@ from keras_mae import data
 from tests import pictures
 from tests.data.test_labels import write_records
 
-describe = data.describe_contents
+describe = data.dataset_fingerprint
 
 
 def load(name, **options):

@@ -44,7 +44,7 @@ def test_photos_are_rgb_and_held_out_by_photograph(photos):
     assert len(photos.training) == 10 and len(photos.held_out) == 3
     assert {i.shape[-1] for i in photos.training + photos.held_out} == {3}
     np.testing.assert_array_equal(photos.held_out[0], skimage.data.chelsea())
-    assert data.epoch_size(photos) == 640
+    assert photos.epoch_size == 640
 
 
 @pytest.mark.slow

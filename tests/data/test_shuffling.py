@@ -72,7 +72,7 @@ def test_a_seed_decides_and_another_one_differs(kind, sources, streams):
 @pytest.mark.parametrize("kind", FILES)
 def test_each_epoch_visits_each_image_once(kind, sources, streams):
     source = sources[kind]
-    assert data.epoch_size(source) == source.epoch_size == len(TRAINING)
+    assert source.epoch_size == len(TRAINING)
     seen = pictures.numbers(source, np.concatenate(streams[kind]))
     epochs = [seen[begin : begin + 24] for begin in (0, 24, 48)]
     assert [sorted(epoch) for epoch in epochs] == [list(TRAINING)] * 3
