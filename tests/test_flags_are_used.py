@@ -32,7 +32,6 @@ def test_every_flag_is_explained_and_used(script):
             "runs/training_run",
             "runs/classification",
             "recipes",
-            "data/pretraining_pipeline",
         )
         texts += [(ROOT / f"keras_mae/{name}.py").read_text() for name in shared]
     for field in dataclasses.fields(config_class(script)):

@@ -229,7 +229,7 @@ SMALLER = {
     "python training/visualize.py": "",
     "python training/own_images.py": "--image_size=16 --pretrain_epochs=1 --epochs=1 "
     "--batch_size=8",
-    "python -m keras_mae.weights": "",
+    "keras-mae-convert": "",
     "keras-mae-pretrain": "--epochs=1 --warmup_epochs=0",
     "keras-mae-finetune": "--epochs=1 --warmup_epochs=0",
     "keras-mae-export": "",
@@ -261,6 +261,8 @@ SERVERS = ("python serving/local_server.py", "keras-mae-serve")
 def as_script(line):
     """Puts the script's path in the place of an installed command's name."""
     command, _, flags = line.partition(" ")
+    if command == "keras-mae-convert":
+        return f"python -m keras_mae.weights {flags}"
     return f"python {COMMANDS[command]} {flags}" if command in COMMANDS else line
 
 
