@@ -16,6 +16,18 @@ FILES = ["folder", "tfrecord", "tfds"]
 EVERY = ["digits", "photos", *FILES]
 
 
+def by_kind(kinds):
+    """Arrays that are cropped and tfds's shards go by the code of the others."""
+    rare = ("photos", "tfds")
+    return pytest.mark.parametrize(
+        "kind",
+        [
+            pytest.param(kind, marks=pytest.mark.nightly if kind in rare else ())
+            for kind in kinds
+        ],
+    )
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
@@ -61,7 +73,7 @@ def streams(sources):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", EVERY)
+@by_kind(EVERY)
 def test_a_seed_decides_and_another_one_differs(kind, sources, streams):
     tf.random.set_seed(2)
     np.testing.assert_array_equal(streams[kind][:3], batches(sources[kind], 3))
@@ -69,7 +81,7 @@ def test_a_seed_decides_and_another_one_differs(kind, sources, streams):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FILES)
+@by_kind(FILES)
 def test_each_epoch_visits_each_image_once(kind, sources, streams):
     source = sources[kind]
     assert source.epoch_size == len(TRAINING)
@@ -80,7 +92,7 @@ def test_each_epoch_visits_each_image_once(kind, sources, streams):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", FILES)
+@by_kind(FILES)
 def test_crops_change_from_epoch_to_epoch(kind, sources, streams):
     images = np.concatenate(streams[kind][:12])
     seen = np.array(pictures.numbers(sources[kind], images))
@@ -99,7 +111,7 @@ def test_crops_change_from_epoch_to_epoch(kind, sources, streams):
         pytest.param(14, marks=pytest.mark.nightly),
     ],
 )
-@pytest.mark.parametrize("kind", EVERY)
+@by_kind(EVERY)
 def test_a_stream_begins_anywhere_as_if_it_had_not_stopped(
     kind, first_step, sources, streams
 ):
@@ -108,7 +120,7 @@ def test_a_stream_begins_anywhere_as_if_it_had_not_stopped(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["digits", "photos", "folder"])
+@by_kind(["digits", "photos", "folder"])
 def test_workers_together_see_what_one_would(kind, sources):
     whole = batches(sources[kind], 7, batch_size=8)
     parts = [
@@ -122,7 +134,7 @@ def test_workers_together_see_what_one_would(kind, sources):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["tfrecord", "tfds"])
+@by_kind(["tfrecord", "tfds"])
 def test_workers_share_the_shards(kind, sources):
     source = sources[kind]
     seen = []
@@ -135,7 +147,7 @@ def test_workers_share_the_shards(kind, sources):
     assert set(seen[0][:12]) != set(seen[0][12:])  # dealt out anew
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_unequal_shards_keep_their_place_on_every_worker(tmp_path):
     for shard, numbers in enumerate([range(3), range(3, 10), range(10, 11)]):
         pictures.write_shards(tmp_path / str(shard), numbers, shards=1)

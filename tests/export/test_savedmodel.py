@@ -345,7 +345,7 @@ def test_patches_that_are_no_squares_are_drawn_as_they_are(processor, tmp_path):
     np.testing.assert_array_equal(masked, levels[..., 0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_keras_file_alone_is_served_as_published_weights(
     make_model, tmp_path, capsys
 ):

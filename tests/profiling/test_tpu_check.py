@@ -212,7 +212,7 @@ def test_search_stops_after_max_compilations():
     assert fits > 100 and fails is None
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_check_with_a_stubbed_compiler(monkeypatch, make_model):
     """All but the compiler, which here charges 100 bytes an image, or 10."""
     models, lowered = [], []

@@ -253,6 +253,7 @@ def test_pasted_takes_visible_patches_from_the_picture(page, server):
     np.testing.assert_allclose(pasted[visible], wanted[visible], atol=2)
 
 
+@pytest.mark.nightly
 def test_patches_need_not_be_squares(page, server):
     server.reset((32, 32, 3), patch=(16, 4))  # as many as of 8x8
     show(page, server)

@@ -64,7 +64,7 @@ def test_run_writes_its_files(tuned, pretrained):
     assert processor.image_mean == (0.3,)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eval_uses_all_held_out_images(tuned, tmp_path):
     folder, _ = tuned
     flags = (f"--model={folder / 'best.keras'}", "--eval", f"--output={tmp_path}")

@@ -127,7 +127,7 @@ def test_cached_features_depend_on_the_data(tmp_path, capsys):
     assert "6 held-out images" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cached_features_depend_on_the_head_norm(probed, tmp_path):
     folder, flags, _ = probed
     model = keras.models.load_model(folder / "model.keras")
