@@ -55,7 +55,9 @@ class KeepsFrozenParts:
 
 def _parts(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
     """Yields `(name, layer)` of all sublayers, but of those that keep their own."""
-    for name, value in vars(layer).items():
+    # with PyTorch's backend a layer is a torch.nn.Module, which keeps parts elsewhere
+    attributes = {**vars(layer), **vars(layer).get("_modules", {})}
+    for name, value in attributes.items():
         if name == "_layers":
             continue
         if isinstance(value, keras.Layer):

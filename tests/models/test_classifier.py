@@ -180,7 +180,7 @@ def test_a_whole_pretrainer_is_no_encoder(kind, make_model):
 def test_images_without_labels_are_refused(make_model, images):
     classifier = MAEClassifier(make_model().encoder, num_classes=3)
     classifier.compile("adam", "categorical_crossentropy")
-    with pytest.raises(ValueError, match="trained on"):
+    with pytest.raises(ValueError, match=r"must be \(images, labels\)"):
         classifier.fit(images, verbose=0)
 
 

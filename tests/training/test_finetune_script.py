@@ -159,7 +159,7 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
     "flags, message",
     [
         (["--recipe=giant"], "recipe must be one of base, large, huge, small"),
-        (["--model=/no/run.keras"], "/no/run.keras does not exist"),
+        (["--model=/no/run.keras"], "/no/run.keras, which does not exist"),
         (["--model=/no/such"], "/no/such"),
         (["--eval"], "--eval needs --model"),
         (["--batch_size=63"], "a replica's batch must be even. Received: 63"),

@@ -52,7 +52,7 @@ def test_segmentation_scores():
 
 def test_a_missing_model_is_one_line_and_code_2(tmp_path):
     error = refusal(SCRIPT, "--model=/no/model.keras", f"--output={tmp_path}")
-    assert "/no/model.keras does not exist" in error
+    assert "/no/model.keras, which does not exist" in error
 
 
 @pytest.mark.parametrize("name", ["labelled", "epochs", "batch_size"])
