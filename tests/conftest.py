@@ -22,7 +22,7 @@ if keras.backend.backend() == "torch":
     _to_array = torch.Tensor.__array__
 
     def _array(tensor, *arguments, **options):
-        tensor = tensor.detach()
+        tensor = tensor.detach().cpu()
         known = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
         return _to_array(known, *arguments, **options)
 
