@@ -103,6 +103,8 @@ class Checkpoints(keras.callbacks.Callback):
         steps_per_epoch: Int, to resume within an epoch; its metrics then include the
             steps before.
         write: Whether this process writes files; of several workers only one does.
+        keep_every: Int, epochs between two checkpoints that are never removed,
+            `epoch-0100.keras` and so on in `folder`, or `None`.
 
     Raises:
         ValueError: If an interval or `keep` is not positive.
@@ -123,10 +125,12 @@ class Checkpoints(keras.callbacks.Callback):
         keep: int = 3,
         steps_per_epoch: int | None = None,
         write: bool = True,
+        keep_every: int | None = None,
     ) -> None:
         super().__init__()
         limits = {"every_steps": every_steps, "every_minutes": every_minutes}
-        for name, value in {**limits, "keep": keep}.items():
+        numbers = {"keep": keep, "keep_every": keep_every}
+        for name, value in {**limits, **numbers}.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive. Received: {value}")
         self.folder = Path(folder)
@@ -136,6 +140,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.keep = keep
         self.steps_per_epoch = steps_per_epoch
         self.write = write
+        self.keep_every = keep_every
         self._saved_step: int | None = None
         self._former_handler: Any = None
         self._terminated = False
@@ -193,8 +198,14 @@ class Checkpoints(keras.callbacks.Callback):
         # else on_epoch_end follows, before which loggers write the epoch
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        step = optimizer_iterations(self.model)
         if self.steps_per_epoch:
-            self._save_if_due(optimizer_iterations(self.model))
+            self._save_if_due(step)
+        if self.keep_every and (epoch + 1) % self.keep_every == 0:
+            saved = step == self._saved_step or self.try_to_save(step)
+            newest = self.folder / _PATTERN.format(step)
+            if self.write and saved and newest.exists():
+                link_or_copy(newest, self.folder / f"epoch-{epoch + 1:04d}.keras")
 
     def _save_if_due(self, step):
         # other workers go on: the one that writes may need them to finish its step

@@ -23,6 +23,11 @@ POOLINGS = ("mean", "cls")
 FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
 
 
+def _head_policy(policy):
+    """Float32 where variables are, so that mixed precision is the encoder's alone."""
+    return "float32" if policy.variable_dtype == "float32" else policy
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAEClassifier(
     ExcludesUnusedWeights,
@@ -123,7 +128,8 @@ class MAEClassifier(
             # published as truncated, but at 2: that is no cut
             kernel_initializer=keras.initializers.RandomNormal(stddev=head_range),
             name="head",
-            **policy,
+            # logits of half precision would tie, also before they are cast
+            **{**policy, "dtype": _head_policy(self.dtype_policy)},
         )
         self.build()
         self.freeze_parts()

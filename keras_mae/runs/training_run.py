@@ -34,7 +34,7 @@ _NOT_SAVED = ("config", "resume", "overwrite", "dry_run")
 _MAY_DIFFER = (
     *("output", "data_dir", "strategy", "replicas", "tpu", "jit_compile"),
     *("accumulation_steps", "rematerialize", "corrupt_limit", "log_every"),
-    *("checkpoint_steps", "checkpoint_minutes", "keep"),
+    *("checkpoint_steps", "checkpoint_minutes", "keep", "keep_every"),
 )
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
 
@@ -108,6 +108,7 @@ class TrainingConfig:
     checkpoint_steps: int | None = flag("save a checkpoint every N steps", None)
     checkpoint_minutes: float | None = flag("save a checkpoint every N minutes", 10.0)
     keep: int = flag("number of checkpoints to keep", 3)
+    keep_every: int | None = flag("keep a checkpoint for good every N epochs", None)
     log_every: int = flag("write TensorBoard scalars every N steps", 50)
     corrupt_limit: int = flag("unreadable images to skip before stopping", 100)
 
@@ -270,6 +271,7 @@ class Training:
             config.keep,
             steps_per_epoch=self.steps,
             write=is_chief(self.strategy),
+            keep_every=config.keep_every,
         )
 
     def _callbacks(self, model, extra):

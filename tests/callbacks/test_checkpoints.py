@@ -264,3 +264,20 @@ def test_sigterm_is_heard_after_an_interrupted_fit(make_model, images, tmp_path)
         assert heard == [1]
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@pytest.mark.slow
+def test_milestones_stay(make_model, images, tmp_path):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    saving = checkpoints.Checkpoints(
+        tmp_path, tmp_path / "model.keras", every_steps=1, keep=1, keep_every=2
+    )
+    model.fit(images, batch_size=4, epochs=5, verbose=0, callbacks=[saving])
+    names = {path.name for path in tmp_path.iterdir()}
+    steps = {f"step-{5:09d}.keras", "model.keras"}
+    assert names == {"epoch-0002.keras", "epoch-0004.keras", *steps}
+    milestone = keras.models.load_model(tmp_path / "epoch-0004.keras")
+    assert int(milestone.optimizer.iterations) == 4
+    with pytest.raises(ValueError, match="keep_every must be positive"):
+        checkpoints.Checkpoints(tmp_path, tmp_path / "model.keras", keep_every=0)

@@ -192,3 +192,14 @@ def test_numpys_ints_are_ints(make_model):
     for wrong in (0, True, 2.0, "3"):
         with pytest.raises(ValueError, match="num_classes must be a positive int"):
             MAEClassifier(encoder, wrong)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_logits_of_mixed_precision_do_not_tie(make_model, images, policy):
+    encoder = make_model(dtype=policy).encoder
+    model = MAEClassifier(encoder, 2000, head_range=1e-3, dtype=policy)
+    assert model.head.compute_dtype == "float32"
+    logits = keras.ops.convert_to_numpy(model(images))
+    assert logits.dtype == "float32"
+    # bfloat16 has 256 values from a power of two to the next one
+    assert len(np.unique(logits[0])) > 1900
