@@ -227,7 +227,8 @@ class MAEClassifier(
         encoder, head = classifier_config(sizes, overrides)
         if "num_classes" not in head:
             raise ValueError(
-                "num_classes is required: a preset has no head. Received: None"
+                "num_classes must be given where there is no published head. "
+                "Received: None"
             )
         encoder = MAEEncoder(**encoder)
         return cls(encoder, dtype=encoder.dtype_policy, **head)
