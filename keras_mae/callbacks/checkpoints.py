@@ -128,9 +128,13 @@ class Checkpoints(keras.callbacks.Callback):
         keep_every: int | None = None,
     ) -> None:
         super().__init__()
-        limits = {"every_steps": every_steps, "every_minutes": every_minutes}
-        numbers = {"keep": keep, "keep_every": keep_every}
-        for name, value in {**limits, **numbers}.items():
+        limits = {
+            "every_steps": every_steps,
+            "every_minutes": every_minutes,
+            "keep": keep,
+            "keep_every": keep_every,
+        }
+        for name, value in limits.items():
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be positive. Received: {value}")
         self.folder = Path(folder)
@@ -202,9 +206,10 @@ class Checkpoints(keras.callbacks.Callback):
         if self.steps_per_epoch:
             self._save_if_due(step)
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
-            saved = step == self._saved_step or self.try_to_save(step)
+            if step != self._saved_step:
+                self.try_to_save(step)
             newest = self.folder / _PATTERN.format(step)
-            if self.write and saved and newest.exists():
+            if self.write and newest.exists():
                 link_or_copy(newest, self.folder / f"epoch-{epoch + 1:04d}.keras")
 
     def _save_if_due(self, step):

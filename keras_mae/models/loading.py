@@ -91,9 +91,8 @@ def copy_encoder(encoder, **changes):
 
     Another `image_size` resizes the positions in two dimensions; sizes must stay.
     """
-    copy = MAEEncoder.from_config(
-        {**encoder.get_config(), **changes, "trainable": True, "trainable_blocks": None}
-    )
+    unfrozen = {"trainable": True, "trainable_blocks": None, "frozen": ()}
+    copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **unfrozen})
     problems, values = [], []
     for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
         value = keras.ops.convert_to_numpy(old)

@@ -228,3 +228,11 @@ def test_a_run_is_loaded_with_its_processor(make_model, tmp_path):
         assert local_folder(source) == tmp_path
     with pytest.raises(ValueError, match="which does not exist"):
         load_model(tmp_path / "nowhere")
+
+
+def test_a_copied_encoder_is_not_frozen(make_model):
+    encoder = make_model().encoder
+    encoder.freeze_but_last(1)
+    encoder.blocks[1].attention.trainable = False
+    copy = copy_encoder(encoder)
+    assert all(layer.trainable for layer in copy._flatten_layers())
