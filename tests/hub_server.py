@@ -4,6 +4,8 @@ import contextlib
 import http.server
 import threading
 
+from tests.http_server import Server
+
 NAME = "facebook/vit-mae-base"
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}
 TOKEN = "hf_secret"
@@ -53,7 +55,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serve(folders):
     """Serves folders, by revision; yields the server and its address."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server = Server(("127.0.0.1", 0), Hub)
     server.folders, server.seen = folders, []
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -61,5 +61,6 @@ def refusal(script, *flags):
     with contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as stopped:
         run_script(main, config_class(script), "", flags)
     assert stopped.value.code == 2
-    (line,) = errors.getvalue().splitlines()
-    return line
+    lines = errors.getvalue().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.http_server import Server
 from tests.scripts import ROOT
 
 grpc = pytest.importorskip("grpc")
@@ -194,10 +195,9 @@ def from_json(value):
     return np.array(value)
 
 
-class RestServer(http.server.ThreadingHTTPServer):
+class RestServer(Server):
     # more than the five that wait by default: many clients knock at once
     request_queue_size = 64
-    daemon_threads = True
 
 
 class Stub:

@@ -22,6 +22,7 @@ from google.protobuf import (
 )
 
 from mae_server.process import running
+from tests.http_server import Server
 from tests.scripts import ROOT, environment, load
 
 SERVING = ROOT / "serving"
@@ -301,7 +302,7 @@ STATUS_HOLDS = 30
 
 @pytest.fixture
 def status():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Status) as server:
+    with Server(("127.0.0.1", 0), Status) as server:
         server.may_close = threading.Event()
         server.may_close.set()
         threading.Thread(target=server.serve_forever, daemon=True).start()

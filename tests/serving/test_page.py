@@ -21,6 +21,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from mae_server.process import running
+from tests.http_server import Server
 from tests.pictures import encode
 from tests.scripts import ROOT, environment
 
@@ -37,7 +38,7 @@ PAGE = ROOT / "serving/page"
 POLICY = "default-src 'self'; img-src 'self' blob: data:"
 
 
-class StandIn(http.server.ThreadingHTTPServer):
+class StandIn(Server):
     """The page's files, and a model that answers with a blurred picture."""
 
     def __init__(self):
