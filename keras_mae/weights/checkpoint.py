@@ -9,6 +9,10 @@ import numpy as np
 
 from keras_mae.utils.typing import PathLike
 
+# in an error: lines, and characters of a line
+_MOST_PROBLEMS = 500
+_LONGEST = 200
+
 
 class PortError(ValueError):
     """Weights can't be read, or their keys and shapes don't match the model.
@@ -40,9 +44,18 @@ def key_differences(
 
 
 def raise_problems(title: str, problems: Sequence[str]) -> None:
-    """Raises one `PortError` that lists all problems, if there are any."""
-    if problems:
-        raise PortError("\n  ".join([f"{title}:", *problems]))
+    """Raises one `PortError` that lists the problems, if there are any."""
+    if not problems:
+        return
+    lines = [f"{title}:", *(shorten(line) for line in problems[:_MOST_PROBLEMS])]
+    if len(problems) > _MOST_PROBLEMS:
+        lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
+    raise PortError("\n  ".join(lines))
+
+
+def shorten(text: str) -> str:
+    """Cuts a text of a file's, such as a key, to the length of a line or two."""
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class LazyTensor(NamedTuple):

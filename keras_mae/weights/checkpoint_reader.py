@@ -19,7 +19,8 @@ from keras_mae.weights.checkpoint import (
     raise_problems,
 )
 from keras_mae.weights.hub import HubUnavailableError, Location, read_json
-from keras_mae.weights.pickles import read_pickle
+from keras_mae.weights.pickles import Stub
+from keras_mae.weights.pytorch_files import read_pytorch_file
 
 # what a folder or repository may hold, in order of preference
 WEIGHT_FILES = (
@@ -134,22 +135,29 @@ def _open_file(path):
     if start[8:] == b"{":
         tensors = _open_safetensors(path)
         return Checkpoint(str(path), tensors, "safetensors", file=str(path))
-    content = read_pickle(path)
+    content = read_pytorch_file(path)
     state, args = content, {}
     if isinstance(content, dict):
         name = next((key for key in _STATE_KEYS if key in content), None)
         state = content[name] if name else content
         args = content.get("args", {})
+    if isinstance(state, Stub):
+        raise PortError(
+            f"{path} holds an object, {state!r}, which is not built: nothing of a file "
+            "is executed. Save its state_dict() instead"
+        )
     if not isinstance(state, dict) or not any(
         isinstance(value, LazyTensor) for value in state.values()
     ):
         raise PortError(f"{path} does not hold a dict of tensors")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, LazyTensor):
-            name = f"{key!r:.60}" if isinstance(key, str) else type(key).__name__
-            raise PortError(f"{path}: {name} is not the name of a tensor")
+            found = value if isinstance(value, Stub) else type(value).__name__
+            raise PortError(
+                f"{path}: {key!r:.60} must name a tensor. Received: {found}"
+            )
     _check_extent(path, state)
-    args = args if isinstance(args, dict) else getattr(args, "__dict__", {})
+    args = args if isinstance(args, dict) else {}
     args = {key: _plain(value) for key, value in args.items()}
     return Checkpoint(
         str(path), dict(state), "PyTorch pickle", file=str(path), args=args

@@ -9,6 +9,7 @@ from keras_mae.weights.checkpoint import (
     PortError,
     key_differences,
     raise_problems,
+    shorten,
 )
 from keras_mae.weights.key_mapping import NAMINGS, Contents, Naming, port_rows
 
@@ -100,7 +101,7 @@ def _find_naming(tensors, source):
     }
     best = max(scores, key=scores.get)
     if not scores[best][0]:
-        some = ", ".join(sorted(tensors)[:4])
+        some = shorten(", ".join(sorted(tensors)[:4]))
         titles = "; ".join(naming.title for naming in NAMINGS)
         raise PortError(
             f"{source} is in an unknown format (known: {titles}). "

@@ -1,299 +1,265 @@
-"""Reads PyTorch's .pth and .bin files without PyTorch, executing nothing of them.
+"""A pickle machine that knows containers, numbers and strings, and calls nothing.
 
-Each pickle is read twice: `_check_opcodes` refuses instructions and sizes that no state
-dict needs; `_Unpickler` then builds containers and `LazyTensor`s, and knows no function
-that a file could call.
+A file's names are never looked up: where one is called, `builders` may have a function
+for it, and every other gives an inert `Stub`. Only strings, short ints and stubs are
+hashed, copies are counted, and so are steps and bytes: a file is read or refused in
+bounded time and memory.
 """
 
-import os
+import mmap
 import pickle
 import pickletools
-import zipfile
-from typing import Any, NamedTuple
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-from keras_mae.utils.typing import PathLike
-from keras_mae.weights.checkpoint import LazyTensor, PortError
-
-# all that torch.save writes for tensors, containers, numbers and strings
-_OPCODES = frozenset(
-    ["PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "BININT",
-     "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE",
-     "BINBYTES", "SHORT_BINBYTES", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
-     "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "GLOBAL",
-     "STACK_GLOBAL", "REDUCE", "NEWOBJ", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT",
-     "BINGET", "LONG_BINGET", "MEMOIZE"]
-)  # fmt: skip
-# bytes: a pickle holds names and shapes; those of a long training run take a megabyte
-_LONGEST = 2**23
-# a tuple holds a shape, or what makes a tensor; each mention of a part is counted
-_MOST_IN_TUPLE = 4096
-# items are put into lists and dicts a thousand at a time
-_MOST_ON_STACK = 2**17
-# of a tensor: NumPy's limit
-_MOST_AXES = 64
-_DTYPES = {
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "BoolStorage": np.dtype("bool"),
-    "ByteStorage": np.dtype("uint8"),
-    "CharStorage": np.dtype("int8"),
-    "DoubleStorage": np.dtype("float64"),
-    "FloatStorage": np.dtype("float32"),
-    "HalfStorage": np.dtype("float16"),
-    "IntStorage": np.dtype("int32"),
-    "LongStorage": np.dtype("int64"),
-    "ShortStorage": np.dtype("int16"),
-}
-# what training scripts save beside the weights, and is not read
-_IGNORED = {
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy.core.multiarray", "scalar"),
-    ("pathlib", "PosixPath"),
-    ("torch", "bfloat16"),
-    ("torch", "device"),
-    ("torch", "float16"),
-    ("torch", "float32"),
-}
-# first pickle in a file of the container before PyTorch 1.6
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+# instructions in a file: a tensor takes forty, a long training run half a million
+_MOST_STEPS = 2**20
+# steps that a container, mark or name counts for: they take more than others
+_OBJECT_STEPS = 3
+# bytes of instructions and strings in a file
+MOST_BYTES = 2**26
+_LONGEST_NAME = 512
+_OPCODES = {code.code.encode("latin-1"): code.name for code in pickletools.opcodes}
+# among longer ints, used as keys, many may share a hash
+_LARGEST_KEY = 2**31
 
 
-def read_pickle(path: PathLike) -> Any:
-    """Reads what `torch.save` wrote, with a `LazyTensor` for each tensor."""
-    try:
-        with open(path, "rb") as file:
-            if file.peek(2)[:2] == b"PK":
-                return _read_zip(path)
-            return _read_legacy(path, file)
-    except PortError:
-        raise
-    # a malformed pickle may raise nearly anything
-    except Exception as error:
-        raise PortError(
-            f"{path} is not a readable PyTorch file, or is truncated: {error!r}"
-        ) from error
+class Stub:
+    """What a pickle names or builds that is no container, number or string."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name:.80}>"
 
 
-def _read_zip(path):
-    """Reads the container since PyTorch 1.6: a pickle, and a file for each storage."""
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
-        names = archive.namelist()
-        pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(set(names)) != len(names):
-            hint = "; keras.models.load_model reads it" * (path.suffix == ".keras")
-            raise PortError(f"{path} is a zip file, but not one of PyTorch's{hint}")
-        folder = pickles[0].removesuffix("data.pkl")
-        for info in archive.infolist():
-            # a compressed file may be a million times as long as it looks
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise PortError(f"{path}: {info.filename} must not be compressed")
-        if f"{folder}byteorder" in names:
-            with archive.open(f"{folder}byteorder") as file:
-                order = file.read(9).decode()
-            if order != "little":
-                raise PortError(f"{path}: byte order must be little. Received: {order}")
-        places = _find_storages(archive, raw, f"{folder}data/")
-        with archive.open(pickles[0]) as file:
-            unpickler = _Unpickler(file, path, places)
-            content = unpickler.load()
-    unpickler.check_storages()
-    return content
+class Attributes(dict[str, Any]):
+    """An object of which only the attributes are kept."""
 
 
-def _find_storages(archive, raw, folder):
-    places = {}
-    for info in archive.infolist():
-        if not info.filename.startswith(folder):
-            continue
-        # the header before the data, whose lengths the directory doesn't repeat
-        raw.seek(info.header_offset + 26)
-        lengths = [int.from_bytes(raw.read(2), "little") for _ in range(2)]
-        offset = info.header_offset + 30 + sum(lengths)
-        places[info.filename.removeprefix(folder)] = (offset, info.file_size)
-    return places
+class Unpickler:
+    """Reads the pickles that follow one another in `data`.
 
+    `builders` maps a name such as "torch.Size" to a function of the arguments that the
+    pickle gives; `find_storage` is given the tuple that identifies a tensor's storage.
+    """
 
-def _read_legacy(path, file):
-    """Reads the container before PyTorch 1.6: pickles in a row, then the storages."""
-    places = {}
-    begins = file.peek(1)[:1] == pickle.PROTO
-    if not begins or _Unpickler(file, path, places).load() != _LEGACY_MAGIC:
-        raise PortError(f"{path} is not a PyTorch file, or is truncated")
-    for _ in range(2):  # protocol and machine
-        _Unpickler(file, path, places).load()
-    unpickler = _Unpickler(file, path, places)
-    content = unpickler.load()
-    for key in _Unpickler(file, path, places).load():
-        count = int.from_bytes(file.read(8), "little")
-        size = count * unpickler.storages[key].dtype.itemsize
-        places[key] = (file.tell(), size)
-        file.seek(size, os.SEEK_CUR)
-    unpickler.check_storages()
-    return content
-
-
-class _Fixed(type):
-    """Metaclass of classes on which a pickle can't set attributes."""
-
-    def __setattr__(cls, name, value):
-        raise AttributeError(f"{name} can't be set")
-
-
-class _Storage(NamedTuple):
-    """A flat array in the file, of which tensors are views."""
-
-    dtype: np.dtype
-    key: str
-    count: int  # type: ignore[assignment]  # hides a tuple's own
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds containers and `LazyTensor`s, and refuses every other name."""
-
-    def __init__(self, file, path, places):
-        _check_opcodes(file, path)
-        super().__init__(file, encoding="utf-8")
-        self.path = path
-        # from a storage's key to `(offset, bytes)`; may be filled after loading
-        self.places = places
-        self.storages = {}
-        ignored = {
-            "__init__": lambda self, *args: None,
-            "__setstate__": lambda self, state: None,
-        }
-        # an OrderedDict's own attributes, such as `items`, a pickle could replace
-        state_dict = {"__slots__": (), "__setstate__": ignored["__setstate__"]}
-        # made for this one file: a pickle may set attributes on what it is given
-        self.known = {
-            ("collections", "OrderedDict"): _Fixed("Dict", (dict,), state_dict),
-            ("argparse", "Namespace"): _Fixed("Namespace", (), {}),
-            ("torch", "Size"): lambda sizes: self._sizes(sizes),
-            ("torch._utils", "_rebuild_tensor"): lambda *args: self._tensor(*args),
-            ("torch._utils", "_rebuild_tensor_v2"): lambda *args: self._tensor(*args),
-            ("torch._utils", "_rebuild_parameter"): lambda data, *rest: data,
-            **{name: _Fixed("Ignored", (), ignored) for name in _IGNORED},
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        builders: Mapping[str, Callable[..., Any]],
+        find_storage: Callable[[Any], Any],
+    ):
+        self.data, self.position = data, 0
+        self.steps = self.bytes = 0
+        self.find_storage = find_storage
+        self.builders = {
+            "argparse.Namespace": lambda *_: Attributes(),
+            "collections.Counter": self._mapping,
+            "collections.OrderedDict": self._mapping,
+            "collections.defaultdict": lambda *_: {},
+            **builders,
         }
 
-    def find_class(self, module, name):
-        if module in ("torch", "torch.storage") and name in _DTYPES:
-            return name
-        if (module, name) not in self.known:
-            raise PortError(
-                f"{self.path}: only tensors in plain containers are read, nothing is "
-                f"executed. The file wants {module}.{name}"
-            )
-        return self.known[module, name]
+    def load(self) -> Any:
+        """Reads one pickle, and moves behind it."""
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        while (code := self.take(1)) != pickle.STOP:
+            self.spend(1)
+            if code not in _INSTRUCTIONS:
+                raise ValueError(
+                    f"no weights need {_OPCODES.get(code, code)!s}, which is at byte "
+                    f"{self.position - 1}"
+                )
+            _INSTRUCTIONS[code](self)
+        return self.stack.pop()
 
-    def persistent_load(self, pid):
-        kind, name, key, _, count, *view = pid
-        strings = all(type(text) is str for text in (kind, name, key))
-        if not strings or kind != "storage" or name not in _DTYPES:
-            raise PortError(f"{self.path}: a storage is malformed")
-        if type(count) is not int or count < 0 or any(view):
-            raise PortError(f"{self.path}: unknown storage {key}")
-        storage = _Storage(_DTYPES[name], key, count)
-        if self.storages.setdefault(storage.key, storage) != storage:
-            raise PortError(f"{self.path}: storage {key} is defined twice")
-        return storage
+    def spend(self, steps: int) -> None:
+        """Counts steps; raises where a file takes more than weights do."""
+        self.steps += steps
+        if self.steps > _MOST_STEPS:
+            raise ValueError(f"its pickles take more than {_MOST_STEPS} steps")
 
-    def _sizes(self, numbers):
-        numbers = tuple(numbers)
-        if len(numbers) > _MOST_AXES or not all(
-            type(number) is int and number >= 0 for number in numbers
-        ):
-            raise PortError(f"{self.path}: a tensor is malformed")
-        return numbers
+    def take(self, count: int) -> bytes:
+        """Reads bytes."""
+        start, self.position = self.position, self.position + count
+        self.bytes += count
+        if self.bytes > MOST_BYTES or self.position > len(self.data):
+            raise ValueError("a pickle is truncated or too long")
+        return self.data[start : self.position]
 
-    def _tensor(self, storage, offset, shape, strides, *_):
-        (offset,) = self._sizes([offset])
-        shape, strides = self._sizes(shape), self._sizes(strides)
-        if type(storage) is not _Storage or len(shape) != len(strides):
-            raise PortError(f"{self.path}: a tensor is malformed")
-        dtype, key, count = storage
-        extent = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if offset + (0 if 0 in shape else extent + 1) > count:
-            raise PortError(f"{self.path}: a tensor lies outside its storage {key}")
+    def _number(self, width):
+        return int.from_bytes(self.take(width), "little")
 
-        def read():
-            raw = np.memmap(self.path, dtype, "r", self.places[key][0], (count,))
-            # the step along a single element may be any number, also one too large
-            steps = [
-                step * dtype.itemsize if length > 1 else 0
-                for step, length in zip(strides, shape, strict=True)
-            ]
-            return np.lib.stride_tricks.as_strided(raw[offset:], shape, steps)
+    def _line(self):
+        end = self.data.find(b"\n", self.position, self.position + _LONGEST_NAME)
+        if end < 0:
+            raise ValueError("a name is too long")
+        return self.take(end + 1 - self.position)[:-1].decode()
 
-        return LazyTensor(shape, dtype, read, str(self.path))
+    def _pop(self, count):
+        if len(self.stack) < count:
+            raise ValueError("a pickle's stack is empty")
+        start = len(self.stack) - count
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
 
-    def check_storages(self):
-        size = os.path.getsize(self.path)
-        for dtype, key, count in self.storages.values():
-            offset, stored = self.places.get(key, (0, -1))
-            if stored < count * dtype.itemsize or offset + stored > size:
-                raise PortError(f"{self.path}: storage {key} is missing or truncated")
+    def _pop_marked(self):
+        items, self.stack = self.stack, self.marked.pop()
+        return items
+
+    def _mark(self):
+        self.spend(_OBJECT_STEPS)
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def _container(self, kind):
+        self.spend(_OBJECT_STEPS)
+        return kind()
+
+    def _frozenset(self):
+        self._pop_marked()
+        return Stub("frozenset")
+
+    def _name(self, module, attribute):
+        texts = isinstance(module, str) and isinstance(attribute, str)
+        if not texts or len(module) + len(attribute) > _LONGEST_NAME:
+            raise ValueError("a name is malformed")
+        self.spend(_OBJECT_STEPS)
+        return Stub(f"{module}.{attribute}")
+
+    def _call(self, function, arguments, *_):
+        if not isinstance(function, Stub) or not isinstance(arguments, tuple):
+            raise ValueError("a call is malformed")
+        build = self.builders.get(function.name)
+        return build(*arguments) if build else Stub(function.name)
+
+    def _build(self, target, state):
+        if isinstance(target, Attributes) and isinstance(state, dict):
+            self.spend(len(state))
+            target.update(state)
+        return target
+
+    def _mapping(self, *arguments):
+        """Returns what `OrderedDict` makes of nothing, a dict, or a list of pairs."""
+        if not arguments:
+            return {}
+        (items,) = arguments
+        self.spend(len(items))
+        pairs = items.items() if isinstance(items, dict) else items
+        return {_as_key(key): value for key, value in pairs}
+
+    def _add(self, items):
+        # to an object's own list or set: what a stub is given is dropped
+        if isinstance(self.stack[-1], list):
+            self.stack[-1].extend(items)
+
+    def _set_items(self, items):
+        if isinstance(self.stack[-1], dict):
+            keys = map(_as_key, items[::2])
+            self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
 
-def _check_opcodes(file, path):
-    """Refuses instructions and sizes that no state dict needs, then rewinds."""
-    start, sizes, memo = file.tell(), [], {}
-    for opcode, argument, position in pickletools.genops(_BoundedFile(file)):
-        name, length = opcode.name, position - start
-        if name not in _OPCODES or length > _LONGEST:
-            raise PortError(
-                f"{path}: only tensors in plain containers are read. The file has "
-                f"{name} at byte {position}"
-            )
-        # each index in the memo takes an instruction to write
-        if name.endswith("PUT") and argument > length:
-            raise PortError(f"{path}: a pickle's memo is too large")
-        if name == "FRAME" and argument > _LONGEST:
-            raise PortError(f"{path}: a pickle is too long")
-        _follow(opcode, argument, sizes, memo)
-        if len(sizes) > _MOST_ON_STACK:
-            raise PortError(f"{path}: a pickle's stack is too large")
-        if name.startswith("TUPLE") and sizes[-1] > _MOST_IN_TUPLE:
-            raise PortError(f"{path}: a pickle's tuples are too large")
-    file.seek(start)
+def _as_key(key):
+    """Returns a key whose hash no file can choose; a stub stands for other kinds."""
+    if type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY):
+        return key
+    return Stub(type(key).__name__)
 
 
-class _BoundedFile:
-    """A file that reads at most `_LONGEST` bytes at once."""
+def _pushing(value_of):
+    """Makes an instruction that puts `value_of(machine)` on the stack."""
 
-    def __init__(self, file):
-        self._file = file
-        self.tell = file.tell
+    def push(machine):
+        value = value_of(machine)  # first: it may change which stack is on top
+        machine.stack.append(value)
 
-    def read(self, size):
-        if size > _LONGEST:
-            raise ValueError(f"{size} bytes at once are too many")
-        return self._file.read(size)
-
-    def readline(self):
-        return self._file.readline(_LONGEST)
+    return push
 
 
-def _follow(opcode, argument, sizes, memo):
-    """Counts the parts of tuples on a pickle's stack and in its memo; 0 for a mark."""
-    # hashing a tuple recurses: past the stack, or for ever where it is nested in copies
-    popped, before = [], opcode.stack_before
-    if pickletools.markobject in before:
-        while size := sizes.pop():
-            popped.append(size)
-        before = before[: before.index(pickletools.markobject)]
-    popped += [sizes.pop() for _ in before]
-    size = 1 + sum(popped)
-    if opcode.name in ("BINGET", "LONG_BINGET"):
-        size = memo[argument]
-    elif opcode.name == "MARK":
-        size = 0
-    elif opcode.stack_after in ([pickletools.pylist], [pickletools.pydict]):
-        size = 1  # can't be hashed
-    sizes += [size] * len(opcode.stack_after)
-    if opcode.name.endswith("PUT"):
-        memo[argument] = sizes[-1]
-    elif opcode.name == "MEMOIZE":
-        memo[len(memo)] = sizes[-1]
+def _constant(value):
+    return _pushing(lambda machine: value)
+
+
+def _packed(format):
+    size = struct.calcsize(format)
+    return _pushing(lambda machine: struct.unpack(format, machine.take(size))[0])
+
+
+def _sized(width, decode):
+    """Makes an instruction of a length of `width` bytes, then that many to decode."""
+    return _pushing(lambda machine: decode(machine.take(machine._number(width))))
+
+
+def _put(place_of):
+    def put(machine):
+        machine.memo[place_of(machine)] = machine.stack[-1]
+
+    return put
+
+
+def _get(width):
+    return _pushing(lambda machine: machine.memo[machine._number(width)])
+
+
+def _row(count):
+    return _pushing(lambda machine: tuple(machine._pop(count)))
+
+
+_INSTRUCTIONS: dict[bytes, Callable[[Unpickler], Any]] = {
+    pickle.PROTO: lambda machine: machine.take(1),
+    pickle.FRAME: lambda machine: machine.take(8),
+    pickle.NONE: _constant(None),
+    pickle.NEWTRUE: _constant(True),
+    pickle.NEWFALSE: _constant(False),
+    pickle.BININT: _packed("<i"),
+    pickle.BININT1: _packed("<B"),
+    pickle.BININT2: _packed("<H"),
+    pickle.BINFLOAT: _packed(">d"),
+    pickle.LONG1: _sized(1, pickle.decode_long),
+    pickle.SHORT_BINUNICODE: _sized(1, bytes.decode),
+    pickle.BINUNICODE: _sized(4, bytes.decode),
+    pickle.BINUNICODE8: _sized(8, bytes.decode),
+    pickle.SHORT_BINBYTES: _sized(1, bytes),
+    pickle.BINBYTES: _sized(4, bytes),
+    pickle.BINBYTES8: _sized(8, bytes),
+    pickle.BYTEARRAY8: _sized(8, bytes),
+    pickle.BINPUT: _put(lambda machine: machine._number(1)),
+    pickle.LONG_BINPUT: _put(lambda machine: machine._number(4)),
+    pickle.MEMOIZE: _put(lambda machine: len(machine.memo)),
+    pickle.BINGET: _get(1),
+    pickle.LONG_BINGET: _get(4),
+    pickle.EMPTY_TUPLE: _row(0),
+    pickle.TUPLE1: _row(1),
+    pickle.TUPLE2: _row(2),
+    pickle.TUPLE3: _row(3),
+    pickle.TUPLE: _pushing(lambda machine: tuple(machine._pop_marked())),
+    pickle.EMPTY_LIST: _pushing(lambda machine: machine._container(list)),
+    pickle.APPEND: lambda machine: machine._add(machine._pop(1)),
+    pickle.APPENDS: lambda machine: machine._add(machine._pop_marked()),
+    pickle.EMPTY_DICT: _pushing(lambda machine: machine._container(dict)),
+    pickle.SETITEM: lambda machine: machine._set_items(machine._pop(2)),
+    pickle.SETITEMS: lambda machine: machine._set_items(machine._pop_marked()),
+    pickle.EMPTY_SET: _constant(Stub("set")),
+    pickle.ADDITEMS: lambda machine: machine._add(machine._pop_marked()),
+    pickle.FROZENSET: _pushing(Unpickler._frozenset),
+    pickle.MARK: Unpickler._mark,
+    pickle.POP: lambda machine: machine._pop(1),
+    pickle.POP_MARK: Unpickler._pop_marked,
+    pickle.GLOBAL: _pushing(
+        lambda machine: machine._name(machine._line(), machine._line())
+    ),
+    pickle.STACK_GLOBAL: _pushing(lambda machine: machine._name(*machine._pop(2))),
+    pickle.REDUCE: _pushing(lambda machine: machine._call(*machine._pop(2))),
+    pickle.NEWOBJ: _pushing(lambda machine: machine._call(*machine._pop(2))),
+    pickle.NEWOBJ_EX: _pushing(lambda machine: machine._call(*machine._pop(3))),
+    pickle.BUILD: _pushing(lambda machine: machine._build(*machine._pop(2))),
+    pickle.BINPERSID: _pushing(lambda machine: machine.find_storage(*machine._pop(1))),
+}  # fmt: skip

@@ -38,6 +38,9 @@ def call(function, *arguments):
     return function + row(*arguments) + b"R"
 
 
+REBUILD = name("torch._utils", "_rebuild_tensor_v2")
+
+
 def storage(key, count, kind="FloatStorage"):
     parts = text("storage"), name("torch", kind), text(key), text("cpu")
     return row(*parts, number(count)) + b"Q"
@@ -48,7 +51,7 @@ def tensor(key, count, shape, strides=None, offset=0, kind="FloatStorage"):
     if strides is None:
         strides = np.cumprod([1, *shape[:0:-1]])[::-1].tolist()
     return call(
-        name("torch._utils", "_rebuild_tensor_v2"),
+        REBUILD,
         storage(key, count, kind),
         number(offset),
         row(*map(number, shape)),

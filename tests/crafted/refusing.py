@@ -1,11 +1,12 @@
 """Asserts that a bad checkpoint raises an error that names it, and does nothing else.
 
 Beside the error, what is watched is that no command is run, that memory does not grow,
-and that the model which was to be filled stays as it was.
+that time is bounded, and that the model which was to be filled stays as it was.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import keras_mae
 from keras_mae.weights import load_weights
 
 MEMORY = 128 * 2**20
+# seconds of CPU for a refusal: five, or three times that on a slow machine
+SECONDS = 15
 # what an interpreter reports when it starts something, or unpickles by itself
 EVENTS = {"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen"}
 EVENTS |= {"pickle.find_class", "socket.connect"}
@@ -44,6 +47,7 @@ def refuse(model, path):
     if reset.exists():
         reset.write_text("5")  # the peak begins anew
         start = peak()
+    begin = time.process_time()
     events = []
     _watched[:] = [events]
     try:
@@ -59,6 +63,7 @@ def refuse(model, path):
     finally:
         _watched.clear()
     assert events == []
+    assert time.process_time() - begin < 2 * SECONDS
     if reset.exists():
         assert peak() - start < MEMORY
     for weight, old in zip(model.weights, before, strict=True):

@@ -177,6 +177,91 @@ BOMBS = {
 }  # fmt: skip
 
 
+GET = b"j" + bytes(4)  # what was remembered first
+PUT = b"r" + bytes(4)
+MANY = b"(" + GET * 1000 + b"t"
+LONG = "a" * 7_000_000
+
+
+def repeated(start, step, size=2**23):
+    """A pickle of at most 8 MB: a start, and a step as often as it fits."""
+    return start + step * ((size - len(start)) // len(step))
+
+
+def large_dict(keys):
+    return b"}" + PUT + b"(" + b"".join(key + b"N" for key in keys) + b"u"
+
+
+ORDERED = name("collections", "OrderedDict")
+ARGUMENTS = forge.tensor("0", 4, (1,) * 64)[:-1]  # all of a tensor but its call
+# 8 MB at most, which took up to a hundred seconds or gigabytes of a plain reader
+LARGE_BOMBS = {
+    "copies of a dict": repeated(
+        large_dict(text(str(key)) for key in range(100_000)) + b"0" + ORDERED + b"q\1"
+        + b"0(" + GET + b"tq\2",
+        b"h\1h\2R",
+        2**20,
+    ),
+    "copies of a list of pairs": repeated(
+        b"]" + PUT + b"(" + (text("a") + b"N\x86") * 50_000 + b"e\x85q\2"
+        + ORDERED + b"q\1",
+        b"h\1h\2R",
+        2**20,
+    ),
+    "copies of sizes": repeated(
+        b"(" + b"K\1" * 100_000 + b"t" + PUT + b"\x85q\2" + name("torch", "Size")
+        + b"q\1",
+        b"h\1h\2R",
+        2**20,
+    ),
+    "copies of attributes": repeated(
+        large_dict(text(str(key)) for key in range(100_000))
+        + name("argparse", "Namespace") + b")R",
+        GET + b"b",
+        2**20,
+    ),
+    "numbers that share a hash": large_dict(
+        number(index * (2**61 - 1)) for index in range(40_000)
+    ),
+    "tuples that share a hash": large_dict(
+        number(index * (2**61 - 1)) + b"\x85" for index in range(40_000)
+    ),
+    "instructions": repeated(b"", b"N0"),
+    "marks": repeated(b"", b"("),
+    "lists": repeated(b"", b"]"),
+    "numbers": repeated(b"(", b"K\1"),
+    "remembered numbers": repeated(b"", b"N\x940"),
+    "names": repeated(b"", name("a", "b")),
+    "tuples of a thousand": repeated(b"N" + PUT + MANY, MANY),
+    "forged tensors": repeated(
+        ARGUMENTS.removeprefix(forge.REBUILD) + b"q\2" + forge.REBUILD + b"q\1",
+        b"h\1h\2R",
+    ),
+    "sizes of two thousand bits": first_state(
+        a=forge.tensor("0", 4, (2**2000,) * 64, (1,) * 64)
+    ),
+    "a storage with a long name": first_state(a=forge.tensor(LONG, 4, (4,))),
+    "a tensor with a long name": first_state(**{LONG: forge.tensor("0", 4, (4,))}),
+    "a class with a long name": name("a" * 7_000_000, "b"),
+    "a text that is too long": b"".join([text(LONG)] * 11),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bomb", LARGE_BOMBS)
+def test_files_of_a_few_megabytes_are_refused_in_time(bomb, tmp_path, model):
+    content, numbers = program(LARGE_BOMBS[bomb]), {"0": np.zeros(4, "float32")}
+    refuse(model, forge.write_zip(tmp_path / "model.pth", content, numbers))
+
+
+@pytest.mark.slow
+def test_several_pickles_are_counted_together(tmp_path, model):
+    steps = program(repeated(b"", b"N0", 2**19)[:-2] + b"}")
+    path = tmp_path / "model.pth"
+    path.write_bytes(program(number(forge.MAGIC)) + steps * 16)
+    refuse(model, path)
+
+
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_few_bytes_don_t_become_many(bomb, tmp_path, model):
     content, numbers = program(BOMBS[bomb]), {"0": np.zeros(4, "float32")}

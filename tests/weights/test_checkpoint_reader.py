@@ -1,8 +1,12 @@
 """Opening checkpoints: nothing of a pickle is executed, and errors name what is bad."""
 
 import argparse
+import collections
+import datetime
+import functools
 import json
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -17,7 +21,8 @@ import keras_mae
 from keras_mae.weights import PortError
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.key_mapping import FACEBOOK
-from keras_mae.weights.pickles import read_pickle
+from keras_mae.weights.pickles import Stub
+from keras_mae.weights.pytorch_files import read_pytorch_file
 from tests.scripts import ROOT
 
 
@@ -55,7 +60,7 @@ def test_a_crafted_pickle_raises_and_runs_nothing(container, tmp_path):
         zipped(content, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(PortError, match=r"nothing is executed. The file wants \w+\.s"):
+    with pytest.raises(PortError, match=r"nothing of a file is exec|is not a PyTorch"):
         keras_mae.MAEEncoder.from_pretrained(path)
     assert not marker.exists()
     # the test can fail: an ordinary reader runs the command
@@ -63,15 +68,13 @@ def test_a_crafted_pickle_raises_and_runs_nothing(container, tmp_path):
     assert marker.exists()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["builtins.eval", "torch.load", "keras_mae.weights.checkpoint_reader.read_pickle"],
-)
-def test_no_name_but_the_few_known_is_answered(name, tmp_path):
+@pytest.mark.parametrize("name", ["os.system", "antigravity.geohash", "no.such"])
+def test_names_are_never_looked_up(name, tmp_path):
     module, _, attribute = name.rpartition(".")
     content = f"c{module}\n{attribute}\n.".encode()
-    with pytest.raises(PortError, match=name.replace(".", r"\.")):
-        read_pickle(zipped(content, tmp_path / "model.pth"))
+    read = read_pytorch_file(zipped(content, tmp_path / "model.pth"))
+    assert type(read) is Stub and read.name == name
+    assert "antigravity" not in sys.modules
 
 
 STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0X\3\0\0\0cpuK\4tQ"
@@ -98,16 +101,6 @@ FORGED = {
         b"K\0K\5\x85K\1\x85\x89N",
         "a tensor lies outside its storage",
     ),
-    "a changed storage": (
-        STORAGE + b"}b",
-        b"K\0K\4\x85K\1\x85\x89N",
-        "not a readable PyTorch file",
-    ),
-    "a changed name": (
-        b"ctorch\nBFloat16Storage\n}b",
-        b"",
-        "not a readable PyTorch file",
-    ),
 }
 
 
@@ -116,42 +109,106 @@ def test_forged_tensors_are_refused(storage, rest, message, tmp_path):
     content = b"\x80\2" + REBUILD + b"(" + storage + rest + b"tR."
     path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
     with pytest.raises(PortError, match=message):
-        read_pickle(path)
+        read_pytorch_file(path)
 
 
 def test_the_forger_can_write_a_sound_tensor(tmp_path):
     """Else the refusals above would prove nothing."""
     rest = b"K\0K\4\x85K\1\x85\x89N"
-    content = b"\x80\2" + REBUILD + b"(" + STORAGE + rest + b"tR."
-    path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
-    assert read_pickle(path).read().tolist() == [0, 0, 0, 0]
+    for state in (b"", b"}X\3\0\0\0keyX\1\0\0\x001sb"):  # which changes no storage
+        content = b"\x80\2" + REBUILD + b"(" + STORAGE + state + rest + b"tR."
+        path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
+        assert read_pytorch_file(path).read().tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     {
-        b"\x80\2}r\xff\xff\xff?.": "memo is too large",
-        b"\x80\2(i__main__\nX\n.": "The file has INST",
-        b"\x80\2\x82\1.": "The file has EXT1",
+        b"\x80\2(i__main__\nX\n.": "no weights need INST",
+        b"\x80\2\x82\1.": "no weights need EXT1, which is at byte 2",
+        b"\x80\2\xff.": r"no weights need b'.xff'",
     }.items(),
 )
 def test_what_no_state_dict_needs_is_refused(content, message, tmp_path):
     with pytest.raises(PortError, match=message):
-        read_pickle(zipped(content, tmp_path / "model.pth"))
+        read_pytorch_file(zipped(content, tmp_path / "model.pth"))
 
 
-def test_numbers_and_paths_beside_the_weights_are_passed_over(tmp_path):
+class Row:
+    """A class that only the writer of a file has."""
+
+
+def foreign_objects():
+    """What training scripts save beside the weights."""
+    row = Row()
+    row.scale, row.nested = 1.5, {"a": Row()}
+    return {
+        "best": np.float64(83.6),
+        "array": np.arange(6).reshape(2, 3),
+        "set": {1, 2},
+        "frozen": frozenset("ab"),
+        "slice": slice(1, 2),
+        "date": datetime.datetime(2024, 5, 1, tzinfo=datetime.UTC),
+        "counts": collections.Counter("hello"),
+        "default": collections.defaultdict(list, {"a": [1]}),
+        "partial": functools.partial(np.zeros, 3),
+        "windows": pathlib.PureWindowsPath("C:/runs"),
+        "posix": pathlib.PurePosixPath("/runs"),
+        "object": row,
+        "keys": {(1, 2): 3, 1.5: 4, None: 5, 2**70: 6, b"a": 7},
+        "complex": 1j,
+        "bytes": bytearray(b"ab"),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_what_stands_beside_the_weights_is_passed_over(legacy, protocol, tmp_path):
     torch = pytest.importorskip("torch")
     args = argparse.Namespace(device=torch.device("cpu"), output=Path("/tmp"), lr=0.1)
     content = {
         "model": {"a": torch.zeros(3)},
         "args": args,
-        "best": np.float64(83.6),
         "dtype": torch.float32,
+        "complex": torch.zeros(2, dtype=torch.complex64),
+        "state": torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))]).state_dict(),
+        **foreign_objects(),
     }
-    torch.save(content, tmp_path / "run.pth")
+    torch.save(
+        content, tmp_path / "run.pth", pickle_protocol=protocol,
+        _use_new_zipfile_serialization=not legacy,
+    )  # fmt: skip
     checkpoint = open_checkpoint(tmp_path / "run.pth")
     assert list(checkpoint.tensors) == ["a"] and checkpoint.args["lr"] == 0.1
+
+
+@pytest.mark.parametrize("name", foreign_objects())
+def test_but_not_in_the_place_of_a_tensor(name, tmp_path):
+    torch = pytest.importorskip("torch")
+    state = {"a": torch.zeros(3), "blocks.0": foreign_objects()[name]}
+    torch.save({"model": state}, tmp_path / "run.pth")
+    with pytest.raises(PortError, match=r"'blocks\.0' must name a tensor. Received"):
+        open_checkpoint(tmp_path / "run.pth")
+
+
+@pytest.mark.parametrize(
+    "name", ["pathlib._local.PosixPath", "omegaconf.dictconfig.DictConfig"]
+)
+def test_classes_that_are_not_installed_are_passed_over(name, tmp_path):
+    """As Python 3.13 writes a path, and others a configuration."""
+    module, _, attribute = name.rpartition(".")
+    call = f"c{module}\n{attribute}\n".encode() + b")\x81}X\1\0\0\0aK\1sb"
+    state = b"}X\1\0\0\0a" + REBUILD + b"(" + STORAGE + b"K\0K\4\x85K\1\x85\x89NtRs"
+    content = b"\x80\2}(X\5\0\0\0model" + state + b"X\1\0\0\0b" + call + b"u."
+    path = zipped(content, tmp_path / "model.pth", **{"0": b"\0" * 16})
+    assert list(open_checkpoint(path).tensors) == ["a"]
+
+
+def test_a_whole_model_is_not_built(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
+    with pytest.raises(PortError, match=r"Linear>, which is not built.*state_dict\(\)"):
+        open_checkpoint(tmp_path / "model.pth")
 
 
 def test_a_tensor_outside_its_storage_is_refused(tmp_path):
@@ -163,12 +220,12 @@ def test_a_tensor_outside_its_storage_is_refused(tmp_path):
     # the count of elements, and the storage's bytes, cut to three
     path = zipped(content, tmp_path / "b.pth", **{"0": b"\0" * 12})
     with pytest.raises(PortError, match="storage 0 is missing or truncated"):
-        read_pickle(path)
+        read_pytorch_file(path)
     larger = content.replace(b"K\x04\x85", b"K\x09\x85")
     assert larger != content
     path = zipped(larger, tmp_path / "c.pth", **{"0": b"\0" * 16})
     with pytest.raises(PortError, match="a tensor lies outside its storage 0"):
-        read_pickle(path)
+        read_pytorch_file(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -507,6 +564,5 @@ def test_reading_needs_no_pytorch(folder, make_model, tmp_path):
 def test_two_files_share_nothing_that_a_pickle_could_change(tmp_path):
     content = pickle.dumps(argparse.Namespace(a=1), protocol=2)
     path = zipped(content, tmp_path / "n.pth")
-    one, two = read_pickle(path), read_pickle(path)
-    assert one.a == two.a == 1
-    assert type(one) is not type(two) and type(one) is not argparse.Namespace
+    one, two = read_pytorch_file(path), read_pytorch_file(path)
+    assert one == two == {"a": 1} and one is not two
