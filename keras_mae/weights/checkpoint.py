@@ -67,13 +67,25 @@ class LazyTensor(NamedTuple):
     file: str
 
 
+def mapped_tensor(
+    path: PathLike, shape: tuple, dtype: np.dtype, offset: int
+) -> LazyTensor:
+    """A tensor that lies in a file as it is in memory."""
+
+    def read() -> np.ndarray:
+        # mapped on reading, so that memory is freed one tensor at a time
+        return np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape)
+
+    return LazyTensor(shape, dtype, read, str(path))
+
+
 @dataclasses.dataclass
 class Checkpoint:
     """An opened source of weights."""
 
     source: str  # what the user named
     tensors: dict[str, LazyTensor]
-    container: str  # "safetensors", "PyTorch pickle" or "state dict"
+    container: str  # "safetensors", "PyTorch pickle", "HDF5" or "state dict"
     file: str = ""  # of the weights, or the index of several
     config: dict | None = None  # the config.json beside the weights
     config_file: str | None = None

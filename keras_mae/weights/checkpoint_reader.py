@@ -1,4 +1,4 @@
-"""Opens .safetensors, .pth and .bin checkpoints lazily, without PyTorch."""
+"""Opens .safetensors, .pth, .bin and .h5 checkpoints lazily, without PyTorch."""
 
 import collections
 import json
@@ -16,8 +16,10 @@ from keras_mae.weights.checkpoint import (
     PortError,
     Weights,
     key_differences,
+    mapped_tensor,
     raise_problems,
 )
+from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
 from keras_mae.weights.hub import HubUnavailableError, Location, read_json
 from keras_mae.weights.pickles import Stub
 from keras_mae.weights.pytorch_files import read_pytorch_file
@@ -29,7 +31,11 @@ WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
     "model.pth",
+    "tf_model.h5",
+    "tf_model.h5.index.json",
 )
+# what transformers' Trainer puts beside the weights
+_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 CONFIG_FILE = "config.json"
 # keys under which a PyTorch file nests its state dict
 _STATE_KEYS = ("model", "state_dict")
@@ -55,6 +61,7 @@ def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
             f"Received: {type(source).__name__}"
         )
     source = os.path.expanduser(source)
+    refuse_tensorflow_checkpoint(source)
     if os.path.isfile(source):
         path = Path(source)
         location = Location(path.parent)
@@ -87,9 +94,16 @@ def _find_weights(location):
         raise unavailable
     others = []
     if location.is_folder:
-        endings = (".pth", ".pt", ".bin", ".safetensors")
+        endings = (".pth", ".pt", ".bin", ".safetensors", ".h5")
         files = sorted(Path(location.source).iterdir())
-        others = [path for path in files if path.suffix in endings]
+        others = [
+            path
+            for path in files
+            if path.suffix in endings and path.name not in _NO_WEIGHTS
+        ]
+        for path in files:
+            if path.suffix == ".index" and not others:
+                refuse_tensorflow_checkpoint(str(path))
     if len(others) == 1:
         return others[0]
     found = f"; name one of {', '.join(p.name for p in others)}" if others else ""
@@ -110,6 +124,7 @@ def _open_shards(location, index):
         )
     ):
         raise PortError(f"{index}: weight_map must give a file name for each key")
+    shards = {shard_key(key): name for key, name in shards.items()}
     tensors, container = {}, None
     for name in sorted(set(shards.values())):
         part = _open_file(location.require(name))
@@ -131,7 +146,9 @@ def _open_file(path):
     except OSError as error:
         raise PortError(f"{path} can't be read: {error}") from error
     if start[:4] == _HDF5:
-        raise PortError(f"{path} is an HDF5 file; only PyTorch's formats are read")
+        tensors = open_hdf5(path)
+        _check_extent(path, tensors)
+        return Checkpoint(str(path), tensors, "HDF5", file=str(path))
     if start[8:] == b"{":
         tensors = _open_safetensors(path)
         return Checkpoint(str(path), tensors, "safetensors", file=str(path))
@@ -209,10 +226,4 @@ def _mapped(path, key, entry, start):
         raise PortError(f"{path}: {key} has unsupported dtype {entry['dtype']}")
     dtype, shape = np.dtype(dtype), tuple(entry["shape"])
     offset = start + entry["data_offsets"][0]
-    return LazyTensor(
-        shape,
-        dtype,
-        # mapped on reading, so that memory is freed one tensor at a time
-        lambda: np.memmap(path, dtype, "r", offset, shape or (1,)).reshape(shape),
-        str(path),
-    )
+    return mapped_tensor(path, shape, dtype, offset)

@@ -11,7 +11,14 @@ from keras_mae.weights.checkpoint import (
     raise_problems,
     shorten,
 )
-from keras_mae.weights.key_mapping import NAMINGS, Contents, Naming, port_rows
+from keras_mae.weights.key_mapping import (
+    NAMINGS,
+    Contents,
+    Naming,
+    block_root,
+    port_rows,
+    torch_shape,
+)
 
 # before every key of a model that was wrapped for training
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -23,8 +30,9 @@ _IGNORED_KEYS = {COUNTER} | {
     for prefix in ("", "vit.")
     for name in ("weight", "bias")
 }
+_IGNORED_KEYS |= {f"vit/pooler/dense/{name}:0" for name in ("kernel", "bias")}
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
-# ours -> the variable whose key has it, the axis, and the number of axes
+# ours -> the variable whose key has it, the axis of PyTorch's, and the number of axes
 _SIZES = {
     "hidden_dim": ("encoder.patch_embedding.cls_token", 2, 3),
     "num_channels": ("encoder.patch_embedding.projection.kernel", 1, 4),
@@ -84,12 +92,12 @@ def _unwrapped(checkpoint):
     return tensors
 
 
-def _markers(naming):
+def _markers(naming, variable="kernel"):
     """Returns a key of the first encoder block and one of the first decoder block."""
-    contents = Contents(1, 1, frozenset({"decoder"}), qkv_bias=False)
-    kernels = {row.path: row.keys[0] for row in port_rows(contents, naming)}
+    contents = Contents(1, 1, frozenset({"decoder"}), qkv_bias=True)
+    keys = {row.path: row.keys[0] for row in port_rows(contents, naming)}
     return [
-        kernels[f"{side}.blocks.0.attention.qkv.kernel"]
+        keys[f"{side}.blocks.0.attention.qkv.{variable}"]
         for side in ("encoder", "decoder")
     ]
 
@@ -111,8 +119,10 @@ def _find_naming(tensors, source):
 
 
 def _find_contents(tensors, naming):
-    def depth(root):
-        found = (re.match(rf"{re.escape(root)}\.(\d+)\.", key) for key in tensors)
+    def depth(side):
+        start = re.escape(block_root(naming, side))
+        number = re.compile(rf"{start}(\d+){re.escape(naming.separator)}")
+        found = (number.match(key) for key in tensors)
         return len({match[1] for match in found if match})
 
     def keys_of(*parts):
@@ -131,36 +141,35 @@ def _find_contents(tensors, naming):
     parts = frozenset(part for part in parts if has(part))
     if "probe" in parts:
         parts -= {"head"}
-    first = _markers(naming)[0].removesuffix("weight")
-    decoder_depth = depth(naming.decoder_blocks) if "decoder" in parts else None
     return Contents(
-        depth(naming.prefix + naming.blocks),
-        decoder_depth,
+        depth("encoder"),
+        depth("decoder") if "decoder" in parts else None,
         parts,
-        qkv_bias=f"{first}bias" in tensors,
+        qkv_bias=_markers(naming, "bias")[0] in tensors,
     )
 
 
 def _find_sizes(tensors, contents, rows):
-    keys = {row.path: row.keys[0] for row in rows}
+    rows = {row.path: row for row in rows}
     sizes, evidence = {}, {}
     for name, (path, axis, rank) in _SIZES.items():
-        key = keys.get(path)
-        if key is None:
+        if path not in rows:
             continue
+        key = rows[path].keys[0]
         shape = tensors[key].shape
         if len(shape) != rank:
             raise PortError(
                 f"{tensors[key].file}: {key} must have {rank} axes. Received: {shape}"
             )
-        sizes[name], evidence[name] = shape[axis], key
-    kernel = keys["encoder.patch_embedding.projection.kernel"]
+        sizes[name], evidence[name] = torch_shape(rows[path], shape)[axis], key
+    row = rows["encoder.patch_embedding.projection.kernel"]
+    kernel = row.keys[0]
     for name, key in [*evidence.items(), ("patch_size", kernel)]:
         if 0 in tensors[key].shape or (name == "positions" and sizes[name] < 2):
             raise PortError(
                 f"{tensors[key].file}: {key} is empty. Received: {tensors[key].shape}"
             )
-    sizes["patch_size"] = tuple(tensors[kernel].shape[2:])
+    sizes["patch_size"] = torch_shape(row, tensors[kernel].shape)[2:]
     evidence["patch_size"] = kernel
     sizes["depth"], sizes["qkv_bias"] = contents.depth, contents.qkv_bias
     sizes["final_norm"] = "norm" in contents.parts

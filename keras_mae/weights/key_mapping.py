@@ -6,11 +6,13 @@ source stores under `keys`, converted by the transform called `kind`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from keras import ops
+
+from keras_mae.utils.typing import Grid
 
 
 class Row(NamedTuple):
@@ -19,6 +21,7 @@ class Row(NamedTuple):
     path: str
     keys: tuple
     kind: str
+    axes: tuple = ()  # of the source, in PyTorch's order; none where they are in it
 
 
 class Naming(NamedTuple):
@@ -30,6 +33,15 @@ class Naming(NamedTuple):
     blocks: str  # before the number of an encoder block
     decoder_blocks: str
     prefix: str = ""  # before every key of the encoder
+    number: str = "."  # between `blocks` and the number of an encoder block
+    # "torch": keys such as "a.b.weight", kernels (out, in); "tensorflow": Keras's
+    # names as paths, "a/b/kernel:0", kernels (in, out)
+    layout: str = "torch"
+
+    @property
+    def separator(self) -> str:
+        """What stands between the parts of a key."""
+        return "/" if self.layout == "tensorflow" else "."
 
 
 FACEBOOK = Naming("facebook/timm", "facebook", "facebook", "blocks", "decoder_blocks")
@@ -54,7 +66,25 @@ _BARE = [
     naming._replace(prefix="", title=f"{naming.title}, bare model")
     for naming in (HUGGINGFACE, HUGGINGFACE_STATE)
 ]
-NAMINGS = (FACEBOOK, HUGGINGFACE, HUGGINGFACE_SAVED, HUGGINGFACE_STATE, *_BARE)
+# transformers' TensorFlow classes: tf_model.h5, and safetensors of the format "tf"
+HUGGINGFACE_TENSORFLOW = Naming(
+    title="Hugging Face, TensorFlow",
+    family="huggingface",
+    leaves="huggingface_4",
+    blocks="encoder/layer_",
+    decoder_blocks="decoder/decoder_layers",
+    prefix="vit/",
+    number="._",
+    layout="tensorflow",
+)
+NAMINGS = (
+    FACEBOOK,
+    HUGGINGFACE,
+    HUGGINGFACE_SAVED,
+    HUGGINGFACE_STATE,
+    *_BARE,
+    HUGGINGFACE_TENSORFLOW,
+)
 
 # inside a block. kind, ours, then a column for each way of naming; braces list several
 _BLOCK_COLUMNS = ("facebook", "huggingface_4", "huggingface_5")
@@ -135,6 +165,13 @@ _VARIABLES = {
     ],
 }
 
+# kinds whose axes Keras has in another order than PyTorch, where that order finds them
+_TENSORFLOW_AXES = {
+    "kernel": (1, 0),
+    "pixel_kernel": (1, 0),
+    "patch_kernel": (3, 2, 0, 1),
+}
+
 
 def _patch_kernel_to_source(kernel, count, patch_size):
     kernel = kernel.reshape(*patch_size, -1, kernel.shape[-1])  # (p_h, p_w, C, D)
@@ -147,9 +184,9 @@ _KERNEL = (
     lambda arrays: ops.transpose(ops.concatenate(arrays) if arrays[1:] else arrays[0]),
     lambda x, count, patch_size: np.split(x.T, count),
 )
-# kind -> (source arrays -> our array or tensor,
-#          (our array, number of source arrays, patch size) -> source arrays)
-TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+# kind -> (PyTorch's arrays -> our array or tensor,
+#          (our array, number of source arrays, patch size) -> PyTorch's arrays)
+_TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "same": _SAME,
     "positions": _SAME,
     "pixel_bias": _SAME,
@@ -161,6 +198,29 @@ TRANSFORMS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
         _patch_kernel_to_source,
     ),
 }
+
+
+def torch_shape(row: Row, shape: Sequence[int]) -> tuple[int, ...]:
+    """Puts the axes of a source's shape in PyTorch's order."""
+    return tuple(shape[axis] for axis in row.axes or range(len(shape)))
+
+
+def torch_array(row: Row, array: np.ndarray) -> np.ndarray:
+    """Puts the axes of a source's array in PyTorch's order."""
+    return array.transpose(row.axes) if row.axes else array
+
+
+def from_source(row: Row, arrays: Sequence[np.ndarray]) -> Any:
+    """Converts a row's arrays, as the source has them, to our array or tensor."""
+    return _TRANSFORMS[row.kind][0]([torch_array(row, array) for array in arrays])
+
+
+def to_source(row: Row, value: np.ndarray, patch_size: Grid) -> list[np.ndarray]:
+    """Converts our array to the source's, one for each of the row's keys."""
+    arrays = _TRANSFORMS[row.kind][1](value, len(row.keys), patch_size)
+    if row.axes:
+        arrays = [array.transpose(np.argsort(row.axes)) for array in arrays]
+    return arrays
 
 
 class Contents(NamedTuple):
@@ -182,18 +242,29 @@ def _expand(name):
     return [match[1] + choice for choice in match[2].split(",")]
 
 
-def _layer_rows(kind, path, names):
-    return [
-        Row(path + ours, tuple(name + theirs for name in names), transform)
-        for ours, theirs, transform in _VARIABLES[kind]
-    ]
+def _layer_rows(kind, path, names, naming):
+    for ours, theirs, transform in _VARIABLES[kind]:
+        axes = ()
+        if naming.layout == "tensorflow":
+            theirs = ours.replace(".", "/") + ":0"
+            axes = _TENSORFLOW_AXES.get(transform, ())
+        keys = tuple(name + theirs for name in names)
+        yield Row(path + ours, keys, transform, axes)
+
+
+def block_root(naming: Naming, side: str) -> str:
+    """Returns what stands before the number in keys of encoder or decoder blocks."""
+    if side == "encoder":
+        return naming.prefix + naming.blocks + naming.number
+    return f"{naming.decoder_blocks}."
 
 
 def _block_rows(path, root, naming, qkv_bias):
     column = 2 + _BLOCK_COLUMNS.index(naming.leaves)
     for entry in _BLOCK:
-        names = [f"{root}.{name}" for name in _expand(entry[column])]
-        for row in _layer_rows(entry[0], f"{path}.{entry[1]}", names):
+        leaves = _expand(entry[column].replace(".", naming.separator))
+        names = [f"{root}{naming.separator}{leaf}" for leaf in leaves]
+        for row in _layer_rows(entry[0], f"{path}.{entry[1]}", names, naming):
             if qkv_bias or row.kind != "fused_bias":
                 yield row
 
@@ -209,12 +280,14 @@ def port_rows(contents: Contents, naming: Naming) -> list[Row]:
         if name is None:
             raise ValueError(f"The {naming.family} format has no name for {path}")
         prefix = naming.prefix if path.startswith("encoder.") else ""
-        rows += _layer_rows(kind, path, [prefix + name])
-    sides = [("encoder", naming.prefix + naming.blocks, contents.depth)]
+        name = prefix + name.replace(".", naming.separator)
+        rows += _layer_rows(kind, path, [name], naming)
+    sides = [("encoder", contents.depth)]
     if "decoder" in contents.parts and contents.decoder_depth:
-        sides.append(("decoder", naming.decoder_blocks, contents.decoder_depth))
-    for side, root, depth in sides:
+        sides.append(("decoder", contents.decoder_depth))
+    for side, depth in sides:
+        root = block_root(naming, side)
         for index in range(depth):
             path = f"{side}.blocks.{index}"
-            rows += _block_rows(path, f"{root}.{index}", naming, contents.qkv_bias)
+            rows += _block_rows(path, f"{root}{index}", naming, contents.qkv_bias)
     return rows

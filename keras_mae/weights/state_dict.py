@@ -14,11 +14,12 @@ from keras_mae.utils.typing import ArrayLike, Grid
 from keras_mae.weights.checkpoint import LazyTensor, key_differences, raise_problems
 from keras_mae.weights.key_mapping import (
     HUGGINGFACE,
-    TRANSFORMS,
     Contents,
     Naming,
     Row,
+    from_source,
     port_rows,
+    to_source,
 )
 
 # the parts of a model that have variables
@@ -158,7 +159,7 @@ def import_weights(
     problems += _wrong_shapes(model, tensors, rows, change)
     raise_problems(f"{source} doesn't fit the model", problems)
     for done, row in enumerate(rows, 1):
-        value = TRANSFORMS[row.kind][0]([tensors[key].read() for key in row.keys])
+        value = from_source(row, [tensors[key].read() for key in row.keys])
         find_variable(model, row.path).assign(_adapt(row.kind, value, change))
         if progress:
             progress(done)
@@ -182,7 +183,7 @@ def _wrong_shapes(model, tensors, rows, change):
     for row in rows:
         shape = tuple(find_variable(model, row.path).shape)
         blank = np.broadcast_to(np.float32(0), _source_shape(row.kind, shape, change))
-        wanted = TRANSFORMS[row.kind][1](blank, len(row.keys), patch_size)
+        wanted = to_source(row, blank, patch_size)
         for key, array in zip(row.keys, wanted, strict=True):
             if key in tensors and tensors[key].shape != array.shape:
                 problems.append(
@@ -227,8 +228,7 @@ def export_weights(
             value = np.asarray(values[row.path])
         else:
             continue
-        patch_size = encoder_of(model).patch_size
-        arrays = TRANSFORMS[row.kind][1](value, len(row.keys), patch_size)
+        arrays = to_source(row, value, encoder_of(model).patch_size)
         # in C order: some writers ignore strides
         arrays = [np.ascontiguousarray(array) for array in arrays]
         state.update(zip(row.keys, arrays, strict=True))
