@@ -143,12 +143,13 @@ def pretrainer_config(
     The prefix `decoder_` names the decoder's sizes; `SHARED` ones are for both. The
     decoder's `grid`, `patch_dim` and `latent_dim` follow from the encoder.
     """
-    config = _resolve(sizes, overrides, extra=_PRETRAINER, decoder=True)
+    extra = (*_PRETRAINER, f"{_PREFIX}layer_norm_epsilon")
+    config = _resolve(sizes, overrides, extra=extra, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}
     decoder = {
         key.removeprefix(_PREFIX): config.pop(key)
         for key in list(config)
         if key.startswith(_PREFIX)
     }
-    decoder.update({key: config[key] for key in SHARED if key in config})
-    return config, decoder, pretrainer
+    shared = {key: config[key] for key in SHARED if key in config}
+    return config, {**shared, **decoder}, pretrainer

@@ -39,7 +39,7 @@ class Config:
     format: str = flag(
         "library that reads the folder",
         "huggingface",
-        ("huggingface", "timm", "facebook"),
+        ("huggingface", "timm", "facebook", "mmpretrain", "solo-learn", "lightly"),
     )
     model: str | None = flag(
         "model to load; by default what the source contains", None, (*MODELS,)

@@ -1,6 +1,6 @@
 """Mixin of the models: presets, published weights, and writing both."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from keras_mae.models.preset_files import is_preset_folder, load_preset, save_to_preset
@@ -117,6 +117,8 @@ class Pretrained:
         position_resize: str | None = None,
         channel_merge: str = "sum",
         progress: bool = False,
+        state_key: str | None = None,
+        ignore: Sequence[str] = (),
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
@@ -143,6 +145,11 @@ class Pretrained:
                 `"mean"` gives every channel the average kernel. Predicted pixels are
                 averaged in both.
             progress: Whether to show a progress bar.
+            state_key: Which of a file's state dicts to read, such as `"model_ema"` or
+                `"student.state_dict"`, or what the keys of one of several models in it
+                begin with, such as `"teacher.backbone."`. By default the plain weights.
+            ignore: Patterns of keys to leave out, such as `("fpn.*", "*.extra")`, as
+                the file has them; `port_report.left_out` lists what they met.
             revision: A branch, tag or commit of the hub repository.
             token: The hub's access token; by default the one that is logged in.
             cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -178,6 +185,8 @@ class Pretrained:
             position_resize=position_resize,
             channel_merge=channel_merge,
             progress=progress,
+            state_key=state_key,
+            ignore=ignore,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
@@ -192,8 +201,9 @@ class Pretrained:
         Args:
             folder: Path of the folder, made where it is missing.
             format: `"huggingface"` (config.json and model.safetensors, for
-                transformers), `"timm"` (the same for timm; a decoder is left out) or
-                `"facebook"` (model.pth; needs PyTorch).
+                transformers), `"timm"` (the same for timm; a decoder is left out),
+                `"facebook"`, `"mmpretrain"`, `"solo-learn"` or `"lightly"` (a
+                model.pth; needs PyTorch).
 
         Returns:
             A `keras_mae.weights.PortReport`.

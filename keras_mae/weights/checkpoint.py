@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Self, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -91,31 +91,28 @@ class Checkpoint:
     config_file: str | None = None
     # the training arguments that facebook's files keep beside the weights
     args: dict = dataclasses.field(default_factory=dict)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Wraps a dict of arrays, say a PyTorch model's `state_dict()`."""
-        arrays = {str(key): _as_array(key, value) for key, value in state.items()}
-        tensors = {
-            key: LazyTensor(
-                array.shape, array.dtype, functools.partial(np.asarray, array), "dict"
-            )
-            for key, array in arrays.items()
-        }
-        return cls("state dict", tensors, "state dict")
+    # keys of what is no tensor -> what it is
+    others: dict = dataclasses.field(default_factory=dict)
+    ignored: tuple = ()  # keys that the user leaves out
+    notes: tuple = ()  # on what was assumed
 
 
 # a hub id, the path of a folder or file, a dict of arrays, or one that is open
 Weights: TypeAlias = PathLike | Mapping[str, Any] | Checkpoint
 
 
-def _as_array(key, value):
-    """Converts an array or a PyTorch tensor to NumPy."""
-    if hasattr(value, "detach"):
-        value = value.detach().cpu()
+def wrap_arrays(content: Any, depth: int = 4) -> Any:
+    """Puts a `LazyTensor` for each array or PyTorch tensor in nested dicts."""
+    if isinstance(content, Mapping) and depth:
+        return {key: wrap_arrays(item, depth - 1) for key, item in content.items()}
+    if not hasattr(content, "shape") or not hasattr(content, "dtype"):
+        return content
+    if hasattr(content, "detach"):
+        content = content.detach().cpu()
         # NumPy has no bfloat16; float32 holds all of it
-        value = value.float() if "bfloat16" in str(value.dtype) else value
-    array = np.asarray(value)
+        content = content.float() if "bfloat16" in str(content.dtype) else content
+    array = np.asarray(content)
     if array.dtype == object:
-        raise PortError(f"{key} must be an array. Received: {type(value).__name__}")
-    return array
+        return content
+    read = functools.partial(np.asarray, array)
+    return LazyTensor(array.shape, array.dtype, read, "dict")

@@ -1,9 +1,10 @@
 """Opens .safetensors, .pth, .bin and .h5 checkpoints lazily, without PyTorch."""
 
-import collections
+import fnmatch
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,19 @@ import numpy as np
 
 from keras_mae.weights.checkpoint import (
     Checkpoint,
-    LazyTensor,
     PortError,
     Weights,
     key_differences,
     mapped_tensor,
     raise_problems,
+    wrap_arrays,
 )
 from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
 from keras_mae.weights.hub import HubUnavailableError, Location, read_json
+from keras_mae.weights.naming_detection import fits_a_naming
 from keras_mae.weights.pickles import Stub
 from keras_mae.weights.pytorch_files import read_pytorch_file
+from keras_mae.weights.state_choice import choose_state
 
 # what a folder or repository may hold, in order of preference
 WEIGHT_FILES = (
@@ -37,8 +40,6 @@ WEIGHT_FILES = (
 # what transformers' Trainer puts beside the weights
 _NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
 CONFIG_FILE = "config.json"
-# keys under which a PyTorch file nests its state dict
-_STATE_KEYS = ("model", "state_dict")
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": "float16",
@@ -49,12 +50,32 @@ _SAFETENSORS_DTYPES = {
 _HDF5 = b"\x89HDF"
 
 
-def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
-    """Opens a source of weights; values are read when they are asked for."""
+def open_checkpoint(
+    source: Weights,
+    state_key: str | None = None,
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> Checkpoint:
+    """Opens a source of weights; values are read when they are asked for.
+
+    `options` are the hub's; for the others see `Pretrained.from_pretrained`.
+    """
     if isinstance(source, Checkpoint):
         return source
-    if isinstance(source, collections.abc.Mapping):
-        return Checkpoint.from_state(source)
+    if isinstance(source, Mapping):
+        content = wrap_arrays(source)
+        checkpoint = _from_content(content, state_key, "state dict", "state dict")
+    else:
+        checkpoint = _open_path(source, state_key, options)
+    for pattern in [ignore] if isinstance(ignore, str) else ignore:
+        ignored = fnmatch.filter(checkpoint.tensors, pattern)
+        checkpoint.ignored += tuple(ignored)
+        for key in ignored:
+            del checkpoint.tensors[key]
+    return checkpoint
+
+
+def _open_path(source, state_key, options):
     if not isinstance(source, (str, os.PathLike)):
         raise PortError(
             "source must be a hub id, a path, or a dict of arrays. "
@@ -71,7 +92,7 @@ def open_checkpoint(source: Weights, **options: Any) -> Checkpoint:
     if path.name.endswith(".index.json"):
         checkpoint = _open_shards(location, path)
     else:
-        checkpoint = _open_file(path)
+        checkpoint = _open_file(path, state_key)
     checkpoint.source = str(source)
     config = location.find(CONFIG_FILE)
     if config is not None:
@@ -138,7 +159,7 @@ def _open_shards(location, index):
     return Checkpoint(str(index), tensors, container, file=str(index))
 
 
-def _open_file(path):
+def _open_file(path, state_key=None):
     """Opens one file by its content, whatever its name."""
     try:
         with open(path, "rb") as file:
@@ -152,32 +173,36 @@ def _open_file(path):
     if start[8:] == b"{":
         tensors = _open_safetensors(path)
         return Checkpoint(str(path), tensors, "safetensors", file=str(path))
-    content = read_pytorch_file(path)
-    state, args = content, {}
-    if isinstance(content, dict):
-        name = next((key for key in _STATE_KEYS if key in content), None)
-        state = content[name] if name else content
-        args = content.get("args", {})
-    if isinstance(state, Stub):
+    checkpoint = _from_content(
+        read_pytorch_file(path), state_key, "PyTorch pickle", str(path)
+    )
+    checkpoint.file = str(path)
+    _check_extent(path, checkpoint.tensors)
+    return checkpoint
+
+
+def _from_content(content, state_key, container, source):
+    """Chooses a state dict from what a file or a dict in memory holds."""
+    try:
+        state, notes = choose_state(content, state_key, fits_a_naming, source)
+    except PortError as error:
+        items = content.values() if isinstance(content, Mapping) else [content]
+        stubs = [item for item in items if isinstance(item, Stub)]
+        if not stubs or state_key is not None:
+            raise
         raise PortError(
-            f"{path} holds an object, {state!r}, which is not built: nothing of a file "
-            "is executed. Save its state_dict() instead"
-        )
-    if not isinstance(state, dict) or not any(
-        isinstance(value, LazyTensor) for value in state.values()
-    ):
-        raise PortError(f"{path} does not hold a dict of tensors")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, LazyTensor):
-            found = value if isinstance(value, Stub) else type(value).__name__
-            raise PortError(
-                f"{path}: {key!r:.60} must name a tensor. Received: {found}"
-            )
-    _check_extent(path, state)
-    args = args if isinstance(args, dict) else {}
-    args = {key: _plain(value) for key, value in args.items()}
+            f"{error}. It has an object, {stubs[0]!r}, which is not built: nothing of "
+            "a file is executed. Save its state_dict() instead"
+        ) from error
+    args = content.get("args")
+    args = args if isinstance(args, Mapping) else {}
     return Checkpoint(
-        str(path), dict(state), "PyTorch pickle", file=str(path), args=args
+        source,
+        dict(state.tensors),
+        container,
+        args={key: _plain(value) for key, value in args.items()},
+        others=state.others,
+        notes=tuple(notes),
     )
 
 

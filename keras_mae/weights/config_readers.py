@@ -117,8 +117,9 @@ def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str,
     """Collects settings from config.json, training arguments and file name."""
     config, family = checkpoint.config or {}, description.naming.family
     path = checkpoint.config_file
-    if family == "facebook":
+    if family != "huggingface":
         settings: dict[str, Any] = {"layer_norm_epsilon": FACEBOOK_EPSILON}
+        settings.update(description.naming.settings)
         if is_timm(config):
             settings.update(_from_timm(config, description, path))
         settings.update(_from_args(checkpoint.args, checkpoint.file))
@@ -261,6 +262,11 @@ def find_image_size(
 ) -> tuple[int, int]:
     """Finds the image size of a file's positions: configured, square, or `wanted`."""
     height, width = sizes["patch_size"]
+    if "positions" not in sizes:  # they are computed, for any size
+        size = sizes.get("image_size") or wanted
+        if size is None:
+            raise PortError(f"{source} has no positions; pass image_size")
+        return as_pair(size, "image_size")
     count = sizes["positions"] - 1
     side = math.isqrt(count)
     configured = sizes.get("image_size")

@@ -9,28 +9,26 @@ from keras_mae.weights.checkpoint import (
     PortError,
     key_differences,
     raise_problems,
-    shorten,
 )
 from keras_mae.weights.key_mapping import (
-    NAMINGS,
     Contents,
     Naming,
     block_root,
     port_rows,
     torch_shape,
 )
+from keras_mae.weights.naming_detection import find_naming, markers
 
-# before every key of a model that was wrapped for training
-_WRAPPERS = ("module.", "_orig_mod.")
 # counts the batches that a running mean has seen; nothing is computed from it
 COUNTER = "head.0.num_batches_tracked"
-# keys that may stay unused: a plain ViT may have a pooler, which MAE never has
-_IGNORED_KEYS = {COUNTER} | {
-    f"{prefix}pooler.dense.{name}"
-    for prefix in ("", "vit.")
-    for name in ("weight", "bias")
-}
-_IGNORED_KEYS |= {f"vit/pooler/dense/{name}:0" for name in ("kernel", "bias")}
+# keys that may stay unused: a plain ViT may have a pooler, an encoder the token that
+# its pretraining put in place of patches, a model the statistics of its images
+_UNUSED = re.compile(
+    rf"{re.escape(COUNTER)}|(vit\.)?pooler\.dense\.(weight|bias)"
+    r"|vit/pooler/dense/(kernel|bias):0|(.*\.)?mask_token"
+)
+_STATISTICS = re.compile(r"(.*[._])?(mean|std)")
+_MOST_CHANNELS = 64
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 # ours -> the variable whose key has it, the axis of PyTorch's, and the number of axes
 _SIZES = {
@@ -52,70 +50,60 @@ class Description(NamedTuple):
     tensors: dict  # key, without wrappers' prefixes -> LazyTensor
     sizes: dict  # by our names; `positions` counts the CLS token
     evidence: dict  # our name -> the key whose shape gave it
+    absent: frozenset  # keys of position tables that the source leaves to be computed
+    left_out: tuple  # keys that MAE has no use for
+    notes: tuple
 
 
 def describe_checkpoint(checkpoint: Checkpoint) -> Description:
     """Detects how a checkpoint names its keys, its parts, and its sizes."""
-    tensors = _unwrapped(checkpoint)
-    naming = _find_naming(tensors, checkpoint.source)
+    source = checkpoint.source
+    naming, tensors, strangers, notes = find_naming(checkpoint.tensors, source)
     contents = _find_contents(tensors, naming)
     try:
         rows = port_rows(contents, naming)
     except ValueError as error:
-        raise PortError(f"{checkpoint.source}: {error}") from error
+        raise PortError(f"{source}: {error}") from error
     wanted = {key for row in rows for key in row.keys}
-    problems = key_differences(wanted | (_IGNORED_KEYS & set(tensors)), tensors)
+    absent = {row.keys[0] for row in rows if row.kind == "positions"} - tensors.keys()
+    # a table that is there, but is no tensor, is not absent
+    absent -= checkpoint.others.keys()
+    left_out = set()
+    for key, tensor in [*tensors.items(), *strangers.items()]:
+        if key not in wanted and _may_stay(key, tensor, naming):
+            left_out.add(key)
+    used = {key: tensor for key, tensor in tensors.items() if key not in left_out}
+    strangers = {key: t for key, t in strangers.items() if key not in left_out}
+    problems = key_differences(wanted - absent, used) + key_differences((), strangers)
+    problems += [
+        f"{key} must be a tensor. Received: {checkpoint.others[key]}"
+        for key in sorted(wanted & checkpoint.others.keys())
+    ]
     problems += [
         f"dtype of {key}: expected floats, received {tensors[key].dtype}"
         for key in sorted(wanted & set(tensors))
         if tensors[key].dtype.name not in _FLOATS
     ]
-    raise_problems(f"{checkpoint.source} ({naming.title}) doesn't fit", problems)
+    raise_problems(f"{source} ({naming.title}) doesn't fit", problems)
     sizes, evidence = _find_sizes(tensors, contents, rows)
-    _check_extent(sizes, evidence, tensors, checkpoint.source)
-    return Description(naming, contents, tensors, sizes, evidence)
+    _check_extent(sizes, evidence, tensors, source)
+    return Description(
+        naming,
+        contents,
+        {key: tensors[key] for key in wanted - absent},
+        sizes,
+        evidence,
+        frozenset(absent),
+        tuple(sorted([*left_out, *checkpoint.ignored])),
+        (*checkpoint.notes, *notes),
+    )
 
 
-def _unwrapped(checkpoint):
-    """Removes wrappers' prefixes from all keys, in any order."""
-    tensors = dict(checkpoint.tensors)
-    for wrapper in _WRAPPERS * len(_WRAPPERS):
-        renamed = {}
-        for key, tensor in tensors.items():
-            name = key.removeprefix(wrapper)
-            if name in renamed:
-                raise PortError(
-                    f"{tensor.file}: {name} appears twice, with and without {wrapper}"
-                )
-            renamed[name] = tensor
-        tensors = renamed
-    return tensors
-
-
-def _markers(naming, variable="kernel"):
-    """Returns a key of the first encoder block and one of the first decoder block."""
-    contents = Contents(1, 1, frozenset({"decoder"}), qkv_bias=True)
-    keys = {row.path: row.keys[0] for row in port_rows(contents, naming)}
-    return [
-        keys[f"{side}.blocks.0.attention.qkv.{variable}"]
-        for side in ("encoder", "decoder")
-    ]
-
-
-def _find_naming(tensors, source):
-    """Chooses the naming whose first blocks are there, first of all the encoder's."""
-    scores = {
-        naming: [marker in tensors for marker in _markers(naming)] for naming in NAMINGS
-    }
-    best = max(scores, key=scores.get)
-    if not scores[best][0]:
-        some = shorten(", ".join(sorted(tensors)[:4]))
-        titles = "; ".join(naming.title for naming in NAMINGS)
-        raise PortError(
-            f"{source} is in an unknown format (known: {titles}). "
-            f"Received keys: {some}, ..."
-        )
-    return best
+def _may_stay(key, tensor, naming):
+    """Whether nothing is lost where a key is not used."""
+    if _STATISTICS.fullmatch(key):
+        return math.prod(tensor.shape) <= _MOST_CHANNELS
+    return bool(_UNUSED.fullmatch(key) or re.fullmatch(naming.unused or "(?!)", key))
 
 
 def _find_contents(tensors, naming):
@@ -137,15 +125,17 @@ def _find_contents(tensors, naming):
         except ValueError:
             return False  # the library has no such part
 
-    parts = ("norm", "decoder", "head_norm", "head", "probe")
-    parts = frozenset(part for part in parts if has(part))
+    parts = ("norm", "head_norm", "head", "probe")
+    # not by its mask token, which encoders may have
+    decoder = {"decoder"} if markers(naming)[1] in tensors else set()
+    parts = frozenset(part for part in parts if has(part)) | decoder
     if "probe" in parts:
         parts -= {"head"}
     return Contents(
         depth("encoder"),
         depth("decoder") if "decoder" in parts else None,
         parts,
-        qkv_bias=_markers(naming, "bias")[0] in tensors,
+        qkv_bias=markers(naming, "bias")[0] in tensors,
     )
 
 
@@ -156,6 +146,8 @@ def _find_sizes(tensors, contents, rows):
         if path not in rows:
             continue
         key = rows[path].keys[0]
+        if key not in tensors:
+            continue  # a table of positions
         shape = tensors[key].shape
         if len(shape) != rank:
             raise PortError(
@@ -187,7 +179,7 @@ def _check_extent(sizes, evidence, tensors, source):
         width = sizes[f"{prefix}hidden_dim"]
         block = 4 * width**2 + 2 * width * sizes.get(f"{prefix}mlp_dim", 0)
         wanted += sizes[f"{prefix}depth"] * block
-        wanted += (sizes["positions"] + values) * width
+        wanted += (sizes.get("positions", 0) + values) * width
     held = sum(math.prod(tensor.shape) for tensor in tensors.values())
     if wanted > 2 * held:
         raise_problems(

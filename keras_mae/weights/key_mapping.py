@@ -1,4 +1,4 @@
-"""State dict keys of Hugging Face, timm and facebook, mapped to our variables.
+"""State dict keys of other libraries, mapped to our variables.
 
 Three tables name the parts of a Vision Transformer, here and in the other libraries.
 From them `port_rows` lists the variables of a model: the one at `path` holds what the
@@ -28,15 +28,18 @@ class Naming(NamedTuple):
     """How a library names its keys."""
 
     title: str  # in reports
-    family: str  # "facebook" (timm too) or "huggingface"
+    family: str  # the column of `_OUTSIDE`: "facebook" (timm too), "huggingface", ...
     leaves: str  # the column of `_BLOCK`: names inside a block
     blocks: str  # before the number of an encoder block
     decoder_blocks: str
     prefix: str = ""  # before every key of the encoder
+    decoder_prefix: str = ""  # before those of the decoder
     number: str = "."  # between `blocks` and the number of an encoder block
     # "torch": keys such as "a.b.weight", kernels (out, in); "tensorflow": Keras's
     # names as paths, "a/b/kernel:0", kernels (in, out)
     layout: str = "torch"
+    unused: str = ""  # keys that MAE has no use for, as a regular expression
+    settings: tuple = ()  # pairs of our names and values that the library fixes
 
     @property
     def separator(self) -> str:
@@ -77,6 +80,28 @@ HUGGINGFACE_TENSORFLOW = Naming(
     number="._",
     layout="tensorflow",
 )
+MMPRETRAIN = Naming(
+    title="mmpretrain",
+    family="mmpretrain",
+    leaves="mmpretrain",
+    blocks="layers",
+    decoder_blocks="decoder_blocks",
+    prefix="backbone.",
+    decoder_prefix="neck.",
+)
+# an encoder by itself
+SAPIENS = MMPRETRAIN._replace(title="mmpretrain, bare model (Sapiens)", prefix="")
+SOLO_LEARN = FACEBOOK._replace(
+    title="solo-learn",
+    prefix="backbone.",
+    decoder_prefix="decoder.",
+    unused=r"classifier\..*",
+    settings=(("decoder_layer_norm_epsilon", 1e-5),),
+)
+LIGHTLY = FACEBOOK._replace(
+    title="lightly", prefix="backbone.vit.", decoder_prefix="decoder."
+)
+# of several that fit, the first with a decoder is taken, or the first
 NAMINGS = (
     FACEBOOK,
     HUGGINGFACE,
@@ -84,18 +109,23 @@ NAMINGS = (
     HUGGINGFACE_STATE,
     *_BARE,
     HUGGINGFACE_TENSORFLOW,
+    MMPRETRAIN,
+    SAPIENS,
+    SOLO_LEARN,
+    LIGHTLY,
 )
 
 # inside a block. kind, ours, then a column for each way of naming; braces list several
-_BLOCK_COLUMNS = ("facebook", "huggingface_4", "huggingface_5")
+_BLOCK_COLUMNS = ("facebook", "huggingface_4", "huggingface_5", "mmpretrain")
 _BLOCK = (
-    ("norm", "norm1", "norm1", "layernorm_before", "layernorm_before"),
+    ("norm", "norm1", "norm1", "layernorm_before", "layernorm_before", "ln1"),
     (
         "qkv",
         "attention.qkv",
         "attn.qkv",
         "attention.attention.{query,key,value}",
         "attention.{q_proj,k_proj,v_proj}",
+        "attn.qkv",
     ),
     (
         "dense",
@@ -103,23 +133,39 @@ _BLOCK = (
         "attn.proj",
         "attention.output.dense",
         "attention.o_proj",
+        "attn.proj",
     ),
-    ("norm", "norm2", "norm2", "layernorm_after", "layernorm_after"),
-    ("dense", "mlp.fc1", "mlp.fc1", "intermediate.dense", "mlp.fc1"),
-    ("dense", "mlp.fc2", "mlp.fc2", "output.dense", "mlp.fc2"),
+    ("norm", "norm2", "norm2", "layernorm_after", "layernorm_after", "ln2"),
+    (
+        "dense",
+        "mlp.fc1",
+        "mlp.fc1",
+        "intermediate.dense",
+        "mlp.fc1",
+        "ffn.layers.0.0",
+    ),
+    ("dense", "mlp.fc2", "mlp.fc2", "output.dense", "mlp.fc2", "ffn.layers.1"),
 )
 
-# outside the blocks. part, kind, ours, facebook's name, Hugging Face's
-_OUTSIDE_COLUMNS = ("facebook", "huggingface")
+# outside the blocks. part, kind, ours, then a column for each family
+_OUTSIDE_COLUMNS = ("facebook", "huggingface", "mmpretrain")
 _EMBEDDING = "encoder.patch_embedding"
 _OUTSIDE = (
-    ("encoder", "same", f"{_EMBEDDING}.cls_token", "cls_token", "embeddings.cls_token"),
+    (
+        "encoder",
+        "same",
+        f"{_EMBEDDING}.cls_token",
+        "cls_token",
+        "embeddings.cls_token",
+        "cls_token",
+    ),
     (
         "encoder",
         "positions",
         f"{_EMBEDDING}.positions.embeddings",
         "pos_embed",
         "embeddings.position_embeddings",
+        "pos_embed",
     ),
     (
         "encoder",
@@ -127,23 +173,53 @@ _OUTSIDE = (
         f"{_EMBEDDING}.projection",
         "patch_embed.proj",
         "embeddings.patch_embeddings.projection",
+        "patch_embed.projection",
     ),
-    ("norm", "norm", "encoder.norm", "norm", "layernorm"),
-    ("decoder", "dense", "decoder.embed", "decoder_embed", "decoder.decoder_embed"),
-    ("decoder", "same", "decoder.mask_token", "mask_token", "decoder.mask_token"),
+    ("norm", "norm", "encoder.norm", "norm", "layernorm", "ln1"),
+    (
+        "decoder",
+        "dense",
+        "decoder.embed",
+        "decoder_embed",
+        "decoder.decoder_embed",
+        "decoder_embed",
+    ),
+    (
+        "decoder",
+        "same",
+        "decoder.mask_token",
+        "mask_token",
+        "decoder.mask_token",
+        "mask_token",
+    ),
     (
         "decoder",
         "positions",
         "decoder.positions.embeddings",
         "decoder_pos_embed",
         "decoder.decoder_pos_embed",
+        "decoder_pos_embed",
     ),
-    ("decoder", "norm", "decoder.norm", "decoder_norm", "decoder.decoder_norm"),
-    ("decoder", "pixels", "decoder.pred", "decoder_pred", "decoder.decoder_pred"),
-    ("head_norm", "norm", "head_norm", "fc_norm", None),
-    ("head", "dense", "head", "head", "classifier"),
-    ("probe", "statistics", "batch_norm", "head.0", None),
-    ("probe", "dense", "head", "head.1", None),
+    (
+        "decoder",
+        "norm",
+        "decoder.norm",
+        "decoder_norm",
+        "decoder.decoder_norm",
+        "ln1",
+    ),
+    (
+        "decoder",
+        "pixels",
+        "decoder.pred",
+        "decoder_pred",
+        "decoder.decoder_pred",
+        "decoder_pred",
+    ),
+    ("head_norm", "norm", "head_norm", "fc_norm", None, "backbone.ln2"),
+    ("head", "dense", "head", "head", "classifier", "head.fc"),
+    ("probe", "statistics", "batch_norm", "head.0", None, None),
+    ("probe", "dense", "head", "head.1", None, None),
 )
 
 # variables of a kind of layer: our name, the foreign one, the transform
@@ -256,7 +332,7 @@ def block_root(naming: Naming, side: str) -> str:
     """Returns what stands before the number in keys of encoder or decoder blocks."""
     if side == "encoder":
         return naming.prefix + naming.blocks + naming.number
-    return f"{naming.decoder_blocks}."
+    return f"{naming.decoder_prefix}{naming.decoder_blocks}."
 
 
 def _block_rows(path, root, naming, qkv_bias):
@@ -269,6 +345,12 @@ def _block_rows(path, root, naming, qkv_bias):
                 yield row
 
 
+_PREFIXES: dict[str, Callable[[Naming], str]] = {
+    "encoder": lambda naming: naming.prefix,
+    "decoder": lambda naming: naming.decoder_prefix,
+}
+
+
 def port_rows(contents: Contents, naming: Naming) -> list[Row]:
     """Lists the rows of all variables; paths start at a model with an `encoder`."""
     rows: list[Row] = []
@@ -279,7 +361,7 @@ def port_rows(contents: Contents, naming: Naming) -> list[Row]:
             continue
         if name is None:
             raise ValueError(f"The {naming.family} format has no name for {path}")
-        prefix = naming.prefix if path.startswith("encoder.") else ""
+        prefix = _PREFIXES.get(path.partition(".")[0], lambda naming: "")(naming)
         name = prefix + name.replace(".", naming.separator)
         rows += _layer_rows(kind, path, [name], naming)
     sides = [("encoder", contents.depth)]

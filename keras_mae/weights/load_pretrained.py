@@ -1,17 +1,25 @@
 """`from_pretrained` and `load_weights`: open a source, build a model, fill it."""
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import keras
+import numpy as np
 
 from keras_mae.ops.patches import grid_shape
+from keras_mae.ops.positions import sincos_positions
 from keras_mae.presets import PRESETS
 from keras_mae.weights import config_readers
-from keras_mae.weights.checkpoint import Checkpoint, PortError, Weights
+from keras_mae.weights.checkpoint import (
+    Checkpoint,
+    LazyTensor,
+    PortError,
+    Weights,
+)
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.format_detection import Description, describe_checkpoint
-from keras_mae.weights.key_mapping import port_rows
+from keras_mae.weights.key_mapping import FACEBOOK, port_rows
 from keras_mae.weights.report import PortReport
 from keras_mae.weights.state_dict import (
     SizeChange,
@@ -22,7 +30,10 @@ from keras_mae.weights.state_dict import (
 )
 
 _Model = TypeVar("_Model", bound=keras.Model)
-_READING = ("revision", "token", "cache_dir", "local_files_only")
+_READING = (
+    *("state_key", "ignore"),
+    *("revision", "token", "cache_dir", "local_files_only"),
+)
 _RESIZES = (None, "torch", "timm")
 _MERGES = ("sum", "mean")
 # heads differ from task to task, so a model may keep its own
@@ -45,13 +56,13 @@ class _Source(NamedTuple):
     @property
     def is_timm(self):
         """Whether keys and config.json are timm's."""
-        facebook = self.description.naming.family == "facebook"
+        facebook = self.description.naming == FACEBOOK
         return facebook and config_readers.is_timm(self.checkpoint.config)
 
     @property
     def format(self):
         naming = self.description.naming
-        if naming.family == "facebook":
+        if naming == FACEBOOK:
             return "timm" if self.is_timm else "facebook"
         return naming.title
 
@@ -200,7 +211,12 @@ def _fill(model, source, image_size, options, notes=()):
     want, shared = _match_parts(model, source)
     fresh = want.parts - shared
     kept = port_rows(have._replace(parts=shared), naming)
-    tensors = {key: description.tensors[key] for row in kept for key in row.keys}
+    tensors = {
+        key: description.tensors[key]
+        for row in kept
+        for key in row.keys
+        if key not in description.absent
+    }
     resize = options.position_resize or ("timm" if source.is_timm else "torch")
     encoder = encoder_of(model)
     change = SizeChange(
@@ -212,19 +228,46 @@ def _fill(model, source, image_size, options, notes=()):
         merge=options.channel_merge,
     )
     rows = port_rows(want._replace(parts=shared), naming)
+    computed = _sincos_tables(rows, description, change.old_grid)
     bar = keras.utils.Progbar(len(rows), unit_name="variable")
     progress = bar.update if options.progress else None
-    import_weights(model, tensors, rows, change, fresh, progress, source.title)
+    import_weights(
+        model, tensors | computed, rows, change, fresh, progress, source.title
+    )
     return PortReport(
         place=source.checkpoint.source,
         format=f"{source.format}, {source.checkpoint.container}",
         filled=len(tensors),
         target=source.target,
-        left_out=tuple(sorted(set(description.tensors) - set(tensors))),
+        left_out=tuple(
+            sorted({*description.tensors, *description.left_out} - set(tensors))
+        ),
         fresh=tuple(sorted(fresh)),
         resized=_resized(change, resize, shared),
-        notes=(*notes, *_differences(model, source, tensors)),
+        notes=(
+            *description.notes,
+            *(f"{key} is absent, and computed: sin-cos" for key in sorted(computed)),
+            *notes,
+            *_differences(model, source, tensors),
+        ),
     )
+
+
+def _sincos_tables(rows, description, grid):
+    """Returns the position tables that the source leaves to be computed, by key."""
+    tables = {}
+    for row in rows:
+        if row.kind == "positions" and row.keys[0] in description.absent:
+            side = "decoder_" if row.path.startswith("decoder.") else ""
+            width = description.sizes[f"{side}hidden_dim"]
+            table = sincos_positions(width, grid)[None]  # (1, 1 + L, D)
+            tables[row.keys[0]] = LazyTensor(
+                table.shape,
+                table.dtype,
+                functools.partial(np.asarray, table),
+                "sin-cos",
+            )
+    return tables
 
 
 def _match_parts(model, source):

@@ -1,7 +1,10 @@
-"""`save_pretrained`: writes a folder for Hugging Face, timm or facebook's code."""
+"""`save_pretrained`: writes a folder for another library."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,7 +14,13 @@ from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
 from keras_mae.weights.format_detection import COUNTER
-from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
+from keras_mae.weights.key_mapping import (
+    FACEBOOK,
+    HUGGINGFACE,
+    LIGHTLY,
+    MMPRETRAIN,
+    SOLO_LEARN,
+)
 from keras_mae.weights.report import PortReport
 from keras_mae.weights.state_dict import contents_of, export_weights
 
@@ -79,7 +88,29 @@ def _prepare_facebook(model):
     state = export_weights(model, FACEBOOK)
     if "probe" in contents_of(model).parts:
         state[COUNTER] = np.zeros((), "int64")
-    return state, args, (), notes
+    return state, {"args": args}, (), notes
+
+
+def _prepare_mmpretrain(model):
+    _import_torch()
+    _, notes = config_writers.to_facebook(model)
+    return export_weights(model, MMPRETRAIN), {"meta": {}}, (), notes
+
+
+def _prepare_solo_learn(model):
+    _import_torch()
+    _, notes = config_writers.to_facebook(model)
+    return export_weights(model, SOLO_LEARN), {}, (), notes
+
+
+def _prepare_lightly(model):
+    _import_torch()
+    _, notes = config_writers.to_facebook(model)
+    state = export_weights(model, LIGHTLY)
+    # its encoder has one that MAE doesn't use
+    width = state["backbone.vit.cls_token"].shape[-1]
+    state["backbone.mask_token"] = np.zeros((1, 1, width), "float32")
+    return state, {}, (), notes
 
 
 def _import_torch():
@@ -87,7 +118,7 @@ def _import_torch():
         import torch
     except ImportError as error:
         raise ValueError(
-            "format='facebook' needs PyTorch: pip install torch, or save with "
+            "this format needs PyTorch: pip install torch, or save with "
             "format='huggingface'"
         ) from error
     return torch
@@ -104,7 +135,7 @@ def _write_safetensors(state, config, folder):
         path.write_text(text)
 
 
-def _write_torch(state, args, folder):
+def _write_torch(state, beside, folder, name="model"):
     torch = _import_torch()
     tensors = {}
     for key, value in state.items():
@@ -112,12 +143,18 @@ def _write_torch(state, args, folder):
         wide = value.astype("float32") if value.dtype.name == "bfloat16" else value
         tensors[key] = torch.tensor(wide).to(getattr(torch, value.dtype.name))
     with atomic_write(folder / _TORCH) as path:
-        torch.save({"model": tensors, "args": args}, path)
+        torch.save({name: tensors, **beside}, path)
+
+
+_write_state_dict = functools.partial(_write_torch, name="state_dict")
 
 
 # format -> name of the weights file, function that prepares, function that writes
-_WRITERS = {
+_WRITERS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "huggingface": (_SAFETENSORS, _prepare_huggingface, _write_safetensors),
     "timm": (_SAFETENSORS, _prepare_timm, _write_safetensors),
     "facebook": (_TORCH, _prepare_facebook, _write_torch),
+    "mmpretrain": (_TORCH, _prepare_mmpretrain, _write_state_dict),
+    "solo-learn": (_TORCH, _prepare_solo_learn, _write_state_dict),
+    "lightly": (_TORCH, _prepare_lightly, _write_state_dict),
 }

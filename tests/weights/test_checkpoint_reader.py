@@ -183,12 +183,14 @@ def test_what_stands_beside_the_weights_is_passed_over(legacy, protocol, tmp_pat
 
 
 @pytest.mark.parametrize("name", foreign_objects())
-def test_but_not_in_the_place_of_a_tensor(name, tmp_path):
+def test_but_not_in_the_place_of_a_tensor(name, make_model, tmp_path):
     torch = pytest.importorskip("torch")
-    state = {"a": torch.zeros(3), "blocks.0": foreign_objects()[name]}
+    state = keras_mae.weights.export_weights(make_model().encoder, FACEBOOK)
+    state = {key: torch.tensor(value) for key, value in state.items()}
+    state["norm.weight"] = foreign_objects()[name]
     torch.save({"model": state}, tmp_path / "run.pth")
-    with pytest.raises(PortError, match=r"'blocks\.0' must name a tensor. Received"):
-        open_checkpoint(tmp_path / "run.pth")
+    with pytest.raises(PortError, match=r"norm\.weight must be a tensor. Received: "):
+        keras_mae.MAEEncoder.from_pretrained(tmp_path / "run.pth", num_heads=2)
 
 
 @pytest.mark.parametrize(
@@ -366,9 +368,11 @@ def test_a_key_with_and_without_wrapper_is_refused(make_model):
     for wrapper in ("_orig_mod.module.", "module._orig_mod.", "module."):
         wrapped = {f"{wrapper}{key}": value for key, value in state.items()}
         keras_mae.weights.load_weights(model, wrapped)
-    key = "decoder.mask_token"
-    with pytest.raises(PortError, match=rf"{key} appears twice"):
+    key = "vit.layernorm.weight"
+    with pytest.raises(PortError, match=rf"unused key: {key}"):
         keras_mae.weights.load_weights(model, {**wrapped, key: state[key]})
+    with pytest.raises(PortError, match=rf"{key} appears twice, with and without"):
+        keras_mae.weights.load_weights(model, {**state, f"_orig_mod.{key}": state[key]})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", '"text"'])
@@ -472,9 +476,10 @@ def test_a_configuration_of_something_else_says_nothing(make_model, tmp_path):
         (None, r"source must be a hub id, a path, or a dict.*NoneType"),
         (3, r"source must be a hub id, a path, or a dict.*int"),
         ("", r"source must be a file, a folder, or a hub id"),
-        ({"a": "text"}, r"in an unknown format"),
-        ({"a": {}}, r"a must be an array. Received: dict"),
-        ({3: np.zeros(2)}, r"in an unknown format.*Received keys: 3"),
+        ({"a": "text"}, r"does not hold a dict of tensors"),
+        ({"a": {}}, r"does not hold a dict of tensors"),
+        ({3: np.zeros(2)}, r"does not hold a dict of tensors"),
+        ({"a": np.zeros(2)}, r"in an unknown format.*Received keys: a"),
     ],
 )
 def test_no_source_at_all_is_refused(source, message):

@@ -5,7 +5,7 @@ import pytest
 
 import keras_mae
 from keras_mae.weights import PortError, export_weights, load_weights
-from keras_mae.weights.checkpoint import Checkpoint
+from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE, NAMINGS, port_rows
 from keras_mae.weights.state_dict import (
     SizeChange,
@@ -122,4 +122,4 @@ def test_a_table_that_forgets_a_variable_is_found_out(model):
     grid, channels = model.encoder.grid, model.encoder.num_channels
     fit = SizeChange(grid, grid, False, channels, channels, "sum")
     with pytest.raises(PortError, match="unfilled variable: mae_decoder"):
-        import_weights(model, Checkpoint.from_state(state).tensors, rows, fit)
+        import_weights(model, open_checkpoint(state).tensors, rows, fit)

@@ -1,0 +1,110 @@
+"""Finds the state dicts in what a file holds, and chooses one of them."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from keras_mae.weights.checkpoint import LazyTensor, PortError, shorten
+from keras_mae.weights.pickles import Stub
+
+# names of the plain weights, which go before others; the first of several is taken
+_PLAIN = (
+    *("model", "state_dict", "model_state_dict", "module", "model_state", "net"),
+    "weights",
+)
+# levels of dicts that are looked into, and how many dicts
+_DEEPEST, _MOST = 3, 10_000
+
+
+class State(NamedTuple):
+    """A dict of tensors."""
+
+    name: str  # the keys that lead to it, such as "model"; "" for all of the file
+    tensors: dict[str, LazyTensor]
+    others: dict[str, str]  # keys of what is no tensor -> what it is
+
+
+def find_states(content: Any) -> Iterator[State]:
+    """Yields all dicts that hold tensors, the outermost first."""
+    queue: list[tuple[str, Any, int]] = [("", content, 0)]
+    seen: set[int] = set()
+    while queue and len(seen) < _MOST:
+        name, items, depth = queue.pop(0)
+        if not isinstance(items, Mapping) or id(items) in seen:
+            continue
+        seen.add(id(items))
+        named = {key: item for key, item in items.items() if isinstance(key, str)}
+        tensors = {k: item for k, item in named.items() if isinstance(item, LazyTensor)}
+        if tensors:
+            others = {
+                key: f"{item!r:.60}" if isinstance(item, Stub) else type(item).__name__
+                for key, item in named.items()
+                if key not in tensors
+            }
+            yield State(name, tensors, others)
+        if depth < _DEEPEST:
+            inner = ((f"{name}.{key}".strip("."), item) for key, item in named.items())
+            queue += [(key, item, depth + 1) for key, item in inner]
+
+
+def choose_state(
+    content: Any,
+    state_key: str | None,
+    fits: Callable[[Mapping[str, LazyTensor]], bool],
+    source: str,
+) -> tuple[State, list[str]]:
+    """Returns a file's state dict, and notes on which it is.
+
+    `fits` tells whether a dict has the keys of a model that is known.
+    """
+    states = {state.name: state for state in find_states(content)}
+    if not states:
+        raise PortError(f"{source} does not hold a dict of tensors")
+    if state_key is not None:
+        return _named(states, state_key, source), []
+    fitting = [name for name, state in states.items() if fits(state.tensors)]
+    # where none fits, the error about the largest will say what is missing
+    found = fitting or [max(states, key=lambda name: len(states[name].tensors))]
+    plain = [name for name in _PLAIN if name in found]
+    if not plain and len(found) > 1:
+        raise PortError(
+            f"{source} holds several state dicts; pass state_key. "
+            f"{_listed(states, found)}"
+        )
+    chosen = (plain or found)[0]
+    notes = (
+        [f"the weights are the averaged copy, {chosen}"] if _averaged(chosen) else []
+    )
+    notes += [
+        f"an averaged copy of the weights is there too: state_key={name!r} reads it"
+        for name in fitting
+        if _averaged(name) and name != chosen
+    ]
+    return states[chosen], notes
+
+
+def _named(states, state_key, source):
+    if state_key in states:
+        return states[state_key]
+    for state in states.values():
+        start = len(state_key)
+        tensors = {
+            key[start:]: tensor
+            for key, tensor in state.tensors.items()
+            if key.startswith(state_key)
+        }
+        if tensors:
+            return State(state_key, tensors, {})
+    raise PortError(
+        f"{source}: state_key must be the name of a state dict, or what its keys begin "
+        f"with. {_listed(states, states)}. Received: {state_key!r:.60}"
+    )
+
+
+def _averaged(name):
+    return "ema" in re.split(r"[._]", name)
+
+
+def _listed(states, names):
+    texts = (f"{name!r} ({len(states[name].tensors)} tensors)" for name in names)
+    return shorten(f"There are {', '.join(texts)}")
