@@ -5,10 +5,11 @@ from typing import Any, Self
 
 from keras_mae.models.preset_files import is_preset_folder, load_preset, save_to_preset
 from keras_mae.presets import PRESETS, preset_sizes
-from keras_mae.utils.typing import PathLike
+from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import Weights
 from keras_mae.weights.load_pretrained import build_pretrained
 from keras_mae.weights.published import PUBLISHED
+from keras_mae.weights.push_to_hub import push_to_hub
 from keras_mae.weights.report import PortReport
 from keras_mae.weights.save_pretrained import save_pretrained
 
@@ -117,6 +118,8 @@ class Pretrained:
         position_resize: str | None = None,
         channel_merge: str = "sum",
         progress: bool = False,
+        filename: str | None = None,
+        subfolder: str | None = None,
         state_key: str | None = None,
         ignore: Sequence[str] = (),
         revision: str | None = None,
@@ -145,6 +148,9 @@ class Pretrained:
                 `"mean"` gives every channel the average kernel. Predicted pixels are
                 averaged in both.
             progress: Whether to show a progress bar.
+            filename: The file of weights, where a folder or repository has several or
+                one of an unusual name.
+            subfolder: The folder inside of a folder or repository.
             state_key: Which of a file's state dicts to read, such as `"model_ema"` or
                 `"student.state_dict"`, or what the keys of one of several models in it
                 begin with, such as `"teacher.backbone."`. By default the plain weights.
@@ -185,12 +191,62 @@ class Pretrained:
             position_resize=position_resize,
             channel_merge=channel_merge,
             progress=progress,
+            filename=filename,
+            subfolder=subfolder,
             state_key=state_key,
             ignore=ignore,
             revision=revision,
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        processor: Any = None,
+        *,
+        license: str,
+        training: str,
+        picture: PathLike | ArrayLike | None = None,
+        format: str = "huggingface",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+    ) -> str:
+        """Uploads the weights, the processor and a model card to the Hugging Face hub.
+
+        Args:
+            repo_id: Id of the repository, such as `"me/mae-birds"`; made where it is
+                missing.
+            processor: The `MAEImageProcessor` of the images.
+            license: Id of the licence, such as `"apache-2.0"`. What was fine-tuned from
+                facebook's weights is bound to theirs, `"cc-by-nc-4.0"`.
+            training: How the model was trained, on what: a text in Markdown.
+            picture: Path or `(H, W, 3)` uint8 array of a picture for the card, say one
+                that `keras_mae.visualization` draws.
+            format: As for `save_pretrained`.
+            private: Whether a new repository is private.
+            revision: The branch; by default `main`.
+            token: The hub's access token; by default the one that is logged in.
+
+        Returns:
+            Str, the address of the commit.
+
+        Raises:
+            ValueError: If an argument is wrong, or the hub refuses.
+        """
+        return push_to_hub(
+            self,
+            repo_id,
+            processor,
+            license=license,
+            training=training,
+            picture=picture,
+            format=format,
+            private=private,
+            revision=revision,
+            token=token,
         )
 
     def save_pretrained(

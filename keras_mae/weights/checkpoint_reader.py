@@ -18,6 +18,7 @@ from keras_mae.weights.checkpoint import (
     key_differences,
     mapped_tensor,
     raise_problems,
+    shorten,
     wrap_arrays,
 )
 from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
@@ -37,8 +38,20 @@ WEIGHT_FILES = (
     "tf_model.h5",
     "tf_model.h5.index.json",
 )
-# what transformers' Trainer puts beside the weights
-_NO_WEIGHTS = ("training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+# endings of weights by other names
+_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
+# beginnings of what training leaves beside the weights
+_NO_WEIGHTS = (
+    *(
+        "training_args",
+        "optimizer",
+        "scheduler",
+        "scaler",
+        "rng_state",
+        "random_states",
+    ),
+    *("trainer_state", "adapter_model"),
+)
 CONFIG_FILE = "config.json"
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
@@ -76,6 +89,7 @@ def open_checkpoint(
 
 
 def _open_path(source, state_key, options):
+    filename = options.pop("filename", None)
     if not isinstance(source, (str, os.PathLike)):
         raise PortError(
             "source must be a hub id, a path, or a dict of arrays. "
@@ -88,7 +102,9 @@ def _open_path(source, state_key, options):
         location = Location(path.parent)
     else:
         location = Location(source, **options)
-        path = _find_weights(location)
+        path = (
+            _find_weights(location) if filename is None else _named(location, filename)
+        )
     if path.name.endswith(".index.json"):
         checkpoint = _open_shards(location, path)
     else:
@@ -98,6 +114,14 @@ def _open_path(source, state_key, options):
     if config is not None:
         checkpoint.config, checkpoint.config_file = read_json(config), str(config)
     return checkpoint
+
+
+def _named(location, filename):
+    path = location.find(filename)
+    if path is None:
+        files = shorten(", ".join(location.list_files()) or "no files")
+        raise PortError(f"{location.source} has no {filename}. There are {files}")
+    return path
 
 
 def _find_weights(location):
@@ -111,26 +135,27 @@ def _find_weights(location):
             continue
         if path is not None:
             return path
+    files = location.list_files()
+    others = [
+        name
+        for name in files
+        if name.endswith(_ENDINGS) and not name.startswith(_NO_WEIGHTS)
+    ]
+    if len(others) == 1:
+        return location.require(others[0])
     if unavailable:
         raise unavailable
-    others = []
-    if location.is_folder:
-        endings = (".pth", ".pt", ".bin", ".safetensors", ".h5")
-        files = sorted(Path(location.source).iterdir())
-        others = [
-            path
-            for path in files
-            if path.suffix in endings and path.name not in _NO_WEIGHTS
-        ]
-        for path in files:
-            if path.suffix == ".index" and not others:
-                refuse_tensorflow_checkpoint(str(path))
-    if len(others) == 1:
-        return others[0]
-    found = f"; name one of {', '.join(p.name for p in others)}" if others else ""
-    if Path(location.source, "model.keras").is_file():
+    if location.is_folder and not others:
+        for name in files:
+            refuse_tensorflow_checkpoint(os.path.join(location.source, name))
+    found = f"; name one of {', '.join(others)} as filename" if others else ""
+    if not others:
+        found = f". There are {', '.join(files) or 'no files'}"
+    if "model.keras" in files and location.is_folder:
         found += "; keras.models.load_model reads its model.keras"
-    raise PortError(f"{location.source} has none of {', '.join(WEIGHT_FILES)}{found}")
+    raise PortError(
+        f"{location.source} has none of {', '.join(WEIGHT_FILES)}{shorten(found)}"
+    )
 
 
 def _open_shards(location, index):

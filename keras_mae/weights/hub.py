@@ -30,6 +30,7 @@ class Location:
         token: str | bool | None = None,
         cache_dir: PathLike | None = None,
         local_files_only: bool = False,
+        subfolder: str | None = None,
     ) -> None:
         self.source = os.path.expanduser(str(source))
         if os.path.isfile(self.source):
@@ -42,6 +43,7 @@ class Location:
                 "source must be a file, a folder, or a hub id such as "
                 f"facebook/vit-mae-base. Received: {self.source}, which does not exist"
             )
+        self.subfolder = subfolder
         self.options = {
             "revision": revision,
             "token": token,
@@ -52,14 +54,16 @@ class Location:
     def find(self, name: str) -> Path | None:
         """Finds a file, or downloads it; `None` where the source has no such file."""
         if self.is_folder:
-            path = Path(self.source, name)
+            path = Path(self.source, self.subfolder or "", name)
             return path if os.path.isfile(path) else None
         import huggingface_hub
         from huggingface_hub import errors
 
         try:
             return Path(
-                huggingface_hub.hf_hub_download(self.source, name, **self.options)
+                huggingface_hub.hf_hub_download(
+                    self.source, name, subfolder=self.subfolder, **self.options
+                )
             )
         except errors.LocalEntryNotFoundError as error:
             # later look-ups use the cache alone, without waiting for the hub
@@ -84,10 +88,46 @@ class Location:
         import huggingface_hub
 
         names = ("cache_dir", "revision")
+        path = f"{self.subfolder}/{name}" if self.subfolder else name
         found = huggingface_hub.try_to_load_from_cache(
-            self.source, name, **{key: self.options[key] for key in names}
+            self.source, path, **{key: self.options[key] for key in names}
         )
         return found is not None and not isinstance(found, str)
+
+    def list_files(self) -> list[str]:
+        """Lists the names of files in the folder or repository, sorted."""
+        if self.is_folder:
+            folder = Path(self.source, self.subfolder or "")
+            found = folder.iterdir() if folder.is_dir() else ()
+            return sorted(path.name for path in found if path.is_file())
+        start = f"{self.subfolder}/" if self.subfolder else ""
+        names = (
+            path.removeprefix(start)
+            for path in self._list_repository()
+            if path.startswith(start)
+        )
+        return sorted(name for name in names if "/" not in name)
+
+    def _list_repository(self):
+        """Lists the paths in a repository; offline those that are cached."""
+        import huggingface_hub
+
+        options = dict(self.options)
+        token = options.pop("token")
+        if not options.pop("local_files_only"):
+            try:
+                api = huggingface_hub.HfApi(token=token)
+                return api.list_repo_files(self.source, revision=options["revision"])
+            except (OSError, ValueError):
+                pass  # the hub can't be reached
+        try:
+            snapshot = huggingface_hub.snapshot_download(
+                self.source, local_files_only=True, **options
+            )
+        except (OSError, ValueError):
+            return []
+        found = Path(snapshot).rglob("*")
+        return [str(p.relative_to(snapshot)) for p in found if p.is_file()]
 
     def require(self, name: str) -> Path:
         """Finds a file that must be there."""

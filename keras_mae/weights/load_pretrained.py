@@ -31,7 +31,7 @@ from keras_mae.weights.state_dict import (
 
 _Model = TypeVar("_Model", bound=keras.Model)
 _READING = (
-    *("state_key", "ignore"),
+    *("filename", "subfolder", "state_key", "ignore"),
     *("revision", "token", "cache_dir", "local_files_only"),
 )
 _RESIZES = (None, "torch", "timm")

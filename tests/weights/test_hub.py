@@ -1,17 +1,22 @@
 """The Hugging Face hub, replaced by a local server: cache, revision, token, offline."""
 
+import base64
+import io
 import shutil
 import time
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from PIL import Image
 
 import keras_mae
 from keras_mae.models.loading import load_model
 from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.weights import PortError
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.comparison import assert_same_weights
-from tests.hub_server import NAME, TOKEN, serve
+from tests.hub_server import COMMITS, NAME, TOKEN, serve
 
 
 def use_endpoint(monkeypatch, endpoint):
@@ -167,3 +172,107 @@ def test_a_path_that_does_not_exist_is_no_hub_id(source, hub):
     with pytest.raises(PortError, match=rf"Received: {source}, which does not exist"):
         keras_mae.MAEEncoder.from_pretrained(source)
     assert not hub.seen
+
+
+def move_weights(folder, name):
+    """Leaves a PyTorch file of another name, and what a training leaves beside it."""
+    torch = pytest.importorskip("torch")
+    (folder / "config.json").unlink()
+    (folder / "model.safetensors").unlink()
+    for other in ("training_args.bin", "optimizer.pt"):
+        torch.save({"lr": 0.1, "state": {0: torch.zeros(2)}}, folder / other)
+    place = folder / name
+    place.parent.mkdir(exist_ok=True)
+    return place
+
+
+@pytest.fixture
+def lone_file(hub, models, tmp_path):
+    """Puts a model's weights into the repository under a name; returns the state."""
+
+    def put(name):
+        torch = pytest.importorskip("torch")
+        place = move_weights(tmp_path / "main", name)
+        state = keras_mae.weights.export_weights(models["main"], FACEBOOK)
+        tensors = {key: torch.tensor(value) for key, value in state.items()}
+        torch.save({"model": tensors}, place)
+
+    return put
+
+
+HEADS = {"num_heads": 2, "decoder_num_heads": 2}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["RETFound_mae_natureCFP.pth", "epoch=9.ckpt"])
+def test_a_lone_file_is_found_by_its_ending(name, lone_file, models, monkeypatch):
+    lone_file(name)
+    loaded = keras_mae.MAEPretrainer.from_pretrained(NAME, **HEADS)
+    assert_same_weights(loaded, models["main"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    again = keras_mae.MAEPretrainer.from_pretrained(NAME, **HEADS)
+    assert_same_weights(again, models["main"])
+
+
+@pytest.mark.slow
+def test_a_file_and_its_folder_are_named(lone_file, models, tmp_path):
+    lone_file("weights/one.pth")
+    shutil.copy(tmp_path / "main/weights/one.pth", tmp_path / "main/weights/two.pth")
+    with pytest.raises(PortError, match=r"There are .*training_args\.bin"):
+        keras_mae.MAEPretrainer.from_pretrained(NAME)
+    with pytest.raises(PortError, match=r"name one of one\.pth, two\.pth as filename"):
+        keras_mae.MAEPretrainer.from_pretrained(NAME, subfolder="weights")
+    with pytest.raises(PortError, match=r"has no 3\.pth. There are one\.pth, two\.pth"):
+        keras_mae.MAEPretrainer.from_pretrained(
+            NAME, subfolder="weights", filename="3.pth"
+        )
+    for source in (NAME, tmp_path / "main"):
+        loaded = keras_mae.MAEPretrainer.from_pretrained(
+            source, subfolder="weights", filename="two.pth", **HEADS
+        )
+        assert_same_weights(loaded, models["main"])
+
+
+@pytest.mark.slow
+def test_an_upload_has_a_card_and_a_picture(hub, models):
+    picture = np.zeros((4, 6, 3), "uint8")
+    url = models["main"].push_to_hub(
+        NAME,
+        keras_mae.MAEImageProcessor(32),
+        license="cc-by-nc-4.0",
+        training="800 epochs on *birds*.",
+        picture=picture,
+        private=True,
+        token=TOKEN,
+    )
+    assert url.endswith(f"{NAME}/commit/{COMMITS['main']}")
+    assert hub.created[0]["name"] == "vit-mae-base" and hub.created[0]["visibility"]
+    ((header, *files),) = hub.commits
+    assert header["value"]["summary"] == "Upload MAEPretrainer"
+    content = {
+        file["value"]["path"]: base64.b64decode(file["value"]["content"])
+        for file in files
+    }
+    assert content.keys() == {
+        "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
+        "reconstruction.png",
+    }  # fmt: skip
+    card = content["README.md"].decode()
+    assert card.startswith("---\nlicense: cc-by-nc-4.0\n")
+    for text in (
+        "800 epochs on *birds*.",
+        "(reconstruction.png)",
+        "| mask ratio | 0.75",
+    ):
+        assert text in card
+    # the line that the card gives
+    assert f'keras_mae.MAEPretrainer.from_pretrained("{NAME}")' in card
+    with Image.open(io.BytesIO(content["reconstruction.png"])) as image:
+        assert image.size == (6, 4)
+
+
+def test_an_upload_needs_a_licence_and_a_token(hub, models):
+    with pytest.raises(ValueError, match=r"license must be a text\. Received"):
+        models["v2"].push_to_hub(NAME, license="", training="none")
+    with pytest.raises(PortError, match=f"{NAME} can't be uploaded"):
+        models["v2"].push_to_hub(NAME, license="mit", training="none", token="wrong")
