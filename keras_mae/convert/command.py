@@ -17,6 +17,7 @@ from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import find_processor_file
+from keras_mae.utils.class_names import LABELS_FILE, read_labels, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
@@ -56,6 +57,16 @@ class Config:
         None,
     )
     revision: str | None = flag("branch, tag or commit on the hub", None)
+    filename: str | None = flag("file of weights in the folder or repository", None)
+    subfolder: str | None = flag("folder in the folder or repository", None)
+    state_key: str | None = flag(
+        "name of the state dict in the file, or what the keys of a model in it begin "
+        "with",
+        None,
+    )
+    ignore: str | None = flag(
+        "patterns of keys to leave out, such as fpn.*,*.aux", None
+    )
     check: bool = flag("compare the outputs with PyTorch's", False)
 
 
@@ -68,7 +79,14 @@ def convert(config: Config) -> None:
     if source.suffix == ".keras":
         model = _load_keras(source)
     else:
-        compared.append(open_checkpoint(config.source, revision=config.revision))
+        reading = ("revision", "filename", "subfolder", "state_key")
+        compared.append(
+            open_checkpoint(
+                config.source,
+                ignore=config.ignore.split(",") if config.ignore else (),
+                **{name: getattr(config, name) for name in reading},
+            )
+        )
         model = _read(config, compared[0])
         print(model.port_report)
     if destination.suffix == ".keras":
@@ -76,6 +94,8 @@ def convert(config: Config) -> None:
         with atomic_write(destination) as part:
             model.save(part)
         print(f"{destination}: {type(model).__name__}")
+        if getattr(model, "class_names", None):
+            print(write_labels(destination.parent, model.class_names))
     else:
         print(model.save_pretrained(destination, config.format))
         compared.append(destination)
@@ -107,6 +127,9 @@ def _load_keras(path):
         raise ValueError(
             f"{path} must hold one of {names}. Received: {type(model).__name__}"
         )
+    labels = path.parent / LABELS_FILE
+    if isinstance(model, models.MAEClassifier) and labels.is_file():
+        model.class_names = read_labels(labels, model.num_classes)
     return model
 
 

@@ -105,6 +105,8 @@ class MAEClassifier(
             )
         self.encoder = encoder
         self.num_classes = num_classes
+        # what `from_pretrained` reads and `save_pretrained` writes beside the weights
+        self.class_names: tuple[str, ...] | None = None
         self.pooling = pooling
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         self.head_norm: Any = None

@@ -61,6 +61,13 @@ _SAFETENSORS_DTYPES = {
     "I64": "int64",
 }
 _HDF5 = b"\x89HDF"
+# beginnings of files that are no weights, and what they are
+_OTHERS = {
+    b"version https://git-lfs": "a pointer of Git LFS, not the file: git lfs pull",
+    b"<": "a page of HTML or XML, which a download gave instead of the file",
+    b"\x1f\x8b": "compressed by gzip: gunzip it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
+}
 
 
 def open_checkpoint(
@@ -149,7 +156,9 @@ def _find_weights(location):
         for name in files:
             refuse_tensorflow_checkpoint(os.path.join(location.source, name))
     found = f"; name one of {', '.join(others)} as filename" if others else ""
-    if not others:
+    if "adapter_config.json" in files:
+        found += "; it holds an adapter (LoRA): merge that into its model first"
+    elif not others:
         found = f". There are {', '.join(files) or 'no files'}"
     if "model.keras" in files and location.is_folder:
         found += "; keras.models.load_model reads its model.keras"
@@ -188,14 +197,17 @@ def _open_file(path, state_key=None):
     """Opens one file by its content, whatever its name."""
     try:
         with open(path, "rb") as file:
-            start = file.read(9)
+            start = file.read(32)
     except OSError as error:
         raise PortError(f"{path} can't be read: {error}") from error
     if start[:4] == _HDF5:
         tensors = open_hdf5(path)
         _check_extent(path, tensors)
         return Checkpoint(str(path), tensors, "HDF5", file=str(path))
-    if start[8:] == b"{":
+    for beginning, kind in _OTHERS.items():
+        if start.lstrip().startswith(beginning):
+            raise PortError(f"{path} is {kind}")
+    if start[8:9] == b"{":
         tensors = _open_safetensors(path)
         return Checkpoint(str(path), tensors, "safetensors", file=str(path))
     checkpoint = _from_content(

@@ -44,6 +44,7 @@ HUGGINGFACE_MAE: dict[str, tuple[str, Any]] = {
 # theirs -> ours; the first of several is the one that is written
 _ACTIVATIONS = {
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "gelu_pytorch_tanh": gelu_tanh,
     "gelu_new": gelu_tanh,
     "gelu_fast": gelu_tanh,
@@ -172,6 +173,25 @@ def _from_huggingface(config, path):
         )
     settings["activation"] = activations()[settings["activation"]]
     return settings
+
+
+def class_names(
+    config: Mapping[str, Any] | None, num_classes: int
+) -> tuple[str, ...] | None:
+    """Returns a configuration's names of the classes; `None` for none, or numbers."""
+    config = config or {}
+    card = config.get("pretrained_cfg")
+    names = config.get("label_names") or (
+        card.get("label_names") if isinstance(card, dict) else None
+    )
+    labels = config.get("id2label")
+    if isinstance(labels, dict):
+        names = [labels.get(str(index)) for index in range(num_classes)]
+        if names == [f"LABEL_{index}" for index in range(num_classes)]:
+            return None
+    if not isinstance(names, list) or len(names) != num_classes:
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def _from_timm(config, description, path):

@@ -43,9 +43,10 @@ def to_huggingface(model: keras.Model) -> dict[str, Any]:
         for ours, (theirs, _) in HUGGINGFACE_MAE.items():
             config[theirs] = sizes[ours]
     if "head" in parts:
-        labels = {str(index): f"LABEL_{index}" for index in range(model.num_classes)}
-        config["id2label"] = labels
-        config["label2id"] = {name: int(index) for index, name in labels.items()}
+        numbers = [f"LABEL_{index}" for index in range(model.num_classes)]
+        labels = dict(enumerate(model.class_names or numbers))
+        config["id2label"] = {str(index): name for index, name in labels.items()}
+        config["label2id"] = {name: index for index, name in labels.items()}
     return {**config, "architectures": [kind]}
 
 
@@ -77,6 +78,8 @@ def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
         "first_conv": "patch_embed.proj",
         "classifier": "head",
     }
+    if "head" in parts and model.class_names:
+        card["label_names"] = list(model.class_names)
     config = {
         # any of timm's plain Vision Transformers, shaped by model_args
         "architecture": "vit_base_patch16_224",

@@ -135,6 +135,9 @@ def build_pretrained(
         raise ValueError(f"{opened.title}: {error}") from error
     image_size = sizes["image_size"]
     model.port_report = _fill(model, opened, image_size, options, notes)
+    if cls.has_head:
+        config = opened.checkpoint.config
+        model.class_names = config_readers.class_names(config, model.num_classes)
     return model
 
 

@@ -61,8 +61,11 @@ def _read_zip(path):
     with zipfile.ZipFile(path) as archive, open(path, "rb") as raw:
         names = archive.namelist()
         pickles = [name for name in names if name.endswith("/data.pkl")]
-        if len(pickles) != 1 or len(set(names)) != len(names):
+        scripted = any(name.endswith("/constants.pkl") for name in names)
+        if len(pickles) != 1 or len(set(names)) != len(names) or scripted:
             hint = "; keras.models.load_model reads it" * (path.suffix == ".keras")
+            if scripted:
+                hint = ": it is TorchScript; save the model's state_dict() instead"
             raise PortError(f"{path} is a zip file, but not one of PyTorch's{hint}")
         folder = pickles[0].removesuffix("data.pkl")
         for info in archive.infolist():

@@ -10,6 +10,7 @@ import pathlib
 import pickle
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -571,3 +572,56 @@ def test_two_files_share_nothing_that_a_pickle_could_change(tmp_path):
     path = zipped(content, tmp_path / "n.pth")
     one, two = read_pytorch_file(path), read_pytorch_file(path)
     assert one == two == {"a": 1} and one is not two
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    {
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a": "Git LFS",
+        b"\n<!DOCTYPE html><html><body>404</body></html>": "a page of HTML",
+        b"\x1f\x8b\x08" + bytes(40): "compressed by gzip",
+    }.items(),
+)
+def test_what_a_download_may_leave_is_told_apart(content, message, tmp_path):
+    for name in ("model.safetensors", "pytorch_model.bin", "tf_model.h5"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(PortError, match=message):
+            open_checkpoint(tmp_path / name)
+
+
+def test_torchscript_and_adapters_are_told_apart(tmp_path):
+    torch = pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # from PyTorch 2.13 on
+        torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "model.pt")
+    with pytest.raises(PortError, match="it is TorchScript"):
+        open_checkpoint(tmp_path / "model.pt")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(PortError, match="holds an adapter"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("format", ["huggingface", "timm"])
+def test_class_names_survive_the_round_trip(format, make_model, tmp_path):
+    pooling = "cls" if format == "huggingface" else "mean"
+    model = keras_mae.MAEClassifier(make_model().encoder, 3, pooling=pooling)
+    model.save_pretrained(tmp_path / "numbers", format)
+    loaded = keras_mae.MAEClassifier.from_pretrained(tmp_path / "numbers")
+    assert loaded.class_names is None
+    loaded.class_names = ("cat", "dog", "Käse")
+    loaded.save_pretrained(tmp_path / "names", format)
+    again = keras_mae.MAEClassifier.from_pretrained(tmp_path / "names")
+    assert again.class_names == ("cat", "dog", "Käse")
+
+
+def test_gelu_python_is_exact_gelu(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert config["hidden_act"] == "gelu"
+    (folder / "config.json").write_text(
+        json.dumps({**config, "hidden_act": "gelu_python"})
+    )
+    model = keras_mae.MAEPretrainer.from_pretrained(folder)
+    assert model.encoder.get_config()["activation"] == "gelu"
