@@ -34,7 +34,9 @@ class DataConfig:
     dataset: str | None = flag(
         "dataset, as for pretrain.py; default: JPEGs made of photographs", None
     )
-    data_dir: str | None = flag("TensorFlow Datasets folder, for tfds:NAME", None)
+    data_dir: str | None = flag(
+        "folder of prepared data sets, for tfds:NAME and hf:NAME", None
+    )
     image_size: int = flag("output image size in pixels", 224)
     batch_size: int = flag("batch size", 64)
     batches: int = flag("batches per measurement", 8)

@@ -3,7 +3,8 @@
 --model is a pretraining run, a Hugging Face hub id or a PyTorch checkpoint; without it
 the weights are random. --recipe names the published hyperparameters (base, large, huge)
 or ours for small datasets; flags that are given override it. The dataset needs labels:
-digits, a folder of class folders, TFRecords with `image/class/label`, or tfds:NAME.
+digits, a folder of class folders, TFRecords with `image/class/label`,
+tfds:NAME, hf:NAME, or tar files of webdataset:GLOB.
 
 Writes into --output what pretrain.py writes, `best.keras` (the epoch of the highest
 top-1 accuracy on the held-out images) and `labels.txt` (class names). --eval evaluates

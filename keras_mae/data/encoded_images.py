@@ -1,8 +1,15 @@
-"""Base class of image collections that are decoded on the fly."""
+"""Base classes of image collections that are decoded on the fly."""
+
+import hashlib
+
+import tensorflow as tf
 
 from keras_mae.data.augmentation import center_crop, resize_and_flip
 from keras_mae.data.decoding import decode, decode_window
 from keras_mae.data.random_crop import random_window
+
+# of a collection that doesn't say which images are held out
+_HELD_OUT_SHARE = 0.02
 
 
 class EncodedImages:
@@ -31,3 +38,59 @@ class EncodedImages:
     def held_out_image(self, item, processor, seed):
         """Reads a held-out image: its center crop."""
         return center_crop(decode(self.encoded(item)), processor.image_size)
+
+
+class IndexedImages(EncodedImages):
+    """Base class of encoded images that are read by index, in any order.
+
+    A subclass defines `__len__`, `encoded`, `chosen`, and for each image: `keys`, bytes
+    that stay when others come or go; `shown_names`, bytes; and `labels`, an int array.
+    """
+
+    place: str  # where the images are, for errors
+
+    def __init__(self):
+        self._tensors = {}
+
+    def training_items(self, order):
+        """Shuffles the images without end: `(position, index)`."""
+        return order.indices(len(self))
+
+    def held_out_items(self):
+        """Lists the images once, by hash: the first few are of several classes."""
+        return tf.data.Dataset.from_tensor_slices(
+            tf.constant(_by_hash(self.keys), tf.int64)
+        )
+
+    def divided(self):
+        """Holds out 2 % of the images, at least one: those with the smallest hashes."""
+        if len(self) < 2:
+            raise ValueError(
+                f"{self.place} must hold at least two images, one of them held out, "
+                f"unless held_out names others. Received: {len(self)}"
+            )
+        # by hash: the same images in whatever order they are listed
+        turns = _by_hash(self.keys)
+        count = max(1, round(len(turns) * _HELD_OUT_SHARE))
+        return self.chosen(sorted(turns[count:])), self.chosen(turns[:count])
+
+    def name(self, index):
+        """Returns an image's name."""
+        return self._look_up("names", index, lambda: self.shown_names)
+
+    def label(self, index):
+        """Returns an image's class."""
+        return self._look_up("labels", index, lambda: self.labels)
+
+    def _look_up(self, table, index, make):
+        """Looks up `make()[index]`; the table is built once, outside of graphs."""
+        if table not in self._tensors:
+            with tf.init_scope():
+                self._tensors[table] = tf.convert_to_tensor(make())
+        return self._tensors[table][index]
+
+
+def _by_hash(keys):
+    """Sorts the indices of keys by the keys' hashes."""
+    hashes = [hashlib.sha256(key).digest() for key in keys]
+    return sorted(range(len(hashes)), key=hashes.__getitem__)

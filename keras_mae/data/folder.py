@@ -1,28 +1,25 @@
 """Image files in a folder, with a subfolder for each class."""
 
-import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.encoded_images import EncodedImages
+from keras_mae.data.encoded_images import IndexedImages
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _HELD_OUT_FOLDERS = ("val", "validation", "test")
-# of a folder without one of these
-_HELD_OUT_SHARE = 0.02
 
 
-class ImageFiles(EncodedImages):
+class ImageFiles(IndexedImages):
     """Image files below a folder."""
 
     def __init__(self, root, names, class_names=None):
-        self.root = os.fspath(root)
+        super().__init__()
+        self.root = self.place = os.fspath(root)
         self.names = list(names)  # of files, relative to root
         self._class_names = class_names
-        self._tensors = {}
 
     def __len__(self):
         return len(self.names)
@@ -31,20 +28,12 @@ class ImageFiles(EncodedImages):
     def paths(self):
         return [os.path.join(self.root, name) for name in self.names]
 
-    def divided(self):
-        """Holds out 2 % of the files, at least one: those with the smallest hashes."""
-        if len(self) < 2:
-            raise ValueError(
-                f"{self.root} must hold at least two images, one of them held out, "
-                f"unless held_out names others. Received: {len(self)}"
-            )
-        # by hash: the same files in whatever order the folder lists them
-        names = _by_hash(self.names)
-        count = max(1, round(len(names) * _HELD_OUT_SHARE))
-        return (
-            ImageFiles(self.root, sorted(names[count:])),
-            ImageFiles(self.root, names[:count]),
-        )
+    @property
+    def keys(self):
+        # the file system's own bytes, which need not be UTF-8
+        return [os.fsencode(name) for name in self.names]
+
+    shown_names = keys
 
     def without(self, others):
         """Leaves out files that another collection has."""
@@ -58,31 +47,13 @@ class ImageFiles(EncodedImages):
         ]
         return ImageFiles(self.root, kept)
 
-    def training_items(self, order):
-        """Shuffles the files without end: `(position, index)`."""
-        return order.indices(len(self))
-
-    def held_out_items(self):
-        """Lists the files once, by hash: the first few are of several classes."""
-        names = {name: index for index, name in enumerate(self.names)}
-        mixed = [names[name] for name in _by_hash(self.names)]
-        return tf.data.Dataset.from_tensor_slices(tf.constant(mixed, tf.int64))
-
     def name(self, index):
         """Returns an image's path."""
-        # the file system's own bytes, which need not be UTF-8
-        name = self._look_up(
-            "names", index, lambda: [os.fsencode(name) for name in self.names]
-        )
-        return tf.strings.join([os.fsencode(self.root), name], os.sep)
-
-    def label(self, index):
-        """Returns an image's class, from its folder."""
-        return self._look_up("labels", index, lambda: self.labels)
+        return tf.strings.join([os.fsencode(self.root), super().name(index)], os.sep)
 
     @property
     def labels(self):
-        """`(N,)` int64 array, the classes of all images."""
+        """`(N,)` int64 array, the classes of all images, from their folders."""
         numbers = {name: number for number, name in enumerate(self._class_names)}
         return np.array([numbers[os.path.dirname(n)] for n in self.names], "int64")
 
@@ -90,13 +61,6 @@ class ImageFiles(EncodedImages):
         """Selects files by index, with repetitions."""
         names = [self.names[index] for index in indices]
         return ImageFiles(self.root, names, self._class_names)
-
-    def _look_up(self, table, index, make):
-        """Looks up `make()[index]`; the table is built once, outside of graphs."""
-        if table not in self._tensors:
-            with tf.init_scope():
-                self._tensors[table] = tf.convert_to_tensor(make())
-        return self._tensors[table][index]
 
     def encoded(self, index):
         return tf.io.read_file(self.name(index))
@@ -162,7 +126,3 @@ def _splits(root):
     if folders == ["train"]:
         return root / "train", None
     return root, None
-
-
-def _by_hash(names):
-    return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())

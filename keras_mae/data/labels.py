@@ -5,15 +5,16 @@ import os
 import numpy as np
 
 from keras_mae.data.folder import ImageFiles, class_names
+from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
-from keras_mae.data.tfrecord import ImageRecords
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:
     """Finds and checks a data set's labels.
 
     Files have their folders as classes, sorted; records the numbers in them, of which a
-    first file is checked here; built-in images have their own.
+    first file is checked here; tar shards and Hugging Face's tables numbers or names,
+    which are all checked; built-in images have their own.
 
     Args:
         source: A `Source`.
@@ -85,7 +86,7 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
         return source
     if isinstance(source.training, list):
         labels = source.training_labels
-    elif isinstance(source.training, ImageFiles):
+    elif isinstance(source.training, (ImageFiles, ImageTable)):
         labels = source.training.labels
     else:
         raise ValueError("labels_per_class needs arrays or files, not TFRecords")
@@ -143,14 +144,14 @@ def _classes_of(root, names):
 
 
 def _known_names(parts, num_classes):
-    """Finds the classes of TFRecords: from a file beside them, or by their number."""
-    lists = [part.class_names for part in parts if isinstance(part, ImageRecords)]
+    """Finds the classes that data names, in or beside it, or their number."""
+    lists = [getattr(part, "class_names", None) for part in parts]
     lists = [list(names) for names in lists if names]
     if not lists:
         if num_classes is None:
             raise ValueError(
-                "num_classes must be given: the TFRecords number their classes, and "
-                "there is no file of class names beside them"
+                "num_classes must be given: the images' classes are numbers without "
+                "names, and TFRecords have no file of class names beside them"
             )
         return [str(number) for number in range(num_classes)]
     if lists[0] != lists[-1]:
@@ -172,6 +173,9 @@ def _labelled(images, names):
                 f"Received: {_shortened(classes)}"
             )
         return ImageFiles(images.root, images.names, names)
+    if isinstance(images, ImageTable):
+        _check_range(images.place, images.labels, names)
+        return images.with_classes(names)
     if images.label_key is None:
         raise ValueError("The TFRecords have no feature image/class/label or label")
     path, labels = images.first_labels()

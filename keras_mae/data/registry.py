@@ -4,13 +4,19 @@ import os
 
 from keras_mae.data.builtin import SOURCES
 from keras_mae.data.folder import load_folder
+from keras_mae.data.hf import load_hf
 from keras_mae.data.source import Source
 from keras_mae.data.tfds import load_tfds
 from keras_mae.data.tfrecord import load_tfrecord
+from keras_mae.data.webdataset import load_webdataset
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.utils.typing import PathLike
 
-_PREFIXES = ("folder:PATH", "tfrecord:GLOB", "tfds:NAME")
+_PREFIXES = (
+    *("folder:PATH", "tfrecord:GLOB", "tfds:NAME"),
+    *("hf:NAME", "hf:PATH", "webdataset:GLOB"),
+)
+_KINDS = {prefix.partition(":")[0] for prefix in _PREFIXES}
 
 
 def load_source(
@@ -24,13 +30,19 @@ def load_source(
     - `tfrecord:GLOB`: the files that match; the last one is held out.
     - `tfds:NAME`: the split `train`; held out is `validation` or `test`, else the last
       2 % of `train`.
+    - `hf:NAME` of the Hugging Face hub, or `hf:PATH`, a folder or files that `datasets`
+      reads: the split `train`; held out is `validation`, `val` or `test`, else 2 % of
+      `train`. `hf:NAME?image=COLUMN&label=COLUMN&config=NAME` says what types don't.
+    - `webdataset:GLOB`: the images of the tar files that match, `{000..099}` included;
+      2 % are held out.
 
     Args:
         dataset: Str, the name.
         held_out: Str, the name of a data set for held-out images: its own held-out
             part if it has one, else all of its images, which are then left out of
             training.
-        data_dir: Path of TensorFlow Datasets' prepared data sets; by default its own.
+        data_dir: Path of TensorFlow Datasets' prepared data sets, and of what
+            `datasets` keeps; by default their own.
 
     Returns:
         A `Source`.
@@ -68,7 +80,7 @@ def _load(name, data_dir, divide):
     if name in SOURCES:
         return SOURCES[name]()
     kind, colon, rest = name.partition(":")
-    if not (colon and rest and kind in ("folder", "tfrecord", "tfds")):
+    if not (colon and rest and kind in _KINDS):
         raise ValueError(
             f"dataset must be one of {', '.join([*SOURCES, *_PREFIXES])}. "
             f"Received: {name!r}"
@@ -77,6 +89,10 @@ def _load(name, data_dir, divide):
         training, held_out = load_folder(os.path.expanduser(rest), divide)
     elif kind == "tfrecord":
         training, held_out = load_tfrecord(os.path.expanduser(rest), divide)
+    elif kind == "webdataset":
+        training, held_out = load_webdataset(os.path.expanduser(rest), divide)
+    elif kind == "hf":
+        training, held_out = load_hf(rest, data_dir, divide)
     else:
         training, held_out = load_tfds(rest, data_dir)
     return Source(training, held_out, IMAGENET_MEAN, IMAGENET_STD, crop=True)

@@ -14,7 +14,7 @@ class Source(NamedTuple):
     Args:
         training: List of `(H, W, C)` uint8 arrays, or a collection of encoded images
             (`ImageFiles` of `keras_mae.data.folder`, `ImageRecords` of
-            `keras_mae.data.tfrecord`).
+            `keras_mae.data.tfrecord`, `ImageTable` of `keras_mae.data.image_table`).
         held_out: The same, the images of validation.
         mean: Tuple of floats, the channels' means in [0, 1].
         std: Tuple of floats, the channels' standard deviations in [0, 1].

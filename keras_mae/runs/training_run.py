@@ -44,7 +44,8 @@ class TrainingConfig:
     """Flags of every training script."""
 
     dataset: str = flag(
-        "training images: digits, photos, folder:PATH, tfrecord:GLOB or tfds:NAME",
+        "training images: digits, photos, folder:PATH, tfrecord:GLOB, tfds:NAME, "
+        "hf:NAME, hf:PATH or webdataset:GLOB",
         "digits",
     )
     held_out: str | None = flag(
@@ -52,7 +53,9 @@ class TrainingConfig:
         "validation split",
         None,
     )
-    data_dir: str | None = flag("TensorFlow Datasets folder, for tfds:NAME", None)
+    data_dir: str | None = flag(
+        "folder of prepared data sets, for tfds:NAME and hf:NAME", None
+    )
     output: str = flag("output folder of the run", "runs/training")
     config: str | None = flag(
         "JSON file to read flags from, such as a run's config.json; flags given "
