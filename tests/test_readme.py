@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -235,6 +236,11 @@ SMALLER = {
     "keras-mae-export": "",
     "python training/pretrain.py --dataset=photos": "--image_size=32 --epochs=1 "
     "--warmup_epochs=0 --validation_images=8 --log_every=1",
+    "python training/pretrain.py --dataset=hf:": "--dataset=hf:pets --image_size=32 "
+    "--batch_size=8 --epochs=1 --warmup_epochs=0",
+    "python training/pretrain.py --dataset='webdataset:": "--held_out=folder:pets "
+    "--dataset=webdataset:pets.tar --image_size=32 --batch_size=8 --epochs=1 "
+    "--warmup_epochs=0",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --strategy=mirrored": "--dataset=folder:pets "
     "--preset=mae_tiny --replicas=2 --batch_size=8 --epochs=1 --warmup_epochs=0",
@@ -284,6 +290,8 @@ def write_files(folder):
             pixels = rng.integers(0, 256, (40, 50, 3), "uint8")
             Image.fromarray(pixels).save(folder / "pets" / name / f"{index}.jpg")
         shutil.copy(folder / "pets" / name / "0.jpg", folder / f"{name}.jpg")
+    with tarfile.open(folder / "pets.tar", "w") as tar:
+        tar.add(folder / "pets", "pets")
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny", depth=1, decoder_depth=1)
     model.save_pretrained(folder, "facebook")
     (folder / "model.pth").rename(folder / "mae_pretrain_vit_base_full.pth")

@@ -3,8 +3,8 @@
 `load_source` finds images by name: `digits`, `photos`, `folder:PATH`,
 `tfrecord:GLOB`, `tfds:NAME`, `hf:NAME`, `hf:PATH` or `webdataset:GLOB`.
 `training_pipeline` yields them without end, in an order that depends only on the seed
-and the batch's number: a run that resumes, or has several workers, sees the same batches
-as one uninterrupted worker.
+and the batch's number: a run that resumes, or has several workers, sees the same
+batches as one uninterrupted worker.
 """
 
 from keras_mae.data.augmentation import (

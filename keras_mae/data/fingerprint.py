@@ -6,6 +6,7 @@ import os
 import tensorflow as tf
 
 from keras_mae.data.folder import ImageFiles
+from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
 from keras_mae.data.tfrecord import ImageRecords
@@ -46,7 +47,7 @@ def _rows(images):
         yield from ((path, *_local_stat(path)) for path in images.paths)
     elif isinstance(images, ImageRecords):
         yield from ((*shard, *_stat(shard.path)) for shard in images.shards)
-    elif isinstance(images, ImageTable):
+    elif isinstance(images, (ImageStream, ImageTable)):
         yield from images.fingerprint_rows()
     else:
         for image in images:

@@ -4,12 +4,14 @@ import glob
 import os
 import re
 from functools import cached_property
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
+from keras_mae.data.hf_stream import ImageStream, count_images
 from keras_mae.data.image_table import ImageTable, Table
 
 _HELD_OUT_SPLITS = ("validation", "val", "test")
-_OPTIONS = ("config", "image", "label")
+_OPTIONS = ("config", "image", "label", "streaming")
 # files that `save_to_disk` writes
 _SAVED = ("dataset_dict.json", "state.json")
 # types of a column of classes that is no ClassLabel
@@ -107,7 +109,8 @@ class ArrowTable(Table):
 def load_hf(name, data_dir=None, divide=True):
     """Finds a data set's images: for training, and held out or `None`.
 
-    See `load_source`; `name` may end in `?image=COLUMN&label=COLUMN&config=NAME`.
+    See `load_source`; `name` may end in `?image=COLUMN&label=COLUMN&config=NAME`, and
+    in `streaming=true`, which reads the images anew each epoch and keeps none.
     """
     try:
         # slow to import, and of use to this source alone
@@ -119,7 +122,7 @@ def load_hf(name, data_dir=None, divide=True):
         ) from error
     name, options = _parse(name)
     try:
-        splits = _load(datasets, name, options.get("config"), data_dir)
+        splits = _load(datasets, name, options, data_dir)
     # whatever a file, the hub or the network is in for
     except Exception as error:
         cause = error.__cause__ or error
@@ -127,13 +130,17 @@ def load_hf(name, data_dir=None, divide=True):
         raise ValueError(
             f"hf:{name} could not be loaded: {type(cause).__name__}: {first[:300]}"
         ) from error
-    if isinstance(splits, datasets.Dataset):
-        splits = {"train": splits}
-    held_out = _held_out_split(splits, name)
-    images = _images(splits, "train", name, options)
-    if held_out is not None:
-        return images, _images(splits, held_out, name, options)
-    return images.divided() if divide else (images, None)
+    names = _names(splits, name)
+    images = [_images(splits[split], split, name, options) for split in names]
+    if len(images) == 2 or not divide:
+        return images[0], images[1] if len(images) == 2 else None
+    if isinstance(images[0], ImageStream):
+        raise ValueError(
+            f"hf:{name} must have a split {' or '.join(_HELD_OUT_SPLITS)} to be "
+            "streamed, unless held_out names other images. "
+            f"Received: {', '.join(sorted(splits))}"
+        )
+    return images[0].divided()
 
 
 def _parse(name):
@@ -141,44 +148,86 @@ def _parse(name):
     name, mark, query = name.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
     wrong = [key for key, value in pairs if key not in _OPTIONS or not value]
-    if wrong or (mark and not pairs):
-        options = ", ".join(f"{key}=..." for key in _OPTIONS)
+    options = dict(pairs)
+    if wrong or (mark and not pairs) or options.get("streaming", "true") != "true":
+        known = ", ".join(f"{key}=..." for key in _OPTIONS[:3])
         raise ValueError(
-            f"hf:NAME? must be followed by {options}, joined by &. Received: {query!r}"
+            f"hf:NAME? must be followed by {known} or streaming=true, joined by &. "
+            f"Received: {query!r}"
         )
-    return name, dict(pairs)
+    return name, options
 
 
-def _load(datasets, name, config, data_dir):
-    """Loads what a path holds, or what the hub calls so."""
+class Split(NamedTuple):
+    """A split: a `datasets.Dataset`, or a stream with a number and a version."""
+
+    dataset: Any
+    size: int
+    version: Any = None
+
+
+def _load(datasets, name, options, data_dir):
+    """Loads what a path holds, or what the hub calls so: a dict of `Split`."""
     path = os.path.expanduser(name)
+    if any(os.path.exists(os.path.join(path, file)) for file in _SAVED):
+        # mapped into memory, so that there is nothing to stream
+        splits = datasets.load_from_disk(path)
+        if isinstance(splits, datasets.Dataset):
+            splits = {"train": splits}
+        return {key: Split(split, len(split)) for key, split in splits.items()}
+    builder = _builder(datasets, name, path, options.get("config"), data_dir)
+    if "streaming" in options:
+        version = builder.hash, builder.config_id
+        return {
+            key: Split(split, count_images(builder, key), version)
+            for key, split in builder.as_streaming_dataset().items()
+            if key in ("train", *_HELD_OUT_SPLITS)
+        }
+    builder.download_and_prepare()
+    return {
+        key: Split(split, len(split)) for key, split in builder.as_dataset().items()
+    }
+
+
+def _builder(datasets, name, path, config, data_dir):
     if os.path.isdir(path):
-        if any(os.path.exists(os.path.join(path, file)) for file in _SAVED):
-            return datasets.load_from_disk(path)
-        return datasets.load_dataset(path, config, cache_dir=data_dir)
+        return datasets.load_dataset_builder(path, config, cache_dir=data_dir)
     if os.path.isfile(path) or glob.glob(path):
-        return datasets.load_dataset("parquet", data_files=path, cache_dir=data_dir)
+        return datasets.load_dataset_builder(
+            "parquet", data_files=path, cache_dir=data_dir
+        )
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
         raise FileNotFoundError("it is no name of the hub, and no such file exists")
-    return datasets.load_dataset(name, config, cache_dir=data_dir)
+    return datasets.load_dataset_builder(name, config, cache_dir=data_dir)
 
 
-def _held_out_split(splits, name):
-    """Returns the name of the held-out split, or `None`."""
-    if not len(splits.get("train", ())):
+def _names(splits, name):
+    """Lists the split for training, and the held-out one if there is one."""
+    sizes = {key: split.size for key, split in splits.items()}
+    if not sizes.get("train"):
         raise ValueError(
             f"hf:{name} must have a split 'train' with images. "
-            f"Received: {', '.join(sorted(splits)) or 'none'}"
+            f"Received: {', '.join(sorted(sizes)) or 'none'}"
         )
-    return next((key for key in _HELD_OUT_SPLITS if len(splits.get(key, ()))), None)
+    return ["train", *[key for key in _HELD_OUT_SPLITS if sizes.get(key)][:1]]
 
 
-def _images(splits, split, name, options):
-    features = splits[split].features
-    place = f"hf:{name}, split {split}"
-    image = _image_column(features, options.get("image"), place)
-    label = _label_column(features, options.get("label"), place)
-    return ImageTable(ArrowTable(splits[split], place, image, label))
+def _images(split, key, name, options):
+    dataset = split.dataset
+    place = f"hf:{name}, split {key}"
+    image = _image_column(dataset.features, options.get("image"), place)
+    label = _label_column(dataset.features, options.get("label"), place)
+    if split.version is None:
+        return ImageTable(ArrowTable(dataset, place, image, label))
+    from datasets import Image
+
+    return ImageStream(
+        dataset.select_columns([image, *([label] if label else [])]).cast_column(
+            image, Image(decode=False)
+        ),
+        *(place, (image, label), split.size, split.version),
+        getattr(dataset.features.get(label), "names", None),
+    )
 
 
 def _image_column(features, wanted, place):

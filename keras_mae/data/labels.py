@@ -5,6 +5,7 @@ import os
 import numpy as np
 
 from keras_mae.data.folder import ImageFiles, class_names
+from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
 
@@ -72,8 +73,8 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
         A `Source`.
 
     Raises:
-        ValueError: If a class has fewer images, or the images are TFRecords, whose
-            labels are not known in advance.
+        ValueError: If a class has fewer images, or the images are TFRecords or a
+            stream, whose labels are not known in advance.
 
     Example:
 
@@ -89,7 +90,9 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
     elif isinstance(source.training, (ImageFiles, ImageTable)):
         labels = source.training.labels
     else:
-        raise ValueError("labels_per_class needs arrays or files, not TFRecords")
+        raise ValueError(
+            "labels_per_class needs arrays or files, not TFRecords or streams"
+        )
     counts = np.bincount(labels, minlength=source.num_classes)
     names = source.class_names or ()
     if not 1 <= labels_per_class <= counts.min():
@@ -175,6 +178,8 @@ def _labelled(images, names):
         return ImageFiles(images.root, images.names, names)
     if isinstance(images, ImageTable):
         _check_range(images.place, images.labels, names)
+        return images.with_classes(names)
+    if isinstance(images, ImageStream):
         return images.with_classes(names)
     if images.label_key is None:
         raise ValueError("The TFRecords have no feature image/class/label or label")

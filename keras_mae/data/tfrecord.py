@@ -106,9 +106,7 @@ class ImageRecords(EncodedImages):
 
     def _turns(self, epoch, order):
         """Shuffles the shards' numbers, and takes this worker's."""
-        seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
-        turns = tf.range(len(self.shards), dtype=tf.int64)
-        turns = tf.random.experimental.stateless_shuffle(turns, seed)
+        turns = shuffled_turns(len(self.shards), epoch, order.seed)
         return turns[order.worker :: order.workers]
 
     def _first_epoch(self, order):
@@ -125,21 +123,9 @@ class ImageRecords(EncodedImages):
             epoch, rows = epoch + 1, rows - size
 
     def _epoch(self, epoch, order):
-        # in this function's graph only: the shuffle must not use the global seed
-        tf.compat.v1.set_random_seed(1)
         shards = self._chosen_shards(self._turns(epoch, order))
-        cycle = min(_CYCLE, -(-len(self.shards) // order.workers))
-        records = shards.interleave(
-            _read,
-            cycle_length=cycle,
-            num_parallel_calls=min(PARALLEL_CALLS, cycle),
-            deterministic=True,
-        )
-        seed = tf.stack([tf.constant(order.seed, tf.int64), epoch])
-        seed = tf.random.stateless_uniform(
-            (), seed, maxval=tf.int64.max, dtype=tf.int64
-        )
-        return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
+        count = -(-len(self.shards) // order.workers)
+        return shuffled_records(shards, _read, count, epoch, order.seed)
 
     def _chosen_shards(self, turns):
         turns = tf.cast(turns, tf.int64)
@@ -152,6 +138,29 @@ class ImageRecords(EncodedImages):
                 tf.gather(tf.constant(takes, tf.int64), turns),
             )
         )
+
+
+def shuffled_turns(count, epoch, seed):
+    """Shuffles the numbers of an epoch's shards."""
+    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+    turns = tf.range(count, dtype=tf.int64)
+    return tf.random.experimental.stateless_shuffle(turns, seed)
+
+
+def shuffled_records(shards, read, count, epoch, seed):
+    """Mixes the records of an epoch's shards, and shuffles them in a buffer."""
+    # in this function's graph only: the shuffle must not use the global seed
+    tf.compat.v1.set_random_seed(1)
+    cycle = min(_CYCLE, count)
+    records = shards.interleave(
+        read,
+        cycle_length=cycle,
+        num_parallel_calls=min(PARALLEL_CALLS, cycle),
+        deterministic=True,
+    )
+    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+    seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
+    return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
 
 
 def _read(shard, path, skip, take):

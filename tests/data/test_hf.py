@@ -309,3 +309,79 @@ def test_what_is_not_installed_is_told(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install 'keras-mae\[hf\]'"):
         data.load_source("hf:owner/birds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_streams_keep_their_order_too(workers, tmp_path):
+    parquet(tmp_path / "birds")
+    name, cache = f"{tmp_path}/birds?streaming=true", tmp_path / "cache"
+    source = data.with_labels(load(name, cache))
+    assert (source.epoch_size, len(source.held_out)) == (12, 3)
+    assert source.class_names == ("even", "odd")
+
+    def read(steps, **arguments):
+        return batches(source, steps, **arguments)
+
+    found = read(6)
+    for epoch in (found[:3], found[3:]):
+        assert sorted(shown(source, np.concatenate(epoch))) == [*range(12)]
+    assert not np.array_equal(found[:3], found[3:])
+    if workers == 1:
+        np.testing.assert_array_equal(read(2, first_step=4), found[4:])
+        images = data.held_out_images(source, processor_for(source))
+        assert shown(source, images) == [12, 13, 14]
+        steps = data.labelled_pipeline(source, processor_for(source), 12, seed=0)
+        images, labels = next(iter(steps))
+        parities = np.array(shown(source, images)) % 2
+        np.testing.assert_array_equal(labels.numpy().argmax(-1), parities)
+        return
+    shares = [
+        read(2, first_step=4, input_context=tf.distribute.InputContext(2, worker, 2))
+        for worker in range(2)
+    ]
+    np.testing.assert_array_equal(np.concatenate(shares, axis=1), found[4:])
+
+
+@pytest.mark.slow
+def test_streams_name_corrupt_images_and_miss_none(tmp_path):
+    rows = {"image": [{"bytes": pictures.encoded_picture(n)[1]} for n in range(6)]}
+    rows["image"][2:4] = [{"bytes": b"no picture"}, {"path": "/nowhere/3.png"}]
+    features = datasets.Features({"image": datasets.Image()})
+    path = tmp_path / "train-0.parquet"
+    arrow = datasets.Dataset.from_dict(rows, features)
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(arrow.data.table, path)
+    source = load(f"{path}?streaming=true", tmp_path / "cache", held_out="photos")
+    corrupt = data.CorruptImages()
+    first = batches(source, 1, 6, corrupt=corrupt)[0]
+    assert not set(shown(source, first)) & {2, 3}
+    name = f"row 2 of shard 0 of hf:{path}, split train"
+    assert sorted(corrupt.names) == ["/nowhere/3.png", name]
+    short = source._replace(training=data.hf_stream.ImageStream(
+        source.training._dataset, "short", ("image", None), 7, None))  # fmt: skip
+    with pytest.raises(tf.errors.FailedPreconditionError, match="contain 7 elements"):
+        batches(short, 2, 6, corrupt=corrupt)
+
+
+def test_streams_ask_for_what_they_cannot_know(tmp_path):
+    cache = tmp_path / "cache"
+    table(range(4)).to_parquet(tmp_path / "train-0.parquet")
+    name = f"{tmp_path}/train-0.parquet?streaming=true"
+    with pytest.raises(ValueError, match="validation or val or test to be streamed"):
+        load(name, cache)
+    source = load(name, cache, held_out=f"hf:{tmp_path}/train-0.parquet")
+    labelled = data.with_labels(source)
+    with pytest.raises(ValueError, match="not TFRecords or streams"):
+        data.few_labels(labelled, 1, seed=0)
+    before = data.dataset_fingerprint(labelled)
+    table(range(5)).to_parquet(tmp_path / "train-0.parquet")
+    other = data.with_labels(load(name, cache, held_out="photos")._replace(
+        held_out=labelled.held_out))  # fmt: skip
+    assert data.dataset_fingerprint(other) != before
+    folder_of_images(tmp_path / "birds")
+    with pytest.raises(ValueError, match="needs the number of images in 'train'"):
+        load(f"{tmp_path}/birds?streaming=true", cache)
+    with pytest.raises(ValueError, match=r"or streaming=true.*'streaming=yes'"):
+        load(f"{tmp_path}/birds?streaming=yes", cache)
