@@ -81,7 +81,7 @@ class ArrowTable(Table):
             )
         return values
 
-    @property
+    @cached_property
     def _files(self):
         return [file["filename"] for file in self._dataset.cache_files]
 
@@ -221,6 +221,8 @@ def _images(split, key, name, options):
         return ImageTable(ArrowTable(dataset, place, image, label))
     from datasets import Image
 
+    if "string" in str(getattr(dataset.features.get(label), "dtype", "")):
+        label = None  # which numbers they are, is known when all are read
     return ImageStream(
         dataset.select_columns([image, *([label] if label else [])]).cast_column(
             image, Image(decode=False)

@@ -47,11 +47,13 @@ class ImageTable(IndexedImages):
 
     @property
     def keys(self):
-        return [self.table.keys[number] for number in self.numbers]
+        keys = self.table.keys
+        return [keys[number] for number in self.numbers]
 
     @property
     def shown_names(self):
-        return [self.table.names[number] for number in self.numbers]
+        names = self.table.names
+        return [names[number] for number in self.numbers]
 
     @property
     def labels(self):
