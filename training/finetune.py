@@ -31,7 +31,7 @@ from keras_mae.runs.classification import (
     ClassifierTraining,
     recipe_flag,
 )
-from keras_mae.runs.training_run import exit_on_lost_worker
+from keras_mae.runs.training_run import ema_flag, exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import plot_confusion_matrix
 
@@ -62,6 +62,7 @@ class FinetuneConfig(ClassifierConfig):
     mixup: float | None = recipe_flag("mixup alpha, 0: off")
     cutmix: float | None = recipe_flag("CutMix alpha, 0: off")
     smoothing: float | None = recipe_flag("label smoothing")
+    ema: float | None = ema_flag()
 
 
 def main(config):
@@ -103,7 +104,11 @@ def build_model(training, given):
         config.min_learning_rate,
     )
     optimizer = finetuning_optimizer(
-        schedule, config.layer_decay, len(model.encoder.blocks), config.weight_decay
+        schedule,
+        config.layer_decay,
+        len(model.encoder.blocks),
+        config.weight_decay,
+        config.ema,
     )
     training.compile(model, optimizer, **config.compile_options())
     return model

@@ -21,7 +21,12 @@ from keras_mae import data
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
-from keras_mae.runs.training_run import Training, TrainingConfig, exit_on_lost_worker
+from keras_mae.runs.training_run import (
+    Training,
+    TrainingConfig,
+    ema_flag,
+    exit_on_lost_worker,
+)
 from keras_mae.utils.flags import flag, run_script
 
 # flags that a resumed run may change
@@ -49,6 +54,7 @@ class PretrainConfig(TrainingConfig):
         None,
     )
     flip: bool | None = flag("random horizontal flips; default: the dataset's", None)
+    ema: float | None = ema_flag()
     picture_every: int = flag("draw reconstructions every N epochs", 10)
     pictures: int = flag("number of held-out images to reconstruct", 4)
     validation_images: int = flag(
@@ -93,7 +99,7 @@ def build_model(config, channels, total_steps, warmup_steps, rematerialize=None)
     schedule = warmup_cosine(
         config.blr * config.batch_size / 256, total_steps, warmup_steps
     )
-    optimizer = pretraining_optimizer(schedule, config.weight_decay)
+    optimizer = pretraining_optimizer(schedule, config.weight_decay, config.ema)
     model.compile(optimizer=optimizer, **config.compile_options())
     model.optimizer.build(model.trainable_variables)
     return model

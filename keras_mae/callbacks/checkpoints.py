@@ -19,6 +19,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.optimizers.averaging import (
+    averaged_weights,
+    averaging_optimizer,
+    keep_own_weights,
+    release_own_weights,
+)
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import Logs, PathLike
 
@@ -44,6 +50,17 @@ def save_checkpoint(model, folder, keep=3):
         model.save(part)
     for old in list(list_checkpoints(folder).values())[:-keep]:
         old.unlink()
+    return path
+
+
+def save_newest(model, folder, model_file, keep=3):
+    """Saves a checkpoint, and as `model_file` the same, or the averaged weights."""
+    path = save_checkpoint(model, folder, keep)
+    if averaging_optimizer(model) is None:
+        link_or_copy(path, model_file)
+    else:
+        with averaged_weights(model), atomic_write(model_file) as part:
+            model.save(part)
     return path
 
 
@@ -94,9 +111,13 @@ class Checkpoints(keras.callbacks.Callback):
     failed save during training is printed, and tried again at the next interval; older
     checkpoints stay.
 
+    Where the optimizer averages weights (`use_ema`), checkpoints hold both, and the
+    weights of `model_file` are the averages. `fit` then ends with the weights as
+    trained, not overwritten by their averages: it may go on.
+
     Args:
         folder: Path of an existing folder.
-        model_file: Path that always holds the newest checkpoint, say `model.keras`.
+        model_file: Path that always holds the newest model, say `model.keras`.
         every_steps: Int, updates between two checkpoints, or `None`.
         every_minutes: Float, minutes between two checkpoints, or `None`.
         keep: Int, how many stay.
@@ -181,6 +202,7 @@ class Checkpoints(keras.callbacks.Callback):
         if self._former_handler is None:
             self.catch_sigterm()
             self._only_in_fit = True
+        keep_own_weights(self.model)
         self._saved_at = time.monotonic()
         step = optimizer_iterations(self.model)
         if self._saved_step is None:
@@ -237,19 +259,22 @@ class Checkpoints(keras.callbacks.Callback):
     def save(self, step: int) -> None:
         """Saves the checkpoint of step `step`, if this process writes files."""
         if self.write:
-            path = save_checkpoint(self.model, self.folder, self.keep)
-            link_or_copy(path, self.model_file)
+            save_newest(self.model, self.folder, self.model_file, self.keep)
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def on_train_end(self, logs: Logs = None) -> None:
         self.release_sigterm()
+        release_own_weights(self.model)
         step = optimizer_iterations(self.model)
         if step != self._saved_step:
             self.save(step)
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Saves the model with the highest score, which a JSON file beside it keeps."""
+    """Saves the model with the highest score, which a JSON file beside it keeps.
+
+    With the averaged weights where the optimizer keeps some, as `Validation` scores.
+    """
 
     def __init__(self, path, monitor):
         super().__init__()
@@ -267,7 +292,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         if self.best is not None and score <= self.best:
             return
         try:
-            with atomic_write(self.path) as part:
+            with averaged_weights(self.model), atomic_write(self.path) as part:
                 self.model.save(part)
             with atomic_write(self.score_path) as part:
                 part.write_text(json.dumps({self.monitor: score, "epoch": epoch + 1}))

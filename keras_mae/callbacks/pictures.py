@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval
+from keras_mae.optimizers.averaging import averaged_weights
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import Logs, PathLike, Tensor
 from keras_mae.visualization.reconstructions import draw_reconstructions
@@ -13,6 +14,8 @@ from keras_mae.visualization.reconstructions import draw_reconstructions
 
 class ReconstructionPictures(keras.callbacks.Callback):
     """Draws reconstructions of the same images and masks after every few epochs.
+
+    Where the optimizer averages weights (`use_ema`), the averages draw.
 
     Args:
         processor: The `MAEImageProcessor` that made `images`.
@@ -61,9 +64,10 @@ class ReconstructionPictures(keras.callbacks.Callback):
             return
         import tensorflow as tf
 
-        picture = draw_reconstructions(
-            self.model, self.processor, self.images, seed=self.seed
-        )
+        with averaged_weights(self.model):
+            picture = draw_reconstructions(
+                self.model, self.processor, self.images, seed=self.seed
+            )
         picture.save(self.folder / f"epoch-{epoch + 1:04d}.png")
         with self._writer.as_default():
             tf.summary.image("reconstructions", np.asarray(picture)[None], step=epoch)

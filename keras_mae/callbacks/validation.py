@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 import keras
 import numpy as np
 
+from keras_mae.optimizers.averaging import averaged_weights
 from keras_mae.utils.typing import Logs
 
 
@@ -13,7 +14,8 @@ class Validation(keras.callbacks.Callback):
 
     `fit(validation_data=...)` makes an iterator an epoch, whose end may wait many
     seconds for a thread of tf.data, most often under a distribution strategy. Put this
-    before callbacks that read `val_` values.
+    before callbacks that read `val_` values. Where the optimizer averages weights
+    (`use_ema`), the averages are evaluated.
 
     Args:
         batches: Infinite dataset, distributed or not, that repeats after `steps`.
@@ -42,8 +44,9 @@ class Validation(keras.callbacks.Callback):
         model.reset_metrics()
         if self._iterator is None:
             self._iterator = iter(self.batches)
-        for _ in range(0, self.steps, model.steps_per_execution):
-            results = model.test_function(self._iterator)
+        with averaged_weights(model):
+            for _ in range(0, self.steps, model.steps_per_execution):
+                results = model.test_function(self._iterator)
         # over all replicas, as `evaluate` returns them
         metrics = model.get_metrics_result()
         if set(metrics) == set(results):

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.ops.tracing import in_cpu_graph, traced_once
+from keras_mae.optimizers.averaging import AveragesWeights, ema_options
 from keras_mae.utils.typing import Tensor
 
 # values that all variables of one update share
@@ -46,7 +47,7 @@ def _adamw_update(
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
-class MatrixDecayAdamW(keras.optimizers.AdamW):
+class MatrixDecayAdamW(AveragesWeights, keras.optimizers.AdamW):
     """AdamW without weight decay for vectors: biases and norms.
 
     Unlike `exclude_from_weight_decay`, this survives saving the model.
@@ -54,7 +55,12 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     bias (Loshchilov and Hutter 2019, algorithm 2); Keras's own AdamW adds it before,
     which makes the first updates smaller. The arithmetic is float32 under every dtype.
 
+    With `use_ema`, averages of the weights are float32 as well, under any strategy.
+
     Args:
+        *args: Those of `keras.optimizers.AdamW`.
+        ema_warmup: Whether the average of `use_ema` forgets faster in the beginning: by
+            `1 - (1 + iterations) ** (-2 / 3)`, until that exceeds `ema_momentum`.
         **kwargs: Those of `keras.optimizers.AdamW`, without `amsgrad`.
 
     Raises:
@@ -67,10 +73,11 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     ```
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, ema_warmup: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.amsgrad:
             raise ValueError("MatrixDecayAdamW has no amsgrad. Received: amsgrad=True")
+        self.ema_warmup = ema_warmup
 
     def apply(self, grads: Any, trainable_variables: Any = None) -> None:
         token = _SHARED.set({})
@@ -133,10 +140,14 @@ class MatrixDecayAdamW(keras.optimizers.AdamW):
     def _use_weight_decay(self, variable):
         return len(variable.shape) > 1 and super()._use_weight_decay(variable)
 
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "ema_warmup": self.ema_warmup}
+
 
 def pretraining_optimizer(
     learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
     weight_decay: float = 0.05,
+    ema: float | None = None,
 ) -> MatrixDecayAdamW:
     """Builds the published AdamW for pretraining (paper, table 8).
 
@@ -146,9 +157,14 @@ def pretraining_optimizer(
     Args:
         learning_rate: Float or schedule.
         weight_decay: Float.
+        ema: Float in [0, 1), the decay of an exponential moving average of the weights,
+            which is lower in the beginning (`ema_warmup`); by default none is kept.
 
     Returns:
         A `MatrixDecayAdamW`.
+
+    Raises:
+        ValueError: If `ema` is out of range.
 
     Example:
 
@@ -158,5 +174,10 @@ def pretraining_optimizer(
     ```
     """
     return MatrixDecayAdamW(
-        learning_rate, weight_decay=weight_decay, beta_1=0.9, beta_2=0.95, epsilon=1e-8
+        learning_rate,
+        weight_decay=weight_decay,
+        beta_1=0.9,
+        beta_2=0.95,
+        epsilon=1e-8,
+        **ema_options(ema),
     )

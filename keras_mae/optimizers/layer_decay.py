@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_mae.optimizers.adamw import MatrixDecayAdamW
+from keras_mae.optimizers.averaging import ema_options
 from keras_mae.utils.typing import Tensor
 
 # without weight decay in fine-tuning, though they are not vectors
@@ -50,7 +51,7 @@ class FineTuningAdamW(MatrixDecayAdamW):
         *args: Those of `keras.optimizers.AdamW`.
         layer_decay: Float in (0, 1]; 1 makes all layers equal.
         depth: Int, the encoder's blocks: `len(model.encoder.blocks)`.
-        **kwargs: Those of `keras.optimizers.AdamW`, without `amsgrad`.
+        **kwargs: Those of `MatrixDecayAdamW`.
 
     Raises:
         ValueError: If `layer_decay` or `depth` is out of range; when built, if a
@@ -121,6 +122,7 @@ def finetuning_optimizer(
     layer_decay: float,
     depth: int,
     weight_decay: float = 0.05,
+    ema: float | None = None,
 ) -> FineTuningAdamW:
     """Builds the published AdamW for fine-tuning (paper, table 9).
 
@@ -132,12 +134,13 @@ def finetuning_optimizer(
         layer_decay: Float in (0, 1].
         depth: Int, the encoder's blocks.
         weight_decay: Float.
+        ema: Float in [0, 1), as of `pretraining_optimizer`.
 
     Returns:
         A `FineTuningAdamW`.
 
     Raises:
-        ValueError: If `layer_decay` or `depth` is out of range.
+        ValueError: If `layer_decay`, `depth` or `ema` is out of range.
 
     Example:
 
@@ -157,4 +160,5 @@ def finetuning_optimizer(
         beta_1=0.9,
         beta_2=0.999,
         epsilon=1e-8,
+        **ema_options(ema),
     )

@@ -5,6 +5,7 @@ import time
 import numpy as np
 from keras import ops
 
+from keras_mae.optimizers.averaging import averaging_optimizer
 from keras_mae.utils.distribution import read_tf_config
 
 GIB = 2**30
@@ -63,8 +64,14 @@ def estimate_memory(model, images):
     MLP's, two of attention; with rematerialization its input, and one whole block.
     """
     variables = model.trainable_variables
-    # the weight, its gradient and two moments
-    total = sum(4 * int(np.prod(v.shape)) * _item_size(v.dtype) for v in variables)
+    sizes = [int(np.prod(variable.shape)) for variable in variables]
+    # the weight, its gradient and two moments; averages are float32
+    total = sum(
+        4 * size * _item_size(variable.dtype)
+        for size, variable in zip(sizes, variables, strict=True)
+    )
+    if averaging_optimizer(model) is not None:
+        total += 4 * sum(sizes)
     for stack, tokens in _stacks(model):
         config = stack.get_config()
         block = tokens * (6 * stack.hidden_dim + 2 * config["mlp_dim"])

@@ -133,6 +133,15 @@ class TrainingConfig:
         }
 
 
+def ema_flag():
+    """The flag of scripts whose optimizer can average weights."""
+    return flag(
+        "decay of an exponential moving average of the weights, say 0.9999, which is "
+        "then evaluated, and saved in model.keras; default: none",
+        None,
+    )
+
+
 class Training:
     """A training run: checks flags and data, then starts or resumes, and trains.
 
@@ -332,8 +341,7 @@ class Training:
     def _save_first(self, model):
         """Saves before the first step: a full disk must show now, not in an hour."""
         run, keep = self.run, self.config.keep
-        path = checkpoints.save_checkpoint(model, run.checkpoints, keep)
-        checkpoints.link_or_copy(path, run.model)
+        path = checkpoints.save_newest(model, run.checkpoints, run.model, keep)
         there = len(checkpoints.list_checkpoints(run.checkpoints))
         checkpoints.check_disk_space(run.path, path.stat().st_size, keep + 1 - there)
 
