@@ -22,6 +22,7 @@ import numpy as np
 
 from keras_mae import data
 from keras_mae.models.loading import copy_encoder
+from keras_mae.ops.neighbors import knn_scores, top_accuracies
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
@@ -169,7 +170,7 @@ def compare(source, encoders, seed, config, results):
                 scores = classify(
                     training[chosen], source.training_labels[chosen], held_out
                 )
-                value, _ = probing.top_accuracies(scores, source.held_out_labels)
+                value, _ = top_accuracies(scores, source.held_out_labels)
             results.add(key, value)
 
 
@@ -192,7 +193,7 @@ def linear(features, labels, queries):
 
 def nearest(features, labels, queries):
     """Returns k-NN class scores."""
-    return probing.knn_scores(features, labels, queries, labels.max() + 1)
+    return knn_scores(features, labels, queries, labels.max() + 1)
 
 
 def fine_tune(source, encoder, seed, config):
@@ -227,7 +228,7 @@ def fine_tune(source, encoder, seed, config):
     model.fit(batches, steps_per_epoch=config.updates, verbose=0, shuffle=False)
     images = processor.normalize(np.stack(source.held_out))
     logits = model.predict(images, batch_size=config.batch_size, verbose=0)
-    return probing.top_accuracies(logits, source.held_out_labels)[0]
+    return top_accuracies(logits, source.held_out_labels)[0]
 
 
 def text(labels):

@@ -24,6 +24,13 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.models.features import extract_features
+from keras_mae.ops.neighbors import (
+    KNN_NEIGHBORS,
+    KNN_TEMPERATURE,
+    knn_scores,
+    top_accuracies,
+)
 from keras_mae.optimizers.lars import LARS
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
@@ -48,10 +55,8 @@ class ProbeConfig(ClassifierConfig):
         "small",
     )
     method: str = flag("probing method", "linear", ("linear", "knn", "logistic"))
-    k: int = flag("number of neighbors of knn", probing.KNN_NEIGHBORS)
-    temperature: float = flag(
-        "softmax temperature of knn's votes", probing.KNN_TEMPERATURE
-    )
+    k: int = flag("number of neighbors of knn", KNN_NEIGHBORS)
+    temperature: float = flag("softmax temperature of knn's votes", KNN_TEMPERATURE)
     c: float = flag("inverse L2 regularization strength of logistic", 0.1)
     pictures: bool = flag("plot the confusion matrix, and PCA and t-SNE", True)
 
@@ -116,7 +121,7 @@ def evaluate_features(training, model, processor):
             model.save(part)
         processor.save_pretrained(folder)
         write_labels(folder, training.class_names)
-    top1, top5 = probing.top_accuracies(scores, features["held_out_labels"])
+    top1, top5 = top_accuracies(scores, features["held_out_labels"])
     print(
         f"{config.method}: {len(scores):,} held-out images, top-1 {top1:.2%}, "
         f"top-5 {top5:.2%}"
@@ -142,7 +147,7 @@ def load_features(training, model, processor):
                 corrupt=training.corrupt,
             )
             steps = data.evaluation_steps(source, config.batch_size, is_training)
-            features, labels = probing.extract_features(function, batches, steps)
+            features, labels = extract_features(function, batches, steps)
             training.corrupt.check()
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays
@@ -177,7 +182,7 @@ def linear(training, model, features):
 def knn(training, model, features):
     """Returns k-NN class scores of the held-out images."""
     config = training.config
-    return probing.knn_scores(
+    return knn_scores(
         features["training_features"],
         features["training_labels"],
         features["held_out_features"],

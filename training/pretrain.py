@@ -19,8 +19,10 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks.pictures import ReconstructionPictures
+from keras_mae.callbacks.probe import METHODS, FeatureProbe
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
+from keras_mae.recipes import LINEAR_PROBING
 from keras_mae.runs.training_run import (
     Training,
     TrainingConfig,
@@ -30,7 +32,10 @@ from keras_mae.runs.training_run import (
 from keras_mae.utils.flags import flag, run_script
 
 # flags that a resumed run may change
-MAY_DIFFER = ("picture_every", "pictures", "validation_images")
+MAY_DIFFER = (
+    *("picture_every", "pictures", "validation_images"),
+    *("probe_every", "probe_method", "probe_dataset"),
+)
 
 
 @dataclasses.dataclass
@@ -59,6 +64,17 @@ class PretrainConfig(TrainingConfig):
     pictures: int = flag("number of held-out images to reconstruct", 4)
     validation_images: int = flag(
         "largest number of held-out images to validate on", 512
+    )
+    probe_every: int | None = flag(
+        "evaluate frozen features on labelled images every N epochs, as "
+        "linear_probe.py does; default: never",
+        None,
+    )
+    probe_method: str = flag("probing method of --probe_every", "knn", METHODS)
+    probe_dataset: str | None = flag(
+        "labelled images of --probe_every, named as for --dataset; default: those of "
+        "--dataset",
+        None,
     )
 
 
@@ -137,6 +153,9 @@ def train(training, model):
         training.run.pictures,
         config.picture_every,
     )
+    probes = []
+    if config.probe_every is not None:
+        probes.append(make_probe(training, processor))
     # fails here for a mask ratio that masks or keeps no patch
     model(held_out[:1], seed=0)
 
@@ -158,8 +177,30 @@ def train(training, model):
             augmentation,
         )
 
-    training.fit(model, processor, batches, [pictures], validation)
+    training.fit(model, processor, batches, [*probes, pictures], validation)
     return model
+
+
+def make_probe(training, processor):
+    """Builds the callback of --probe_every, on the data of linear_probe.py."""
+    config, source = training.config, training.source
+    if config.probe_dataset is not None:
+        source = data.load_source(config.probe_dataset, data_dir=config.data_dir)
+    try:
+        source = data.with_labels(source)
+    except ValueError as error:
+        raise ValueError(
+            f"--probe_every needs labelled images: give --probe_dataset. {error}"
+        ) from error
+    # sums are rounded by the size of a batch
+    size = LINEAR_PROBING["small"]["batch_size"]
+    labelled, held_out = (
+        data.evaluation_pipeline(
+            source, processor, size, is_training, corrupt=training.corrupt
+        ).take(data.evaluation_steps(source, size, is_training))
+        for is_training in (True, False)
+    )
+    return FeatureProbe(labelled, held_out, config.probe_every, config.probe_method)
 
 
 def validation_batches(images, config, strategy):

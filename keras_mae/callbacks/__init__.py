@@ -1,7 +1,8 @@
-"""Keras callbacks: checkpoints, TensorBoard, throughput, validation, stopping."""
+"""Keras callbacks: checkpoints, TensorBoard, throughput, probes, stopping."""
 
 from keras_mae.callbacks.checkpoints import Checkpoints
 from keras_mae.callbacks.pictures import ReconstructionPictures
+from keras_mae.callbacks.probe import FeatureProbe
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.callbacks.throughput import Throughput
@@ -10,6 +11,7 @@ from keras_mae.callbacks.write_errors import IgnoreWriteErrors
 
 __all__ = [
     "Checkpoints",
+    "FeatureProbe",
     "IgnoreWriteErrors",
     "ReconstructionPictures",
     "StopOnCorruptImages",

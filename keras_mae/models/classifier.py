@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.models.encoder import MAEEncoder, check_encoder, check_positive_int
+from keras_mae.models.features import pooled_tokens
 from keras_mae.models.mixins import (
     ExcludesUnusedWeights,
     FusedInference,
@@ -185,11 +186,9 @@ class MAEClassifier(
         ```
         """
         options = {"factors": factors, "training": training}
-        if self.pooling == "cls":
-            return self.encoder(images, **options)[:, 0]  # (B, D)
-        outputs = self.encoder(images, output_hidden_states=True, **options)
-        x = ops.mean(outputs["hidden_states"][-1][:, 1:], axis=1)  # (B, D)
-        return self.head_norm(x)
+        return pooled_tokens(
+            self.encoder, images, self.pooling, self.head_norm, **options
+        )
 
     def training_inputs(self, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)

@@ -79,17 +79,22 @@ class RunFolder:
             shutil.rmtree(self.logs, ignore_errors=True)
             self.history.unlink(missing_ok=True)
 
-    def rewind_history(self, epoch):
-        """Drops the rows of `history.csv` from `epoch` on: they are trained again."""
+    def rewind_history(self, epoch, columns):
+        """Drops the rows of `history.csv` from `epoch` on: they are trained again.
+
+        Those of `columns` that the file lacks are added, and empty in its rows.
+        """
         if not self.history.exists():
             return
         with open(self.history, newline="") as file:
             header, *rows = [*csv.reader(file)] or [[]]
         rows = [row for row in rows if row and int(row[0]) < epoch]
-        if rows and "epoch_seconds" not in header:
-            # a run begun by 0.1: columns come in the order of their names
-            place = bisect.bisect(header[1:], "epoch_seconds") + 1
-            for row, value in [(header, "epoch_seconds"), *((row, "") for row in rows)]:
+        for column in columns:
+            if not rows or column in header:
+                continue
+            # columns come in the order of their names
+            place = bisect.bisect(header[1:], column) + 1
+            for row, value in [(header, column), *((row, "") for row in rows)]:
                 row.insert(place, value)
         with atomic_write(self.history) as part, open(part, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows] if rows else [])

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks import checkpoints
+from keras_mae.callbacks.history import RunHistory
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.callbacks.throughput import Throughput
@@ -240,14 +241,17 @@ class Training:
         distributed batches and their number.
         """
         saving = self._saving()
-        callbacks = [*self._callbacks(model, extra), saving]
+        sometimes = [name for one in extra for name in getattr(one, "log_names", ())]
+        callbacks = [*self._callbacks(model, extra, sometimes), saving]
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
         # a pipeline that fails must do so before an older run is deleted
         self._distribute(batches, 0)
         saving.catch_sigterm()
         try:
-            step = self._start(model, processor)
+            # a run begun by 0.1 has no epoch_seconds
+            columns = ("epoch_seconds", *sometimes)
+            step = self._start(model, processor, columns)
             count = model.count_params()
             print(
                 f"{model.name}: {count:,} parameters, {self.replicas} replica(s); "
@@ -286,7 +290,7 @@ class Training:
             keep_every=config.keep_every,
         )
 
-    def _callbacks(self, model, extra):
+    def _callbacks(self, model, extra, sometimes):
         """Returns the callbacks, those that check before those that write."""
         config = self.config
         peak = costs.peak_flops(
@@ -300,11 +304,11 @@ class Training:
         ]
         if not is_chief(self.strategy):
             return watching
-        logs = keras.callbacks.CSVLogger(self.run.history, append=True)
+        logs = RunHistory(self.run.history, sometimes)
         writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
         return [*watching, *map(IgnoreWriteErrors, writing)]
 
-    def _start(self, model, processor):
+    def _start(self, model, processor, columns):
         """Restores the newest checkpoint or starts anew; returns the step."""
         run, config, chief = self.run, self.config, is_chief(self.strategy)
         seen = {"images": self.source.epoch_size, "held_out": len(self.source.held_out)}
@@ -324,7 +328,7 @@ class Training:
                 if not resumed:
                     # only now, after all checks, is an older run deleted
                     run.clear()
-                run.rewind_history(step // self.steps)
+                run.rewind_history(step // self.steps, columns)
                 run.prepare(config, self._not_saved, seen)
                 processor.save_pretrained(run.path)
                 self._save_first(model)

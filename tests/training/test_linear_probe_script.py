@@ -51,7 +51,7 @@ def test_linear_head_learns_and_is_saved_with_the_encoder(probed, capsys):
 def test_other_methods_reuse_cached_features(probed, method, monkeypatch):
     _, flags, _ = probed
     monkeypatch.setattr(
-        "keras_mae.runs.probing.extract_features",
+        "keras_mae.models.features.extract_features",
         lambda *_: pytest.fail("computed again"),
     )
     assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5

@@ -1,0 +1,61 @@
+"""Frozen features of images: an encoder's pooled tokens, computed batch by batch."""
+
+import itertools
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def pooled_tokens(encoder, images, pooling, norm=None, **options):
+    """Returns the feature `(B, D)` of each image: `norm` of the mean token, or CLS."""
+    if pooling == "cls":
+        return encoder(images, **options)[:, 0]  # (B, D)
+    outputs = encoder(images, output_hidden_states=True, **options)
+    return norm(ops.mean(outputs["hidden_states"][-1][:, 1:], axis=1))  # (B, D)
+
+
+class PooledFeatures(keras.Model):
+    """The features that a fresh `MAEClassifier` around an encoder would see.
+
+    It has no weights beside the encoder's, which it leaves as they are.
+    """
+
+    def __init__(self, encoder, pooling="mean"):
+        super().__init__(autocast=False, dtype=encoder.dtype_policy)
+        self.encoder = encoder
+        self.pooling = pooling
+        # a norm with scale 1 and shift 0 is that of a fresh classifier
+        self.head_norm = keras.layers.LayerNormalization(
+            epsilon=encoder.get_config()["layer_norm_epsilon"],
+            center=False,
+            scale=False,
+            dtype=encoder.dtype_policy,
+        )
+        self.head_norm.build((None, encoder.hidden_dim))
+        # XLA rounds otherwise than training/linear_probe.py; on JAX both use it
+        self.compile(jit_compile=keras.backend.backend() == "jax")
+        self.built = True
+
+    def call(self, images):
+        return pooled_tokens(
+            self.encoder, images, self.pooling, self.head_norm, training=False
+        )
+
+
+def extract_features(function, batches, steps=None):
+    """Computes features `(N, D)` and class ids `(N,)` of `steps` batches, or of all.
+
+    `function` maps images to features. A batch is `(images, labels)`, ids or one-hot,
+    or `(images, labels, weights)`: images of weight 0 are padding, and left out.
+    """
+    features, labels = [], []
+    for images, targets, *weights in itertools.islice(iter(batches), steps):
+        value = ops.convert_to_numpy(function(images)).astype("float32")
+        targets = np.asarray(targets)
+        one_hot = targets.ndim > 1 and targets.shape[-1] > 1
+        ids = targets.argmax(axis=-1) if one_hot else targets.reshape(-1)
+        real = np.asarray(weights[0]) > 0 if weights else slice(None)
+        features.append(value[real])
+        labels.append(ids[real])
+    return np.concatenate(features), np.concatenate(labels)
