@@ -1,9 +1,9 @@
 """Pretrain a masked autoencoder. Run: python training/pretrain.py --output=runs/mae
 
-Writes into --output: `model.keras` (the newest checkpoint), `checkpoints/` (the last
---keep), `preprocessor_config.json`, `config.json` (the flags, to pass by --config),
-`history.csv`, and `logs/` with TensorBoard events and reconstructions of held-out
-images.
+Writes into --output: `model.keras` (the newest checkpoint; with --ema, the averaged
+weights), `checkpoints/` (the last --keep), `preprocessor_config.json`, `config.json`
+(the flags, to pass by --config), `history.csv`, and `logs/` with TensorBoard events and
+reconstructions of held-out images.
 
 Exit codes: 0 done; 2 wrong flags or files; 3 the loss is NaN or infinite; 75 stopped by
 SIGTERM, or another worker was lost: run it again with --resume.

@@ -11,6 +11,7 @@ from keras_mae.callbacks.checkpoints import (
     restore_checkpoint,
 )
 from keras_mae.optimizers import averaged_weights
+from tests.optimizers.test_layer_decay import FIT, assert_same_summary, run
 from tests.parity.timm_import import import_timm
 
 pytestmark = pytest.mark.backends
@@ -140,3 +141,15 @@ def test_a_restored_average_goes_on_to_the_bit(make_model, images, tmp_path):
         np.testing.assert_array_equal(mine, wanted)
     for mine, wanted in zip(weights(newest), weights(whole), strict=True):
         np.testing.assert_array_equal(mine, wanted)
+
+
+@pytest.mark.nightly
+@pytest.mark.tensorflow
+def test_replicas_average_as_one():
+    """`fit` ends with the averages in the model."""
+    averaging = """
+def make_optimizer(make=make_optimizer):
+    config = {**make().get_config(), "use_ema": True, "ema_momentum": 0.5}
+    return FineTuningAdamW.from_config(config)
+"""
+    assert_same_summary(*run(averaging + FIT))
