@@ -200,7 +200,14 @@ def make_probe(training, processor):
         ).take(data.evaluation_steps(source, size, is_training))
         for is_training in (True, False)
     )
-    return FeatureProbe(labelled, held_out, config.probe_every, config.probe_method)
+    return FeatureProbe(
+        labelled,
+        held_out,
+        config.probe_every,
+        config.probe_method,
+        # of which a resumed run's first `fit` does one
+        epochs=config.epochs,
+    )
 
 
 def validation_batches(images, config, strategy):

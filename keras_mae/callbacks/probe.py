@@ -49,6 +49,8 @@ class FeatureProbe(keras.callbacks.Callback):
         batch_size: Int, images at a time, of arrays.
         k: Int, neighbors of `"knn"`.
         temperature: Float, of the votes of `"knn"`.
+        epochs: Int, the last epoch, where several calls of `fit` make up a training; by
+            default that of `fit`.
 
     Raises:
         ValueError: If `every`, `method` or `pooling` is none of these.
@@ -75,6 +77,7 @@ class FeatureProbe(keras.callbacks.Callback):
         batch_size: int = 256,
         k: int = KNN_NEIGHBORS,
         temperature: float = KNN_TEMPERATURE,
+        epochs: int | None = None,
     ) -> None:
         super().__init__()
         if method not in METHODS:
@@ -89,6 +92,7 @@ class FeatureProbe(keras.callbacks.Callback):
         self.batch_size = batch_size
         self.k = k
         self.temperature = temperature
+        self.epochs = epochs
         self._features: Any = None
         self._head: Any = None
 
@@ -99,7 +103,7 @@ class FeatureProbe(keras.callbacks.Callback):
         return f"{prefix}_accuracy", f"{prefix}_top5_accuracy", "probe_seconds"
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        count, last = epoch + 1, self.params["epochs"]
+        count, last = epoch + 1, self.epochs or self.params["epochs"]
         if count % self.every and count not in (1, last):
             return
         start = time.perf_counter()

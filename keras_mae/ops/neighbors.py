@@ -26,8 +26,10 @@ def knn_scores(
     features, queries = _normalize(features), _normalize(queries)
     labels, k = np.asarray(labels), min(k, len(features))
     scores = np.zeros((len(queries), num_classes))
-    for first in range(0, len(queries), 1024):
-        similarities = queries[first : first + 1024] @ features.T  # (m, N)
+    # a gigabyte of similarities and indices at a time, at most
+    size = max(1, min(1024, 2**26 // len(features)))
+    for first in range(0, len(queries), size):
+        similarities = queries[first : first + size] @ features.T  # (m, N)
         nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]  # (m, k)
         near = np.take_along_axis(similarities, nearest, axis=1)
         # less the largest: exp must not overflow

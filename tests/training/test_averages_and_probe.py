@@ -16,7 +16,7 @@ from tests.scripts import load, refusal
 
 SCRIPT = "training/pretrain.py"
 FLAGS = ("--epochs=3", "--warmup_epochs=1", "--blr=8e-3", "--patch_size=16",
-         "--ema=0.9", "--probe_every=2", "--validation_images=64")  # fmt: skip
+         "--ema=0.9", "--probe_every=4", "--validation_images=64")  # fmt: skip
 
 pytest.importorskip("sklearn")
 pytest.importorskip("tensorboard")
@@ -56,7 +56,7 @@ def assert_equal(ours, theirs):
 def test_the_probe_equals_the_script_on_the_run(whole):
     rows = rows_of(whole)
     probed = [row["probe_knn_accuracy"] != "" for row in rows]
-    assert probed == [True, True, True] and float(rows[-1]["probe_seconds"]) > 0
+    assert probed == [True, False, True] and float(rows[-1]["probe_seconds"]) > 0
     script = load("training/linear_probe.py")
     flags = [f"--model={whole}", "--method=knn", "--no-pictures",
              f"--output={whole / 'probe'}"]  # fmt: skip
