@@ -49,7 +49,7 @@ class LinearHead:
         """Trains on features `(N, D)`; returns logits `(M, num_classes)` of queries."""
         self.model.set_weights(self._start)
         for variable in self.model.optimizer.variables:
-            variable.assign(keras.ops.zeros_like(variable))
+            variable.assign(np.zeros(variable.shape, variable.dtype))
         rng = np.random.default_rng(self.seed)
         for _ in range(self.epochs):
             order = rng.permutation(len(features))
