@@ -99,6 +99,9 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     Args:
         model: A compiled `keras.Model`.
 
+    Returns:
+        A context manager.
+
     Example:
 
     ```python

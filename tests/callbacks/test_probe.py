@@ -67,6 +67,7 @@ def test_the_logs_have_what_the_features_give(make_model, labelled):
     assert few.evaluate() == top_accuracies(scores, labelled[1][12:])
 
 
+@pytest.mark.slow
 def test_only_some_epochs_are_probed_and_training_is_the_same(
     make_model, labelled, tmp_path
 ):
