@@ -1,5 +1,8 @@
 """Pretrain a masked autoencoder. Run: python training/pretrain.py --output=runs/mae
 
+--model goes on from a run, a Hugging Face hub id or a PyTorch checkpoint, on other
+images, of another size or number of channels too; the optimizer starts anew.
+
 Writes into --output: `model.keras` (the newest checkpoint; with --ema, the averaged
 weights), `checkpoints/` (the last --keep), `preprocessor_config.json`, `config.json`
 (the flags, to pass by --config), `history.csv`, and `logs/` with TensorBoard events and
@@ -20,8 +23,10 @@ import tensorflow as tf
 from keras_mae import data
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import METHODS, FeatureProbe
+from keras_mae.models.loading import load_pretrainer
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
+from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.recipes import LINEAR_PROBING
 from keras_mae.runs.training_run import (
     Training,
@@ -48,11 +53,30 @@ class PretrainConfig(TrainingConfig):
         "and FLOPs, and exit (needs no TPU)",
         None,
     )
-    preset: str = flag(f"model size: one of {', '.join(keras_mae.PRESETS)}", "mae_tiny")
-    image_size: int | None = flag("image size in pixels; default: the preset's", None)
-    patch_size: int | None = flag("patch size in pixels; default: the preset's", None)
-    mask_ratio: float = flag("fraction of patches to mask, in [0, 1)", 0.75)
-    norm_pix_loss: bool = flag("normalize each patch's pixels for the loss", True)
+    model: str | None = flag(
+        "weights to go on with: run folder, .keras file, hub id, checkpoint folder or "
+        ".pth, also for another image size; default: random weights",
+        None,
+    )
+    preset: str | None = flag(
+        f"model size: one of {', '.join(keras_mae.PRESETS)}; default: mae_tiny, or "
+        "that of --model",
+        None,
+    )
+    image_size: int | None = flag(
+        "image size in pixels; default: that of --model or of the preset", None
+    )
+    patch_size: int | None = flag(
+        "patch size in pixels; default: that of --model or of the preset", None
+    )
+    mask_ratio: float | None = flag(
+        "fraction of patches to mask, in [0, 1); default: that of --model, or 0.75",
+        None,
+    )
+    norm_pix_loss: bool | None = flag(
+        "normalize each patch's pixels for the loss; default: as --model does, or true",
+        None,
+    )
     crop_scale: float | None = flag(
         "smallest area of a random resized crop, as a fraction of the image; default: "
         "the dataset's",
@@ -77,6 +101,15 @@ class PretrainConfig(TrainingConfig):
         None,
     )
 
+    def resolved(self, on_tpu=False):
+        """Returns a config whose defaults are set, but for those of --model."""
+        config = super().resolved(on_tpu)
+        if config.model is None:
+            fresh = {"preset": "mae_tiny", "mask_ratio": 0.75, "norm_pix_loss": True}
+            unset = {name for name in fresh if getattr(config, name) is None}
+            config = dataclasses.replace(config, **{n: fresh[n] for n in unset})
+        return config
+
 
 def main(config):
     """Pretrains, or only reports for --compile_for and --dry_run."""
@@ -89,29 +122,41 @@ def main(config):
         may_differ=MAY_DIFFER,
         not_saved=("compile_for",),
     )
+    source = config.model
+    if source is not None and config.resume:
+        # a run that goes on needs the weights that it began with no more
+        source = training.run.newest_checkpoint() or source
     with training.strategy.scope():
         model = build_model(
             config, len(training.source.mean), training.total_steps,
-            training.warmup_steps,
+            training.warmup_steps, source=source,
         )  # fmt: skip
     if config.dry_run:
         return print(training.describe(model))
-    return train(training, model)
+    return train(training, model, source)
 
 
-def build_model(config, channels, total_steps, warmup_steps, rematerialize=None):
-    """Builds the preset, compiled with the published optimizer and schedule."""
-    sizes = {"image_size": config.image_size, "patch_size": config.patch_size}
-    model = keras_mae.MAEPretrainer.from_preset(
-        config.preset,
-        num_channels=channels,
-        mask_ratio=config.mask_ratio,
-        norm_pix_loss=config.norm_pix_loss,
-        rematerialize=config.rematerialize if rematerialize is None else rematerialize,
-        dtype=config.precision,
-        seed=config.seed,
-        **{name: size for name, size in sizes.items() if size is not None},
-    )
+def build_model(
+    config, channels, total_steps, warmup_steps, rematerialize=None, source=None
+):
+    """Builds the preset or loads `source`, compiled with the published optimizer."""
+    rematerialize = config.rematerialize if rematerialize is None else rematerialize
+    options = {
+        "preset": config.preset,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "mask_ratio": config.mask_ratio,
+        "norm_pix_loss": config.norm_pix_loss,
+        "num_channels": channels,
+        "rematerialize": rematerialize,
+        "dtype": config.precision,
+        "seed": config.seed,
+    }
+    options = {name: value for name, value in options.items() if value is not None}
+    if source is None:
+        model = keras_mae.MAEPretrainer.from_preset(**options)
+    else:
+        model = load_pretrainer(source, **options)
     schedule = warmup_cosine(
         config.blr * config.batch_size / 256, total_steps, warmup_steps
     )
@@ -129,7 +174,7 @@ def compile_for(config):
 
     def make_model(rematerialize):
         # any number of steps: it changes no shape
-        return build_model(config, 3, 1000, 100, rematerialize)
+        return build_model(config, 3, 1000, 100, rematerialize, config.model)
 
     results = tpu_check.check(
         make_model, topology, config.batch_size, config.accumulation_steps
@@ -137,11 +182,11 @@ def compile_for(config):
     print(tpu_report.report(results))
 
 
-def train(training, model):
+def train(training, model, weights=None):
     """Builds data and callbacks, and fits."""
     config, source, corrupt = training.config, training.source, training.corrupt
-    processor = keras_mae.MAEImageProcessor(
-        model.encoder.image_size, source.mean, source.std, resample="bicubic"
+    processor = load_processor(
+        weights, model.encoder.image_size, source.mean, source.std
     )
     crops = len(source.held_out) * source.repeats
     count = max(min(crops, config.validation_images), config.pictures)

@@ -7,13 +7,22 @@ import keras
 import numpy as np
 
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
+from keras_mae.models.decoder import MAEDecoder
+from keras_mae.ops.patches import as_pair
 from keras_mae.ops.positions import resize_positions
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
+from keras_mae.presets import PRESETS, SHARED, preset_sizes
 from keras_mae.utils.class_names import LABELS_FILE, read_labels
 from keras_mae.utils.files import local_folder
 from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.config_readers import read_settings
 from keras_mae.weights.format_detection import describe_checkpoint
+from keras_mae.weights.state_dict import copy_weights, sizes_of
+
+# a copy is trained whole, whatever was frozen
+_UNFROZEN = {"trainable": True, "trainable_blocks": None, "frozen": ()}
+_DECODER_SIZES = [name for name in PRESETS["mae_base"] if name.startswith("decoder_")]
 
 
 def load_run(source):
@@ -91,8 +100,7 @@ def copy_encoder(encoder, **changes):
 
     Another `image_size` resizes the positions in two dimensions; sizes must stay.
     """
-    unfrozen = {"trainable": True, "trainable_blocks": None, "frozen": ()}
-    copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **unfrozen})
+    copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **_UNFROZEN})
     problems, values = [], []
     for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
         value = keras.ops.convert_to_numpy(old)
@@ -105,6 +113,104 @@ def copy_encoder(encoder, **changes):
         raise ValueError(f"The encoder's weights don't fit: {'; '.join(problems)}")
     for new, value in values:
         new.assign(value)
+    return copy
+
+
+def load_pretrainer(source, preset=None, patch_size=None, **changes):
+    """Loads a `MAEPretrainer` to train on, from a run, file or published weights.
+
+    `changes` are `image_size`, `num_channels`, `mask_ratio`, `norm_pix_loss`,
+    `rematerialize`, `dtype` and `seed`. Positions are resized; kernels of patches are
+    summed over channels, predicted pixels averaged. A source without a decoder gets a
+    fresh one, that of the preset of the same encoder, else as the configuration beside
+    it says, else the paper's; one line says so. `preset` and `patch_size` are only
+    checked.
+    """
+    if is_run(source):
+        model = load_keras(model_file(source))
+        sizes, stated = sizes_of(model), {}
+    else:
+        model = None
+        checkpoint = open_checkpoint(source)
+        description = describe_checkpoint(checkpoint)
+        sizes, stated = description.sizes, read_settings(checkpoint, description)
+    _check_same_sizes(source, sizes, preset, patch_size)
+    if "decoder_depth" not in sizes:
+        decoder = _fresh_decoder_sizes(sizes, stated)
+        # the sources' values, if any, are a decoder's that isn't there
+        changes = {"mask_ratio": 0.75, "norm_pix_loss": True, **decoder, **changes}
+        print(
+            f"{source} has no decoder: a fresh one of {decoder['decoder_depth']} "
+            f"blocks, {decoder['decoder_hidden_dim']} wide, is trained"
+        )
+    if model is None:
+        return MAEPretrainer.from_pretrained(
+            checkpoint, allow_missing_decoder=True, **changes
+        )
+    return _copy_pretrainer(model, **changes)
+
+
+def _check_same_sizes(source, sizes, preset, patch_size):
+    """Raises if a preset or patch size is not the source's."""
+    if patch_size is not None:
+        own = as_pair(sizes["patch_size"], "patch_size")
+        if as_pair(patch_size, "patch_size") != own:
+            raise ValueError(
+                f"patch_size must be that of the weights in {source}, {own}. "
+                f"Received: {patch_size}"
+            )
+    wanted = {} if preset is None else preset_sizes(preset)
+    names = set(wanted) & set(sizes) - {"image_size", "patch_size"}
+    differing = [
+        f"{name}={sizes[name]} (not {wanted[name]})"
+        for name in sorted(names)
+        if sizes[name] != wanted[name]
+    ]
+    if differing:
+        raise ValueError(
+            f"{source} brings its own sizes: leave the preset out. Received: "
+            f"preset={preset}, but {', '.join(differing)}"
+        )
+
+
+def _fresh_decoder_sizes(sizes, stated):
+    """Chooses sizes of a decoder for an encoder that has none."""
+    encoder = ("hidden_dim", "depth", "mlp_dim")
+    for preset in PRESETS.values():
+        if all(sizes.get(name) == preset[name] for name in encoder):
+            return {name: preset[name] for name in _DECODER_SIZES}
+    paper = PRESETS["mae_base"]
+    return {name: stated.get(name, paper[name]) for name in _DECODER_SIZES}
+
+
+def _copy_pretrainer(model, **changes):
+    """Builds a pretrainer with a model's weights and some other settings."""
+    old = getattr(model, "encoder", model)
+    own = isinstance(model, MAEPretrainer)
+    shared = {name: changes[name] for name in SHARED if name in changes}
+    names = ("image_size", "num_channels", "seed")
+    config = {name: changes[name] for name in names if name in changes} | shared
+    if not own:
+        # as pretraining has them, whatever fine-tuning did
+        config |= {"drop_path_rate": 0.0, "train_positions": False}
+    encoder = MAEEncoder.from_config({**old.get_config(), **config, **_UNFROZEN})
+    fitting = {
+        "grid": encoder.grid,
+        "patch_dim": encoder.patch_dim,
+        "latent_dim": encoder.hidden_dim,
+    }
+    if own:
+        decoder = model.decoder.get_config() | {"trainable": True, "frozen": ()}
+    else:
+        decoder = {name: old.get_config()[name] for name in SHARED}
+        decoder |= {n.removeprefix("decoder_"): changes[n] for n in _DECODER_SIZES}
+    decoder = MAEDecoder.from_config({**decoder, **fitting, **shared})
+    settings = {
+        name: changes.get(name, getattr(model, name, None))
+        for name in ("mask_ratio", "norm_pix_loss")
+    }
+    copy = MAEPretrainer(encoder, decoder, dtype=encoder.dtype_policy, **settings)
+    copy_weights(copy, model if own else old)
     return copy
 
 

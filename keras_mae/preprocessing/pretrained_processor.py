@@ -1,7 +1,13 @@
 """Find the image processor of a run or of published weights, or a default one."""
 
+import os
+from pathlib import Path
+
 from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
 from keras_mae.weights.hub import HubUnavailableError, Location
+
+# of a run's folder
+CHECKPOINTS_NAME = "checkpoints"
 
 
 def find_processor(source):
@@ -16,7 +22,13 @@ def find_processor_file(source, **reading):
     `reading` are the hub's options, as for `MAEImageProcessor.from_pretrained`.
     """
     try:
-        return Location(source, **reading).find(CONFIG_NAME)
+        place = Location(source, **reading)
+        found = place.find(CONFIG_NAME)
+        folder = Path(os.path.abspath(place.source))
+        if found is None and place.is_folder and folder.name == CHECKPOINTS_NAME:
+            # one of a run's checkpoints; the run's folder is above
+            found = Location(folder.parent).find(CONFIG_NAME)
+        return found
     except HubUnavailableError:
         return None  # offline, the cache may not tell whether there is one
 

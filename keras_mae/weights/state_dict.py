@@ -177,6 +177,27 @@ def _unfilled(model, rows, fresh):
     ]
 
 
+def copy_weights(model: keras.Model, source: keras.Model, merge: str = "sum") -> None:
+    """Fills a model from another one, for another image size or number of channels.
+
+    Parts that one of them lacks are left alone. Other sizes must agree.
+    """
+    have, want = contents_of(source), contents_of(model)
+    old, new = encoder_of(source), encoder_of(model)
+    change = SizeChange(
+        old_grid=old.grid,
+        new_grid=new.grid,
+        antialias=False,
+        old_channels=old.num_channels,
+        new_channels=new.num_channels,
+        merge=merge,
+    )
+    shared = want._replace(parts=have.parts & want.parts)
+    for row in port_rows(shared, HUGGINGFACE):
+        value = ops.convert_to_numpy(find_variable(source, row.path))
+        find_variable(model, row.path).assign(_adapt(row.kind, value, change))
+
+
 def _wrong_shapes(model, tensors, rows, change):
     """Lists the tensors whose shapes don't match their variables."""
     patch_size, problems = encoder_of(model).patch_size, []

@@ -9,6 +9,7 @@ from keras_mae.models.loading import (
     is_run,
     load_classifier,
     load_model,
+    load_pretrainer,
     load_run,
     with_precision,
 )
@@ -236,3 +237,103 @@ def test_a_copied_encoder_is_not_frozen(make_model):
     encoder.blocks[1].attention.trainable = False
     copy = copy_encoder(encoder)
     assert all(layer.trainable for layer in copy._flatten_layers())
+
+
+@pytest.fixture(params=["run", "published"])
+def saved(request, tmp_path):
+    """Saves a model as a run's file, or as published weights; returns the source."""
+
+    def save(model):
+        if request.param == "published":
+            model.save_pretrained(tmp_path)
+            return tmp_path
+        model.save(tmp_path / "model.keras")
+        return tmp_path / "model.keras"
+
+    return save
+
+
+def test_a_pretrainer_goes_on_as_it_was(make_model, images, saved):
+    model = make_model(mask_ratio=0.5, norm_pix_loss=True, num_heads=2)
+    model.decoder.trainable = False
+    source = saved(model)
+    again = load_pretrainer(source, patch_size=8, dtype="float32", seed=3)
+    assert (again.mask_ratio, again.norm_pix_loss) == (0.5, True)
+    assert len(again.trainable_variables) > len(model.trainable_variables)
+    wanted = model(images, seed=0)["logits"]
+    np.testing.assert_allclose(again(images, seed=0)["logits"], wanted, atol=1e-6)
+    other = load_pretrainer(
+        source, mask_ratio=0.25, norm_pix_loss=False, dtype="mixed_bfloat16"
+    )
+    assert (other.mask_ratio, other.norm_pix_loss) == (0.25, False)
+    assert other.decoder.compute_dtype == "bfloat16"
+
+
+def test_a_pretrainer_for_other_images(make_model, saved):
+    """Grey images in three channels: nothing that was learnt is lost."""
+    model = make_model(num_channels=1)
+    wide = np.random.default_rng(0).normal(size=(2, 32, 48, 1)).astype("float32")
+    other = load_pretrainer(saved(model), image_size=(32, 48), num_channels=3)
+    # patch kernels keep their sum, and each channel predicts what one did
+    wanted = model(wide, seed=0, interpolate=True)
+    found = other(wide.repeat(3, axis=-1), seed=0)
+    logits = np.asarray(found["logits"]).reshape(2, 24, 64, 3)
+    for channel in range(3):
+        np.testing.assert_allclose(logits[..., channel], wanted["logits"], atol=1e-5)
+    assert float(found["loss"]) == pytest.approx(float(wanted["loss"]), rel=1e-5)
+
+
+def test_fewer_channels_average_what_is_predicted(make_model, saved):
+    model = make_model()
+    grey = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    other = load_pretrainer(saved(model), num_channels=1)
+    wanted = np.asarray(model(grey.repeat(3, axis=-1), seed=0)["logits"])
+    wanted = wanted.reshape(2, 16, 64, 3).mean(axis=-1)
+    np.testing.assert_allclose(other(grey, seed=0)["logits"], wanted, atol=1e-5)
+
+
+def test_an_encoder_gets_a_fresh_decoder(make_model, images, saved, capsys):
+    encoder = make_model(drop_path_rate=0.1, train_positions=True).encoder
+    encoder.freeze_but_last(0)
+    model = load_pretrainer(saved(encoder), dtype="float32")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "has no decoder: a fresh one of 8 blocks, 512 wide, is trained" in line
+    assert model.norm_pix_loss and model.mask_ratio == 0.75
+    np.testing.assert_allclose(model.encoder(images), encoder(images), atol=1e-6)
+    assert model.encoder.stochastic_depth is None
+    assert model.encoder.patch_embedding.trainable
+
+
+def test_a_presets_encoder_gets_that_presets_decoder(saved, capsys):
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", patch_size=8)
+    model = load_pretrainer(saved(encoder), "mae_tiny", mask_ratio=0.5)
+    assert model.decoder.hidden_dim == 64 and model.mask_ratio == 0.5
+    assert "of 2 blocks, 64 wide" in capsys.readouterr().out
+
+
+def test_a_classifier_run_gives_its_encoder_to_a_pretrainer(make_model, images, saved):
+    classifier = keras_mae.MAEClassifier(make_model(num_heads=2).encoder, 3, "cls")
+    model = load_pretrainer(saved(classifier))
+    wanted = classifier.encoder(images)
+    np.testing.assert_allclose(model.encoder(images), wanted, atol=1e-6)
+
+
+def test_sizes_that_contradict_a_pretrainer_are_refused(make_model, saved):
+    source = saved(make_model())
+    with pytest.raises(ValueError, match=r"patch_size must be .*\(8, 8\). Received: 4"):
+        load_pretrainer(source, patch_size=4)
+    wanted = r"leave the preset out. Received: preset=mae_tiny, but .*hidden_dim=16 \("
+    with pytest.raises(ValueError, match=wanted):
+        load_pretrainer(source, "mae_tiny")
+    with pytest.raises(ValueError, match="preset must be one of"):
+        load_pretrainer(source, "mae_giant")
+    with pytest.raises(ValueError, match="divisible"):
+        load_pretrainer(source, image_size=30)
+
+
+def test_a_checkpoint_of_a_run_has_the_runs_processor(run):
+    folder, model = run
+    (folder / "checkpoints").mkdir()
+    path = folder / "checkpoints" / "epoch-0001.keras"
+    model.save(path)
+    assert load_processor(path, 32, (0.5,), (0.5,)).image_mean == (0.3,)
