@@ -64,6 +64,13 @@ class ProbeConfig(ClassifierConfig):
 def main(config):
     """Probes by --method, and reports top-1 and top-5 accuracy."""
     config = apply_recipe(config, LINEAR_PROBING).resolved()
+    on_images = config.method == "linear" and (config.crop_scale < 1 or config.flip)
+    if not on_images and (config.callback or config.wandb or config.mlflow):
+        raise ValueError(
+            "callback, wandb and mlflow are for a head that is trained on images: "
+            "--method=linear with --recipe=base, large or huge. "
+            f"Received: method={config.method}, recipe={config.recipe}"
+        )
     training = ClassifierTraining(config, may_differ=("pictures",))
     source = training.source
     with training.strategy.scope():
@@ -73,7 +80,7 @@ def main(config):
     )
     if config.dry_run:
         return print(training.describe(model))
-    if config.method == "linear" and (config.crop_scale < 1 or config.flip):
+    if on_images:
         augmentation = data.Augmentation(
             (config.crop_scale, 1.0), config.flip, clip_sides=True
         )

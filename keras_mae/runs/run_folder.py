@@ -11,6 +11,12 @@ from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.utils.files import PART_PREFIX, atomic_write
 
 
+def saved_flags(config, not_saved):
+    """Returns the flags that describe a run, not how it was started, as a dict."""
+    flags = dataclasses.asdict(config)
+    return {name: flags[name] for name in flags if name not in not_saved}
+
+
 class RunFolder:
     """Paths of a run's files, and checks of what an earlier run left there.
 
@@ -99,7 +105,7 @@ class RunFolder:
         with atomic_write(self.history) as part, open(part, "w", newline="") as file:
             csv.writer(file).writerows([header, *rows] if rows else [])
 
-    def prepare(self, config, not_saved, data):
+    def prepare(self, flags, data):
         """Creates the folders, deletes partial files of a kill, and saves the flags."""
         for folder in (self.checkpoints, self.pictures):
             folder.mkdir(parents=True, exist_ok=True)
@@ -108,7 +114,5 @@ class RunFolder:
                 part.unlink()
         with atomic_write(self.data) as part:
             part.write_text(json.dumps(data) + "\n")
-        flags = dataclasses.asdict(config)
-        flags = {name: flags[name] for name in flags if name not in not_saved}
         with atomic_write(self.config) as part:
             part.write_text(json.dumps(flags, indent=2) + "\n")

@@ -17,10 +17,12 @@ from keras_mae.callbacks.history import RunHistory
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.callbacks.throughput import Throughput
+from keras_mae.callbacks.trackers import MLflowLogger, WandbLogger
 from keras_mae.callbacks.validation import Validation
 from keras_mae.callbacks.write_errors import IgnoreWriteErrors
 from keras_mae.profiling import costs
-from keras_mae.runs.run_folder import RunFolder
+from keras_mae.runs.own_callbacks import load_callbacks
+from keras_mae.runs.run_folder import RunFolder, saved_flags
 from keras_mae.utils.distribution import (
     STRATEGIES,
     is_chief,
@@ -36,6 +38,7 @@ _MAY_DIFFER = (
     *("output", "data_dir", "strategy", "replicas", "tpu", "jit_compile"),
     *("accumulation_steps", "rematerialize", "corrupt_limit", "log_every"),
     *("checkpoint_steps", "checkpoint_minutes", "keep", "keep_every"),
+    *("callback", "wandb", "mlflow"),
 )
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
 
@@ -114,6 +117,15 @@ class TrainingConfig:
     keep: int = flag("number of checkpoints to keep", 3)
     keep_every: int | None = flag("keep a checkpoint for good every N epochs", None)
     log_every: int = flag("write TensorBoard scalars every N steps", 50)
+    callback: str | None = flag(
+        "your own Keras callbacks, as module:factory, several with commas between; "
+        "factory(config) gets these flags and returns a keras.callbacks.Callback",
+        None,
+    )
+    wandb: str | None = flag("Weights & Biases project to log the run to", None)
+    mlflow: str | None = flag(
+        "MLflow tracking URI to log the run to, such as http://localhost:5000", None
+    )
     corrupt_limit: int = flag("unreadable images to skip before stopping", 100)
 
     def resolved(self, on_tpu=False):
@@ -156,6 +168,8 @@ class Training:
         self._may_differ = (*_MAY_DIFFER, *may_differ)
         self._not_saved = (*_NOT_SAVED, *not_saved)
         self._check(("log_every", "steps_per_execution", *at_least_one))
+        self._trackers = self._make_trackers()
+        self._own_callbacks = load_callbacks(config.callback, config)
         keras.utils.set_random_seed(config.seed)
         self.source = data.load_source(config.dataset, config.held_out, config.data_dir)
         self.corrupt = data.CorruptImages(config.corrupt_limit)
@@ -202,6 +216,16 @@ class Training:
                 f"{config.accumulation_steps} accumulation steps. "
                 f"Received: {config.batch_size}"
             )
+
+    def _make_trackers(self):
+        """Returns the callbacks of --wandb and --mlflow."""
+        config, trackers = self.config, []
+        flags = saved_flags(config, self._not_saved)
+        if config.wandb is not None:
+            trackers.append(WandbLogger(config.wandb, config.output, flags))
+        if config.mlflow is not None:
+            trackers.append(MLflowLogger(config.mlflow, config.output, flags))
+        return trackers
 
     def _count_steps(self):
         """Counts the steps of an epoch, rounded down to whole executions."""
@@ -268,9 +292,23 @@ class Training:
                     verbose=1 if os.isatty(1) else 2,
                 )
                 step = last * self.steps
+        except BaseException as error:
+            for tracker in self._trackers:
+                tracker.close(failed=True)
+            if isinstance(error, FloatingPointError):
+                raise FloatingPointError(f"{error}. {self._way_out()}") from error
+            raise
         finally:
             saving.release_sigterm()
         print(f"Run saved to {self.config.output}")
+
+    def _way_out(self):
+        """Says how to go on after a loss that is NaN or infinite."""
+        model = self.run.newest_checkpoint() or "CHECKPOINT"
+        return (
+            f"To go on from before, into another folder: --model={model} "
+            f"--blr={self.config.blr / 2:g} --output=OTHER"
+        )
 
     def _distribute(self, batches, step):
         return self.strategy.distribute_datasets_from_function(
@@ -302,11 +340,12 @@ class Training:
             StopOnCorruptImages(self.corrupt),
             Throughput(config.batch_size, self.total_steps, flops, peak),
         ]
+        watching += self._own_callbacks
         if not is_chief(self.strategy):
             return watching
         logs = RunHistory(self.run.history, sometimes)
         writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
-        return [*watching, *map(IgnoreWriteErrors, writing)]
+        return [*watching, *map(IgnoreWriteErrors, writing), *self._trackers]
 
     def _start(self, model, processor, columns):
         """Restores the newest checkpoint or starts anew; returns the step."""
@@ -329,7 +368,7 @@ class Training:
                     # only now, after all checks, is an older run deleted
                     run.clear()
                 run.rewind_history(step // self.steps, columns)
-                run.prepare(config, self._not_saved, seen)
+                run.prepare(saved_flags(config, self._not_saved), seen)
                 processor.save_pretrained(run.path)
                 self._save_first(model)
             return 0

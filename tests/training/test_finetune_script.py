@@ -175,6 +175,7 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
         (["--mixup=-1"], "mixup"),
         (["--smoothing=2"], "smoothing must be in [0, 1]"),
         (["--pooling=max"], "invalid choice"),
+        (["--callback=no_such:f"], "no_such:f can't be made: ModuleNotFoundError"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):

@@ -85,6 +85,7 @@ def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
         (["--recipe=base"], "batch_size must be in [1, 1437]"),
         (["--k=0", "--method=knn"], "k and temperature must be positive"),
         (["--weight_decay=-1"], "weight_decay must be at least 0"),
+        (["--method=knn", "--wandb=x"], "for a head that is trained on images"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):

@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import subprocess
+import sys
 import time
 import zipfile
 
@@ -18,8 +19,10 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.utils.flags import parse_flags
 from tests.callbacks.test_callbacks import read_events
-from tests.scripts import command, environment, refusal, run
+from tests.callbacks.test_trackers import stand_in_wandb
+from tests.scripts import command, environment, load, refusal, run
 
 SCRIPT = "training/pretrain.py"
 SMALL = ("--epochs=2", "--warmup_epochs=1", "--blr=8e-3", "--patch_size=8")
@@ -148,12 +151,83 @@ def test_photos_with_mirrored_replicas_in_mixed_bfloat16(tmp_path):
         ("--blr=0", "learning_rate must be positive"),
         ("--speed=9", "unrecognized arguments"),
         ("--output=/proc/run", "/proc/run"),
+        ("--model=/no/run", "/no/run, which does not exist"),
+        ("--callback=no_such:make", "no_such:make can't be made: ModuleNotFoundError"),
+        ("--callback=builtins", "callback must be module:factory"),
+        # before data is read
+        ("--callback=builtins:repr --dataset=x", "Received: str"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path, flag, message):
     output = [] if "output" in flag else [f"--output={tmp_path / 'run'}"]
-    assert message in refusal(SCRIPT, *output, flag)
+    assert message in refusal(SCRIPT, *output, *flag.split(" "))
     assert not (tmp_path / "run" / "model.keras").exists()
+
+
+CALLBACKS = """
+import keras
+
+def note(config):
+    def write(epoch, logs):
+        with open(config.output + "/noted", "a") as file:
+            file.write(f"{epoch} {sorted(logs)}\\n")
+    return keras.callbacks.LambdaCallback(on_epoch_end=write)
+"""
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for index in range(10):
+        image = rng.integers(0, 256, (24, 24, 3)).astype("uint8")
+        Image.fromarray(image).save(tmp_path / "photos" / f"{index}.png")
+    return (f"--dataset=folder:{tmp_path / 'photos'}", "--batch_size=4", "--epochs=1",
+            "--warmup_epochs=0", "--pictures=1")  # fmt: skip
+
+
+def pretrain(*flags):
+    script = load(SCRIPT)
+    return script.main(parse_flags(script.PretrainConfig, "", [*map(str, flags)]))
+
+
+@pytest.mark.slow
+def test_published_weights_go_on_also_after_a_nan(
+    make_model, photos, tmp_path, monkeypatch, capsys
+):
+    make_model(num_channels=1, norm_pix_loss=True).save_pretrained(tmp_path / "hub")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("/no/such")  # and sys.path is restored
+    (tmp_path / "noting.py").write_text(CALLBACKS)
+    wandb = stand_in_wandb()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    photos = (*photos, "--wandb=mae")
+    with pytest.raises(FloatingPointError, match="is nan at step 2") as stopped:
+        pretrain("--model=hub", "--image_size=24", "--blr=1e36", "--output=a", *photos)
+    way_out = str(stopped.value).partition("another folder: ")[2].split()
+    names = [flag.partition("=")[0] for flag in way_out]
+    assert names == ["--model", "--blr", "--output"] and "=5e+35" in way_out[1]
+    flags = (way_out[0], "--blr=1e-3", "--output=b", *photos, "--callback=noting:note")
+    model = pretrain(*flags)
+    assert model.encoder.image_size == (24, 24) and model.encoder.num_channels == 3
+    assert int(model.optimizer.iterations) == 2 and model.norm_pix_loss
+    assert "val_loss" in (tmp_path / "b" / "noted").read_text()
+    nan, run = wandb.runs.values()
+    assert nan["ended"] == 1 and run["ended"] == 0
+    assert run["params"] == json.loads((tmp_path / "b" / "config.json").read_text())
+    ((step, logged),) = run["rows"]
+    ((_, loss, val_loss),) = losses(tmp_path / "b")
+    assert step == 2 and logged["loss"] == pytest.approx(float(loss))
+    assert logged["val_loss"] == pytest.approx(float(val_loss))
+    first = model.get_weights()
+    shutil.rmtree(tmp_path / "a")
+    capsys.readouterr()
+    again = pretrain(*flags, "--resume").get_weights()
+    for wanted, found in zip(first, again, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert "from step 2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"--model=hub \(a/check"):
+        pretrain("--model=hub", *flags[1:], "--resume")
 
 
 @pytest.mark.slow
