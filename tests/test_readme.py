@@ -241,6 +241,12 @@ SMALLER = {
     "python training/pretrain.py --dataset='webdataset:": "--held_out=folder:pets "
     "--dataset=webdataset:pets.tar --image_size=32 --batch_size=8 --epochs=1 "
     "--warmup_epochs=0",
+    "python training/pretrain.py --model=facebook": "--batch_size=2 --epochs=1 "
+    "--warmup_epochs=0 --image_size=32 --pictures=1",
+    "python training/pretrain.py --model=published": "--epochs=1 --warmup_epochs=0",
+    "python training/pretrain.py --config=runs/photos": "--model=runs/photos "
+    "--epochs=1 --warmup_epochs=0",
+    "python training/pretrain.py --callback": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --strategy=mirrored": "--dataset=folder:pets "
     "--preset=mae_tiny --replicas=2 --batch_size=8 --epochs=1 --warmup_epochs=0",
@@ -258,6 +264,7 @@ ELSEWHERE = (
     *("docker", "kubectl", "sbatch", "python -m tests.conformance.models"),
     *("python training/benchmark", "python serving/benchmark.py"),
     *("python training/compare.py", "python training/pretrain.py --preset=mae_large"),
+    "python training/pretrain.py --wandb",
 )
 
 
@@ -295,6 +302,8 @@ def write_files(folder):
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny", depth=1, decoder_depth=1)
     model.save_pretrained(folder, "facebook")
     (folder / "model.pth").rename(folder / "mae_pretrain_vit_base_full.pth")
+    block = re.search(r"```python title=\"my_callbacks.py\"\n(.*?)```", TEXT, re.DOTALL)
+    (folder / "my_callbacks.py").write_text(block[1])
     for name in ("training", "serving"):
         (folder / name).symlink_to(ROOT / name)
 

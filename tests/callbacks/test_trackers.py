@@ -1,6 +1,5 @@
 """Weights & Biases and MLflow: what is logged, resuming, failures."""
 
-import json
 import sys
 import types
 
@@ -173,8 +172,9 @@ def test_wandb_itself_writes_offline(tmp_path, monkeypatch):
     Steps().fit(WandbLogger("project", tmp_path, CONFIG), 0, 2)
     (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     assert path.stem.removeprefix("run-") in (tmp_path / "wandb-run.txt").read_text()
-    (summary,) = tmp_path.glob("wandb/offline-run-*/files/wandb-summary.json")
-    assert json.loads(summary.read_text())["epoch"] == 2 and wandb.run is None
+    assert wandb.run is None
+    wandb.teardown()  # waits for the process that writes
+    assert b"val_loss" in path.read_bytes()
 
 
 @pytest.mark.nightly
