@@ -244,7 +244,7 @@ SMALLER = {
     "python training/pretrain.py --model=facebook": "--batch_size=2 --epochs=1 "
     "--warmup_epochs=0 --image_size=32 --pictures=1",
     "python training/pretrain.py --model=published": "--epochs=1 --warmup_epochs=0",
-    "python training/pretrain.py --config=runs/photos": "--model=runs/photos "
+    "python training/pretrain.py --model=runs/photos": "--model=runs/photos "
     "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --callback": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
