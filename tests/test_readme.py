@@ -25,7 +25,8 @@ from tests.scripts import ROOT, config_class, environment
 
 # in the order in which they are read: later lines use what earlier ones wrote
 NAMES = (
-    *("getting-started", "weights", "pretraining", "fine-tuning", "serving"),
+    *("getting-started", "weights", "migration", "pretraining", "fine-tuning"),
+    "serving",
     *("benchmarks", "parity", "comparison", "architecture"),
 )
 PAGES = {
@@ -61,6 +62,9 @@ def stand_in_hub(folder):
         yield {"HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "cache")}
 
 
+TENSORFLOW = ROOT / "tests/fixtures/huggingface_tf/pretrainer"
+
+
 def python_blocks(path):
     return re.findall(r"```python\n(.*?)```", PAGES[path], re.DOTALL)
 
@@ -79,6 +83,8 @@ def test_python_blocks_run_in_order(path, tmp_path):
         pytest.importorskip("keras_hub")
     folder = tmp_path / "work"
     folder.mkdir()
+    # what the TensorFlow class wrote
+    shutil.copytree(TENSORFLOW, folder / "my-tf-model")
     with stand_in_hub(tmp_path) as hub:
         finished = subprocess.run(
             [sys.executable, "-c", "\n".join(python_blocks(path))],
@@ -304,6 +310,7 @@ def write_files(folder):
     (folder / "model.pth").rename(folder / "mae_pretrain_vit_base_full.pth")
     block = re.search(r"```python title=\"my_callbacks.py\"\n(.*?)```", TEXT, re.DOTALL)
     (folder / "my_callbacks.py").write_text(block[1])
+    shutil.copytree(TENSORFLOW, folder / "my-tf-model")
     for name in ("training", "serving"):
         (folder / name).symlink_to(ROOT / name)
 

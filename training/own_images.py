@@ -5,9 +5,10 @@ Run: python training/own_images.py --folder=pets
 The folder holds a folder of images for each class: `pets/cat/1.jpg`. Stage 1 pretrains
 an encoder without labels; stage 2 fine-tunes it with labels, beside the same classifier
 trained from scratch. Both are evaluated on a fifth of the images, held out from both
-stages. Writes `reconstructions.png`, `pretrained/`, `classifier/` and training curves
-(`.csv`) into --output. The `# %%` cells open as a notebook in VS Code, and in Jupyter
-with jupytext.
+stages. --model starts stage 1 from weights that are pretrained already, of PyTorch or a
+`tf_model.h5` of Hugging Face's TensorFlow classes. Writes `reconstructions.png`,
+`pretrained/`, `classifier/` and training curves (`.csv`) into --output. The `# %%`
+cells open as a notebook in VS Code, and in Jupyter with jupytext.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -25,6 +26,7 @@ from keras_mae import data
 from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.data.folder import load_folder
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
+from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag, run_script
 
@@ -43,6 +45,11 @@ class OwnImagesConfig:
 
     folder: str = flag("image folder, with a folder of images per class")
     output: str = flag("output folder", "runs/own_images")
+    model: str | None = flag(
+        "weights to start stage 1 from: hub id, folder, .pth or tf_model.h5; default: "
+        "random weights",
+        None,
+    )
     image_size: int = flag("image size in pixels, a multiple of 8", 64)
     norm_pix_loss: bool = flag("normalize each patch's pixels for the loss", True)
     pretrain_epochs: int = flag("epochs of stage 1, pretraining", 100)
@@ -102,20 +109,31 @@ def read_folder(folder, size, seed):
 
 
 # %%
+def build(config):
+    """Builds a tiny model of 8 x 8 patches, or one around the weights of --model."""
+    options = {"image_size": config.image_size, "norm_pix_loss": config.norm_pix_loss}
+    if config.model is None:
+        patch_size = config.image_size // 8
+        return keras_mae.MAEPretrainer.from_preset(
+            "mae_tiny", patch_size=patch_size, **options
+        )
+    model = keras_mae.MAEPretrainer.from_pretrained(
+        config.model, num_channels=3, allow_missing_decoder=True, **options
+    )
+    print(model.port_report)
+    return model
+
+
 def pretrain(config, source, processor, held_out):
-    """Pretrains a tiny model on 8 x 8 patches; returns the `MAEPretrainer`."""
+    """Pretrains the model; returns the `MAEPretrainer`."""
+    model = build(config)
     batches = data.training_pipeline(
         source, processor, config.batch_size, config.seed, augmentation=crops(config)
     )
-    size = config.image_size
-    model = keras_mae.MAEPretrainer.from_preset(
-        "mae_tiny",
-        image_size=size,
-        patch_size=size // 8,
-        norm_pix_loss=config.norm_pix_loss,
-    )
-    # base rate for batches of 256; small models and datasets need a high one
-    rate = schedule(8e-3, config, source, config.pretrain_epochs)
+    # base rate for batches of 256; small models and datasets need a high one, weights
+    # that are trained already the paper's
+    base_rate = 8e-3 if config.model is None else 1.5e-4
+    rate = schedule(base_rate, config, source, config.pretrain_epochs)
     model.compile(optimizer=keras_mae.pretraining_optimizer(rate))
     model.fit(
         batches,
@@ -169,9 +187,11 @@ def fine_tune(config, name, encoder, source, processor, held_out):
         source, processor, config.batch_size, config.seed, crops(config)
     )
     classifier = keras_mae.MAEClassifier(encoder, len(source.class_names))
+    # as in stage 1: high for a small model, the paper's for one of --model
+    base_rate = 4e-3 if config.model is None else 5e-4
     classifier.compile(
         optimizer=keras_mae.finetuning_optimizer(
-            schedule(4e-3, config, source, config.epochs),
+            schedule(base_rate, config, source, config.epochs),
             layer_decay=0.75 if name == "pretrained" else 1.0,
             depth=len(encoder.blocks),
         ),
@@ -204,11 +224,13 @@ def fine_tune(config, name, encoder, source, processor, held_out):
 def main(config):
     """Runs both stages, compares accuracies, and saves the models."""
     keras.utils.set_random_seed(config.seed)
-    if config.image_size % 8:
+    if config.model is None and config.image_size % 8:
         raise ValueError(
             f"image_size must be a multiple of 8. Received: {config.image_size}"
         )
-    processor = keras_mae.MAEImageProcessor(config.image_size, resample="bicubic")
+    processor = load_processor(
+        config.model, config.image_size, IMAGENET_MEAN, IMAGENET_STD
+    )
     source = read_folder(config.folder, config.image_size, config.seed)
     images = processor(source.held_out)  # (B, H, W, 3)
     labels = keras.utils.to_categorical(source.held_out_labels)  # (B, K)

@@ -4,8 +4,8 @@ Run: python training/visualize.py --image=cat.jpg
 
 Masks patches of an image, reconstructs them, and writes original | masked |
 reconstruction | reconstruction + visible as one picture. --model is a pretraining run,
-a .keras file, a Hugging Face hub id or a PyTorch checkpoint. The `# %%` cells open as a
-notebook in VS Code, and in Jupyter with jupytext.
+a .keras file, a Hugging Face hub id, a PyTorch checkpoint or a tf_model.h5. The `# %%`
+cells open as a notebook in VS Code, and in Jupyter with jupytext.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -36,7 +36,8 @@ class VisualizeConfig:
 
     image: str | None = flag("image file; default: a scikit-image photograph", None)
     model: str = flag(
-        "pretrained model: run folder, .keras file, hub id, checkpoint folder or .pth",
+        "pretrained model: run folder, .keras file, hub id, checkpoint folder, .pth or "
+        "tf_model.h5",
         "facebook/vit-mae-base",
     )
     mask_ratio: float | None = flag(

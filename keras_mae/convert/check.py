@@ -8,7 +8,7 @@ from keras_mae.models.pretrainer import MAEPretrainer
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.format_detection import describe_checkpoint
-from keras_mae.weights.key_mapping import port_rows
+from keras_mae.weights.key_mapping import HUGGINGFACE, port_rows, torch_array
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _TOLERANCE = 1e-4
@@ -28,12 +28,8 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
     if isinstance(model, MAEPretrainer) and "decoder" not in description.contents.parts:
         model = model.encoder  # all that the file holds
     images, noise = _draw_inputs(encoder_of(model))
-    rows = port_rows(contents_of(model), description.naming)
-    state = {
-        key: torch.tensor(np.asarray(description.tensors[key].read(), "float32"))
-        for row in rows
-        for key in row.keys
-    }
+    arrays = _torch_arrays(model, description)
+    state = {key: torch.tensor(array) for key, array in arrays.items()}
     run = _huggingface if description.naming.family == "huggingface" else _facebook
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
@@ -50,6 +46,20 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
             f"largest one; the tolerance is {_TOLERANCE}"
         )
     return float(difference)
+
+
+def _torch_arrays(model, description):
+    """Reads the file's tensors by the keys, and in the layout, of a PyTorch library."""
+    contents, naming = contents_of(model), description.naming
+    named = HUGGINGFACE if naming.layout == "tensorflow" else naming
+    arrays = {}
+    for row, wanted in zip(
+        port_rows(contents, naming), port_rows(contents, named), strict=True
+    ):
+        for key, theirs in zip(row.keys, wanted.keys, strict=True):
+            array = np.asarray(description.tensors[key].read(), "float32")
+            arrays[theirs] = torch_array(row, array)
+    return arrays
 
 
 def _draw_inputs(encoder):

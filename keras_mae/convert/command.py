@@ -1,10 +1,11 @@
-"""Converts weights between PyTorch formats and Keras, either way.
+"""Converts weights between other libraries' formats and Keras, either way.
 
 Run: keras-mae-convert SOURCE DESTINATION [--format=huggingface] [--check]
 
-SOURCE is a hub id, a folder, a file of PyTorch weights, or a `.keras` file. DESTINATION
-is a `.keras` file, or a folder for the library that `--format` names. The source's
-`preprocessor_config.json` is copied to the destination, if there is none yet.
+SOURCE is a hub id, a folder, a file of PyTorch weights or of Hugging Face's TensorFlow
+classes (`tf_model.h5`), or a `.keras` file. DESTINATION is a `.keras` file, or a folder
+for the library that `--format` names. The source's `preprocessor_config.json` is copied
+to the destination, if there is none yet.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import keras
 
 from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
+from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import find_processor_file
 from keras_mae.utils.class_names import LABELS_FILE, read_labels, write_labels
@@ -51,6 +53,11 @@ class Config:
     decoder_num_heads: int | None = flag(
         "attention heads of the decoder, where the source does not state them", None
     )
+    source_image_size: str | None = flag(
+        "image size that the source's positions are for, as in 32x128, where the "
+        "source does not state it",
+        None,
+    )
     norm_pix_loss: bool | None = flag(
         "whether the model predicts normalized patches, where the source does not "
         "state it",
@@ -74,7 +81,7 @@ def convert(config: Config) -> None:
     """Reads the source, writes the destination, and prints what was done."""
     source, destination = Path(config.source), Path(config.destination)
     if source.suffix == destination.suffix == ".keras":
-        raise ValueError("SOURCE or DESTINATION must be a PyTorch format, not .keras")
+        raise ValueError("SOURCE or DESTINATION must be another format than .keras")
     compared: list[Checkpoint | Path] = []
     if source.suffix == ".keras":
         model = _load_keras(source)
@@ -146,7 +153,19 @@ def _read(config, checkpoint):
         for name in ("num_heads", "decoder_num_heads", "norm_pix_loss")
         if getattr(config, name) is not None
     }
+    if config.source_image_size is not None:
+        stated["source_image_size"] = _read_size(config.source_image_size)
     return MODELS[kind].from_pretrained(checkpoint, progress=True, **stated)
+
+
+def _read_size(text):
+    """Reads `224` or `32x128`."""
+    numbers = text.split("x")
+    if len(numbers) > 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(
+            f"source_image_size must be as in 224 or 32x128. Received: {text}"
+        )
+    return as_pair([int(number) for number in numbers * 2][:2], "source_image_size")
 
 
 def cli() -> None:

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from keras_mae.models.preset_files import is_preset_folder, load_preset, save_to_preset
 from keras_mae.presets import PRESETS, preset_sizes
-from keras_mae.utils.typing import ArrayLike, PathLike
+from keras_mae.utils.typing import ArrayLike, PathLike, Size
 from keras_mae.weights.checkpoint import Weights
 from keras_mae.weights.load_pretrained import build_pretrained
 from keras_mae.weights.published import PUBLISHED
@@ -115,6 +115,7 @@ class Pretrained:
         source: Weights,
         *,
         allow_missing_decoder: bool = False,
+        source_image_size: Size | None = None,
         position_resize: str | None = None,
         channel_merge: str = "sum",
         progress: bool = False,
@@ -128,18 +129,24 @@ class Pretrained:
         local_files_only: bool = False,
         **overrides: Any,
     ) -> Self:
-        """Builds a model around weights of PyTorch, which need not be installed.
+        """Builds a model around weights of another library, which isn't needed for it.
 
         Reads what facebookresearch/mae, Hugging Face (with the keys of 4.x and 5.x) and
         timm write: safetensors, also in shards, and PyTorch's pickles, of which nothing
-        is executed. The format is told from the keys, sizes from the configuration or
-        from the shapes. `model.port_report` says what was done.
+        is executed. Of Hugging Face's TensorFlow classes also `tf_model.h5`, in shards
+        too, and what `save_weights("x.h5")` wrote. The format is told from the keys,
+        sizes from the configuration or from the shapes. `model.port_report` says what
+        was done.
 
         Args:
             source: A hub id such as `"facebook/vit-mae-base"`, the path of a folder or
                 file, or a dict of arrays.
             allow_missing_decoder: Whether a pretrainer may draw a fresh decoder where
                 the source has none.
+            source_image_size: The image size, an int or a pair `(height, width)`, that
+                the source's positions are for. By default what its configuration says;
+                without one `image_size`, where that has as many patches, else a square.
+                `port_report` notes what was assumed.
             position_resize: How positions are brought to another `image_size`:
                 `"torch"` (plain bicubic) or `"timm"` (antialiased); by default what
                 the source's own library does.
@@ -161,8 +168,8 @@ class Pretrained:
             cache_dir: Where downloads are kept; by default the hub's own cache.
             local_files_only: Whether to use nothing but the hub's cache.
             **overrides: As for `from_preset`. `num_heads` (and `decoder_num_heads`)
-                must be given where neither a configuration nor a preset of the same
-                sizes tells it; a classifier's `num_classes` where the source has no
+                must be given where no configuration tells it and the sizes are not the
+                paper's; a classifier's `num_classes` where the source has no
                 head.
 
         Returns:
@@ -188,6 +195,7 @@ class Pretrained:
             source,
             overrides,
             allow_missing_decoder=allow_missing_decoder,
+            source_image_size=source_image_size,
             position_resize=position_resize,
             channel_merge=channel_merge,
             progress=progress,

@@ -16,6 +16,7 @@ from keras_mae.presets import PRESETS
 from keras_mae.utils.typing import Size
 from keras_mae.weights.checkpoint import Checkpoint, PortError, raise_problems
 from keras_mae.weights.format_detection import Description
+from keras_mae.weights.published import PUBLISHED
 
 # ours -> Hugging Face's, and what an absent one means there
 HUGGINGFACE: dict[str, tuple[str, Any]] = {
@@ -269,18 +270,27 @@ def _check_shapes_agree(settings, description, place):
 def num_heads_of_preset(
     sizes: Mapping[str, Any], prefix: str = ""
 ) -> tuple[int, str] | tuple[None, None]:
-    """Returns the number of heads, and the name, of a preset with the same sizes."""
+    """Returns the number of heads, and the name, of the paper's model that fits."""
     names = [prefix + name for name in ("hidden_dim", "depth", "mlp_dim")]
-    for preset, config in PRESETS.items():
+    # of other sizes, models differ: a ViT-S has 6 heads here, and elsewhere 12
+    for preset in PUBLISHED:
+        config = PRESETS[preset]
         if all(config[name] == sizes.get(name) for name in names):
             return config[f"{prefix}num_heads"], preset
     return None, None
 
 
 def find_image_size(
-    sizes: Mapping[str, Any], wanted: Size | None, source: str
-) -> tuple[int, int]:
-    """Finds the image size of a file's positions: configured, square, or `wanted`."""
+    sizes: Mapping[str, Any],
+    wanted: Size | None,
+    source: str,
+    stated: Size | None = None,
+) -> tuple[tuple[int, int], str | None]:
+    """Finds the image size of a file's positions, and a note where it is assumed.
+
+    That is the one `stated` by the user, or the configured one; else `wanted`, where it
+    has as many patches, and last a square.
+    """
     height, width = sizes["patch_size"]
     if "positions" not in sizes:  # they are computed, for any size
         size = sizes.get("image_size") or wanted
@@ -290,15 +300,29 @@ def find_image_size(
     count = sizes["positions"] - 1
     side = math.isqrt(count)
     configured = sizes.get("image_size")
-    # what the user wants comes last: it may have as many patches by chance
-    choices = [configured or (side * height, side * width), wanted]
-    for size in filter(None, choices):
-        size = as_pair(size, "image_size")
-        rows, columns = size[0] // height, size[1] // width
-        if size == (rows * height, columns * width) and rows * columns == count:
-            return size
+    square = None if configured else (side * height, side * width)
+    choices = {"": configured, "the image_size wanted": wanted, "a square": square}
+    if stated is not None:
+        choices = {"": stated}
+    for assumed, choice in choices.items():
+        if choice is None:
+            continue
+        size = as_pair(choice, "image_size" if stated is None else "source_image_size")
+        if _count_patches(size, height, width) == count:
+            note = (
+                f"positions are taken for those of {size[0]}x{size[1]} pixels, "
+                f"{assumed}; source_image_size says otherwise"
+            )
+            return size, note if assumed else None
+    image = f"image_size {configured}" if configured else "a square image"
+    image = f"source_image_size {stated}" if stated is not None else image
     raise PortError(
-        f"{source}: {count} positions of patches {height}x{width} don't fit "
-        f"{f'image_size {configured}' if configured else 'a square image'}; "
-        "pass image_size"
+        f"{source}: {count} positions of patches {height}x{width} don't fit {image}; "
+        "pass source_image_size"
     )
+
+
+def _count_patches(size, height, width):
+    """Counts the patches of an image; `None` where they don't fill it."""
+    rows, columns = size[0] // height, size[1] // width
+    return rows * columns if size == (rows * height, columns * width) else None

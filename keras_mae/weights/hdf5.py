@@ -137,7 +137,8 @@ def refuse_tensorflow_checkpoint(source: str) -> None:
     if os.path.isfile(prefix) or not os.path.isfile(f"{prefix}.index"):
         return
     with open(f"{prefix}.index", "rb") as file:
-        if file.read()[-len(_INDEX_END) :] != _INDEX_END:
+        file.seek(max(0, os.path.getsize(file.name) - len(_INDEX_END)))
+        if file.read(len(_INDEX_END)) != _INDEX_END:
             return
     raise PortError(
         f"{source} is a TensorFlow checkpoint (.index and .data files), which is not "

@@ -10,6 +10,7 @@ import numpy as np
 from keras_mae.ops.patches import grid_shape
 from keras_mae.ops.positions import sincos_positions
 from keras_mae.presets import PRESETS
+from keras_mae.utils.typing import Size
 from keras_mae.weights import config_readers
 from keras_mae.weights.checkpoint import (
     Checkpoint,
@@ -52,6 +53,7 @@ class _Source(NamedTuple):
     checkpoint: Checkpoint
     description: Description
     settings: dict  # from what stands beside the weights
+    image_size_stated: Size | None  # of the positions, by the user
 
     @property
     def is_timm(self):
@@ -80,15 +82,19 @@ class _Source(NamedTuple):
         return f"{self.checkpoint.source} ({self.format})"
 
     def image_size(self, wanted):
-        """The image size of the source's positions; `wanted` if it is not known."""
+        """The image size of the source's positions, and notes on what is assumed."""
         sizes = {**self.settings, **self.description.sizes}
-        return config_readers.find_image_size(sizes, wanted, self.checkpoint.source)
+        size, note = config_readers.find_image_size(
+            sizes, wanted, self.checkpoint.source, self.image_size_stated
+        )
+        return size, [note] if note else []
 
 
 class _Options(NamedTuple):
     """How to fill a model; see `Pretrained.from_pretrained`."""
 
     allow_missing_decoder: bool = False
+    source_image_size: Size | None = None
     position_resize: str | None = None
     channel_merge: str = "sum"
     progress: bool = False
@@ -114,7 +120,7 @@ def _open_source(cls, source, options):
     checkpoint = open_checkpoint(source, **reading)
     description = describe_checkpoint(checkpoint)
     settings = config_readers.read_settings(checkpoint, description)
-    opened = _Source(checkpoint, description, settings)
+    opened = _Source(checkpoint, description, settings, options.source_image_size)
     decoder = "decoder" in description.contents.parts
     needed = getattr(cls, "has_decoder", False)
     if needed and not (decoder or options.allow_missing_decoder):
@@ -175,7 +181,8 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
                 f"{opened.title}: {name} must be the model's, {sizes[name]}. "
                 f"Received: {heads}"
             )
-    return _fill(model, opened, opened.image_size(sizes["image_size"]), options)
+    image_size, notes = opened.image_size(sizes["image_size"])
+    return _fill(model, opened, image_size, options, notes)
 
 
 def _complete_sizes(cls, source, overrides):
@@ -186,8 +193,7 @@ def _complete_sizes(cls, source, overrides):
         # a fresh one has the paper's sizes, unless a configuration has others
         paper = PRESETS["mae_base"]
         sizes = {**{k: v for k, v in paper.items() if "decoder_" in k}, **sizes}
-    sizes["image_size"] = source.image_size(overrides.get("image_size"))
-    notes = []
+    sizes["image_size"], notes = source.image_size(overrides.get("image_size"))
     for prefix in ("", "decoder_") if cls.has_decoder else ("",):
         name = f"{prefix}num_heads"
         if name not in sizes and name not in overrides:

@@ -13,9 +13,11 @@ from keras_mae.convert import command
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.utils.flags import run_script
+from keras_mae.weights import export_weights
 from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.comparison import assert_same_weights
-from tests.scripts import environment
+from tests.scripts import ROOT, environment
 
 
 class Done(NamedTuple):
@@ -70,6 +72,50 @@ def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
     done = convert(tmp_path / "in/model.pth", tmp_path / "two.keras", "--check")
     assert done.returncode == 0, done.stderr
     assert "two.keras: MAEClassifier" in done.stdout
+
+
+TENSORFLOW = ROOT / "tests/fixtures/huggingface_tf"
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "flags"),
+    [
+        ("pretrainer", "MAEPretrainer", ()),
+        ("shards/tf_model.h5.index.json", "MAEPretrainer", ()),
+        ("safetensors", "MAEPretrainer", ()),
+        ("pretrainer/tf_model.h5", "MAEEncoder", ["--model=encoder"]),
+        ("encoder/encoder.h5", "MAEEncoder", ["--num_heads=3"]),
+        ("classifier", "MAEClassifier", ()),
+    ],
+)
+def test_files_of_the_tensorflow_classes(source, kind, flags, tmp_path, convert):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    place = TENSORFLOW / source
+    done = convert(place, tmp_path / "two.keras", "--check", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "Hugging Face, TensorFlow, " in done.stdout
+    assert f"two.keras: {kind}" in done.stdout
+    assert f"{place}: relative difference to PyTorch" in done.stdout
+
+
+def test_positions_of_wide_images_are_told_by_a_flag(make_model, tmp_path, convert):
+    from safetensors.numpy import save_file
+
+    path = tmp_path / "wide.safetensors"
+    save_file(export_weights(make_model(image_size=(16, 64)).encoder, FACEBOOK), path)
+    given = (path, tmp_path / "two.keras", "--num_heads=2")
+    done = convert(*given, "--source_image_size=16x64")
+    assert done.returncode == 0, done.stderr
+    encoder = keras.models.load_model(tmp_path / "two.keras")
+    assert encoder.image_size == (16, 64)
+    done = convert(*given)
+    assert (
+        "note: positions are taken for those of 32x32 pixels, a square" in done.stdout
+    )
+    for wrong in ("wide", "16x", "16x64x3", "0"):
+        done = convert(*given, f"--source_image_size={wrong}")
+        assert done.returncode == 2 and "source_image_size must be" in done.stderr
 
 
 @pytest.mark.slow

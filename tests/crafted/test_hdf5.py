@@ -109,8 +109,8 @@ def compressed_bomb(file):
     replaced(file, (2**28,), "float32", chunks=(2**20,), compression="gzip")
 
 
-def too_large_for_the_file(file):
-    """Many datasets that claim the same bytes: the largest one's."""
+def one_dataset_by_many_names(file):
+    """Fifty keys of the largest dataset's bytes."""
     for index in range(50):
         name = f"top_level_model_weights/bomb{index}:0"
         file[name] = file["vit/tf_vi_tmae_for_pre_training/vit/embeddings/"
@@ -159,7 +159,7 @@ ZEROS = np.zeros(16, "float32")
 SPOILS = [
     soft_link, external_link, external_link_for_a_group, external_link_to_a_device,
     external_storage, virtual, compact, never_written, compressed_bomb,
-    too_large_for_the_file, deep, a_group_in_itself, the_root_in_itself, many_groups,
+    one_dataset_by_many_names, deep, a_group_in_itself, the_root_in_itself, many_groups,
     many_long_names, a_type_with_a_name, odd_floats,
 ]  # fmt: skip
 DATASETS = {

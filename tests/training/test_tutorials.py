@@ -149,6 +149,36 @@ def test_wrong_flags_of_visualize_are_one_line_and_code_2(
     assert message in refusal(VISUALIZE, *given, *flags)
 
 
+TENSORFLOW = ROOT / "tests/fixtures/huggingface_tf/pretrainer/tf_model.h5"
+
+
+def test_a_file_of_the_tensorflow_class_is_visualized(photo, tmp_path, capsys):
+    script, out = load(VISUALIZE), tmp_path / "look.png"
+    script.main(script.VisualizeConfig(str(photo), str(TENSORFLOW), out=str(out)))
+    said = capsys.readouterr().out
+    assert "No preprocessor_config.json was found" in said
+    assert "8 of 16 patches masked" in said
+    assert len(panels(out, 16)) == 4
+
+
+@pytest.mark.slow
+def test_own_images_start_from_a_file_of_the_tensorflow_class(tmp_path, capsys):
+    pictures = write_pictures(tmp_path / "pictures", 10, np.random.default_rng(0))
+    script, folder = load(OWN_IMAGES), tmp_path / "run"
+    few = {**SMALL, "pretrain_epochs": 1, "epochs": 1}
+    given = {"model": str(TENSORFLOW), "norm_pix_loss": False, "seed": 0}
+    script.main(script.OwnImagesConfig(str(pictures), str(folder), **given, **few))
+    assert "Hugging Face, TensorFlow, HDF5" in capsys.readouterr().out
+    start = keras_mae.MAEPretrainer.from_pretrained(TENSORFLOW)
+    trained, _ = load_model(folder / "pretrained")
+    for part in ("encoder", "decoder"):
+        sizes = [getattr(m, part).get_config()["hidden_dim"] for m in (start, trained)]
+        assert sizes[0] == sizes[1]
+    # one epoch at the paper's rate leaves them where they were, but for a little
+    old, new = (m.encoder.blocks[0].mlp.fc1.kernel.numpy() for m in (start, trained))
+    assert 0 < np.abs(new - old).max() < 0.05
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """What a run leaves and says, of sizes that compile faster than mae_tiny's."""

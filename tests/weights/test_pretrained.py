@@ -10,7 +10,9 @@ import keras_mae
 from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.layers.mlp import gelu_tanh
 from keras_mae.ops.positions import resize_positions
+from keras_mae.presets import PRESETS
 from keras_mae.weights import PortError, PortReport, export_weights, load_weights
+from keras_mae.weights.config_readers import num_heads_of_preset
 from keras_mae.weights.key_mapping import FACEBOOK
 from tests.comparison import assert_same_weights
 
@@ -110,14 +112,52 @@ def test_positions_are_resized_as_pytorch_does(saved):
 def test_a_file_without_configuration_is_of_a_square_if_it_can_be(make_model):
     options = {"num_heads": 2, "decoder_num_heads": 2}
     state = export_weights(make_model(), FACEBOOK)
-    # a wide image with as many patches is another image
-    loaded = MAEPretrainer.from_pretrained(state, image_size=(16, 64), **options)
-    assert "4x4 -> 2x8" in loaded.port_report.resized[0]
+    loaded = MAEPretrainer.from_pretrained(state, **options)
+    assert loaded.encoder.image_size == (32, 32)
+    assert loaded.port_report.notes[0] == (
+        "positions are taken for those of 32x32 pixels, a square; source_image_size "
+        "says otherwise"
+    )
+    loaded = MAEPretrainer.from_pretrained(state, image_size=(16, 56), **options)
+    assert "4x4 -> 2x7" in loaded.port_report.resized[0]
     wide = export_weights(make_model(image_size=(16, 24)), FACEBOOK)
-    with pytest.raises(PortError, match=r"6 positions .* pass image_size"):
+    with pytest.raises(PortError, match=r"6 positions .* pass source_image_size"):
         MAEPretrainer.from_pretrained(wide, **options)
     loaded = MAEPretrainer.from_pretrained(wide, image_size=(16, 24), **options)
     assert not loaded.port_report.resized
+    loaded = MAEPretrainer.from_pretrained(wide, source_image_size=(16, 24), **options)
+    assert loaded.encoder.image_size == (16, 24)
+
+
+def test_positions_that_fit_the_size_wanted_are_not_resized(make_model):
+    wide = make_model(image_size=(16, 64))  # as many patches as 32x32
+    state = export_weights(wide, FACEBOOK)
+    options = {"image_size": (16, 64), "num_heads": 2, "decoder_num_heads": 2}
+    loaded = MAEPretrainer.from_pretrained(state, **options)
+    assert_same_weights(loaded, wide)
+    assert not loaded.port_report.resized
+    assert loaded.port_report.notes[0] == (
+        "positions are taken for those of 16x64 pixels, the image_size wanted; "
+        "source_image_size says otherwise"
+    )
+    report = load_weights(make_model(image_size=(16, 64)), state)
+    assert "those of 16x64 pixels, the image_size wanted" in report.notes[0]
+    # unless something says that they are of another image
+    loaded = MAEPretrainer.from_pretrained(state, source_image_size=32, **options)
+    assert "4x4 -> 2x8" in loaded.port_report.resized[0]
+    assert not any("positions are taken" in note for note in loaded.port_report.notes)
+    with pytest.raises(PortError, match="don't fit source_image_size 48"):
+        MAEPretrainer.from_pretrained(state, source_image_size=48, **options)
+    with pytest.raises(ValueError, match=r"source_image_size must be a positive int"):
+        MAEPretrainer.from_pretrained(state, source_image_size=0, **options)
+
+
+@pytest.mark.slow
+def test_what_the_configuration_says_of_positions_holds(saved):
+    _, folder = saved
+    loaded = MAEEncoder.from_pretrained(folder, image_size=(16, 64))
+    assert "4x4 -> 2x8" in loaded.port_report.resized[0]
+    assert loaded.port_report.notes == ()
 
 
 @pytest.mark.slow
@@ -126,7 +166,9 @@ def test_a_size_that_is_told_wrongly_may_be_stated(saved):
     path = folder / "config.json"
     text = path.read_text()
     path.write_text(json.dumps({**json.loads(text), "image_size": 224}))
-    with pytest.raises(PortError, match=r"image_size \(224, 224\); .*pass image_size"):
+    with pytest.raises(
+        PortError, match=r"image_size \(224, 224\); .*pass source_image"
+    ):
         MAEPretrainer.from_pretrained(folder)
     loaded = MAEPretrainer.from_pretrained(folder, image_size=32)
     path.write_text(text)
@@ -253,16 +295,28 @@ def test_heads_must_be_stated_where_nothing_tells(make_model):
         MAEPretrainer.from_pretrained(state, num_heads=2)
 
 
-@pytest.mark.slow
-def test_heads_of_published_sizes_are_known():
-    tiny = MAEPretrainer.from_preset("mae_tiny")
-    loaded = MAEPretrainer.from_pretrained(export_weights(tiny, FACEBOOK))
-    assert loaded.encoder.get_config()["num_heads"] == 4
-    assert loaded.port_report.notes == (
-        "num_heads is 4, as mae_tiny has at these sizes",
-        "decoder_num_heads is 4, as mae_tiny has at these sizes",
-        "the source doesn't say whether pixels were normalized; norm_pix_loss is False",
-    )
+@pytest.mark.parametrize("name", ["mae_base", "mae_large", "mae_huge"])
+def test_heads_of_published_sizes_are_known(name):
+    sizes = PRESETS[name]
+    assert num_heads_of_preset(sizes) == (sizes["num_heads"], name)
+    assert num_heads_of_preset(sizes, "decoder_") == (16, "mae_base")
+
+
+# a ViT-S has 6 heads here, and 12 in solo-learn: outputs would be far off
+@pytest.mark.parametrize("name", ["mae_tiny", "mae_small"])
+def test_heads_of_other_sizes_are_not_guessed(name):
+    assert num_heads_of_preset(PRESETS[name]) == (None, None)
+    assert num_heads_of_preset(PRESETS[name], "decoder_") == (None, None)
+
+
+def test_heads_that_nobody_told_are_asked_for():
+    tiny = MAEEncoder.from_preset("mae_tiny", num_heads=8)
+    state = export_weights(tiny, FACEBOOK)
+    with pytest.raises(PortError, match=r"num_heads can't be inferred .*num_heads=12"):
+        MAEEncoder.from_pretrained(state)
+    loaded = MAEEncoder.from_pretrained(state, num_heads=8)
+    images = np.random.default_rng(0).standard_normal((1, 32, 32, 3))
+    assert_equal(loaded(images), tiny(images))
 
 
 @pytest.mark.slow
