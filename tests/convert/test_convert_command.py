@@ -77,6 +77,7 @@ def test_classifiers_are_checked_too(head, make_model, tmp_path, convert):
 TENSORFLOW = ROOT / "tests/fixtures/huggingface_tf"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "kind", "flags"),
     [

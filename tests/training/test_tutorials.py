@@ -161,7 +161,18 @@ def test_a_file_of_the_tensorflow_class_is_visualized(photo, tmp_path, capsys):
     assert len(panels(out, 16)) == 4
 
 
-@pytest.mark.slow
+def test_own_images_take_the_weights_of_a_file_of_the_tensorflow_class(capsys):
+    script = load(OWN_IMAGES)
+    model = script.build(script.OwnImagesConfig("", image_size=32, model=TENSORFLOW))
+    start = keras_mae.MAEPretrainer.from_pretrained(TENSORFLOW)
+    for ours, wanted in zip(model.decoder.blocks, start.decoder.blocks, strict=True):
+        for one, two in zip(ours.weights, wanted.weights, strict=True):
+            np.testing.assert_array_equal(one.numpy(), two.numpy())
+    assert model.encoder.grid == (8, 8) and model.norm_pix_loss
+    assert "Hugging Face, TensorFlow, HDF5" in capsys.readouterr().out
+
+
+@pytest.mark.nightly
 def test_own_images_start_from_a_file_of_the_tensorflow_class(tmp_path, capsys):
     pictures = write_pictures(tmp_path / "pictures", 10, np.random.default_rng(0))
     script, folder = load(OWN_IMAGES), tmp_path / "run"
