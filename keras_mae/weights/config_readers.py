@@ -293,10 +293,10 @@ def find_image_size(
     """
     height, width = sizes["patch_size"]
     if "positions" not in sizes:  # they are computed, for any size
-        size = sizes.get("image_size") or wanted
+        size = stated or sizes.get("image_size") or wanted
         if size is None:
             raise PortError(f"{source} has no positions; pass image_size")
-        return as_pair(size, "image_size")
+        return as_pair(size, "image_size"), None
     count = sizes["positions"] - 1
     side = math.isqrt(count)
     configured = sizes.get("image_size")
