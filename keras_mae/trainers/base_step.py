@@ -61,6 +61,10 @@ class BaseStep:
         """Returns where this replica's rows begin in the batch of all replicas."""
         return 0
 
+    def distribute_rows(self, batch: Tensor) -> Tensor:
+        """Gives each device of a `keras.distribution` its rows of a drawn batch."""
+        return batch
+
     def unscaled(self, loss: Tensor) -> Tensor:
         """Undoes Keras's scaling of a loss by the number of replicas."""
         return loss

@@ -3,6 +3,7 @@
 Under `keras.distribution` a step sees the batch of all devices: there are no replicas.
 """
 
+import contextlib
 from itertools import chain
 
 import jax
@@ -27,8 +28,56 @@ class _VariableScope(keras.StatelessScope):
         return [self.get_current_value(variable) for variable in variables]
 
 
+def _distribute(tensor, axis):
+    """Divides a tensor along its batch axis among the model replicas, if there are."""
+    distribution = keras.distribution.distribution()
+    if distribution is None:
+        return tensor
+    axes = [None] * len(tensor.shape)
+    axes[axis] = distribution.batch_dim_name
+    layout = keras.distribution.TensorLayout(axes, distribution.device_mesh)
+    return keras.distribution.distribute_tensor(tensor, layout)
+
+
 class BackendStep(BaseStep):
     """Mixin for a `keras.Model`: the steps that `TrainStep` describes."""
+
+    def fit(self, *args, **kwargs):
+        with self._keeps_weights():
+            return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args, **kwargs):
+        with self._keeps_weights():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args, **kwargs):
+        with self._keeps_weights():
+            return super().predict(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _keeps_weights(self):
+        """Lets a model that failed between two steps keep what it had by then."""
+        try:
+            yield
+        except BaseException as error:
+            self.jax_state_sync()
+            if keras.distribution.distribution() is not None and "divi" in str(error):
+                error.add_note(
+                    "Under keras.distribution the size of every batch must be "
+                    "divisible by the number of model replicas, the last one's too: "
+                    "use batch(..., drop_remainder=True)."
+                )
+            raise
+
+    def _purge_model_variables(self, **kinds):
+        """Leaves variables their values, which a failure before a step would lose.
+
+        They take no memory: a step that JAX compiles is donated their arrays.
+        """
+
+    def distribute_rows(self, batch):
+        # what chooses patches by whole noise, XLA computes whole on every device
+        return _distribute(batch, axis=0)
 
     def train_step(self, state, data):
         trainable, others, optimizer, metrics = state
@@ -92,7 +141,9 @@ class BackendStep(BaseStep):
         rows = part_size(inputs["images"].shape[0], steps)
 
         def split(tensor):
-            return tensor.reshape(steps, rows, *tensor.shape[1:])
+            parts = tensor.reshape(steps, rows, *tensor.shape[1:])
+            # a share of each part, else one device would have a part alone
+            return _distribute(parts, axis=1)  # (steps, rows, ...)
 
         def add_part(sums, part):
             loss, gradients, others = sums
