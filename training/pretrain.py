@@ -17,6 +17,7 @@ import keras_mae  # first: it imports TensorFlow quietly
 # isort: split
 import dataclasses
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -170,6 +171,11 @@ def compile_for(config):
     """Reports whether the training step compiles and fits on a TPU."""
     from keras_mae.profiling import tpu_check, tpu_report
 
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "compile_for needs Keras's TensorFlow backend. Received: KERAS_BACKEND="
+            f"{keras.backend.backend()}"
+        )
     topology = tpu_check.parse_topology(config.compile_for)
 
     def make_model(rematerialize):

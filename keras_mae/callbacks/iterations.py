@@ -5,6 +5,8 @@ import keras
 
 def optimizer_iterations(model: keras.Model) -> int:
     """Returns `model.optimizer.iterations` as an int."""
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()  # between two steps JAX's trainer holds the values
     # not int(iterations), which a mirrored variable is not
     return int(keras.ops.convert_to_numpy(model.optimizer.iterations))
 

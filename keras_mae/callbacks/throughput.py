@@ -61,12 +61,13 @@ class Throughput(keras.callbacks.Callback):
         if self._timed:
             self.model.train_function = self._train_function
 
-    def _fetch_and_train(self, iterator):
+    def _fetch_and_train(self, *arguments):
         """Runs a train function on one batch, and times the wait for it."""
+        *state, iterator = arguments  # JAX's takes the variables' values as well
         start = time.perf_counter()
         batch = next(iterator)
         self._waited += time.perf_counter() - start
-        return self._train_function(iter([batch]))
+        return self._train_function(*state, iter([batch]))
 
     def _reset(self):
         """Starts the measurement of an epoch."""

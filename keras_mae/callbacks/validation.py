@@ -39,7 +39,15 @@ class Validation(keras.callbacks.Callback):
         self._iterator: Iterator | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        model = self.model
+        results = self._evaluate(self.model)
+        if logs is not None:
+            logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
+
+    def _evaluate(self, model):
+        if keras.backend.backend() != "tensorflow":  # whose iterators are the slow ones
+            return model.evaluate(
+                self.batches, steps=self.steps, return_dict=True, verbose=0
+            )
         model.make_test_function()
         model.reset_metrics()
         if self._iterator is None:
@@ -49,7 +57,4 @@ class Validation(keras.callbacks.Callback):
                 results = model.test_function(self._iterator)
         # over all replicas, as `evaluate` returns them
         metrics = model.get_metrics_result()
-        if set(metrics) == set(results):
-            results = metrics
-        if logs is not None:
-            logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
+        return metrics if set(metrics) == set(results) else results

@@ -358,9 +358,10 @@ class MAEPretrainer(
     def _draw_noise(self, images, seed=None):
         """Draws `(B, L)` noise: this replica's rows of the whole batch's."""
         batch = ops.shape(images)[0]
-        return self.encoder.masking.draw_noise(
+        noise = self.encoder.masking.draw_noise(
             batch, self.encoder.num_patches, seed, first_row=self.first_row(batch)
         )
+        return self.distribute_rows(noise)  # (B, L)
 
     @classmethod
     def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:

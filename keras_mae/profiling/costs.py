@@ -2,6 +2,7 @@
 
 import time
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -92,6 +93,8 @@ def peak_flops(strategy, precision, accelerator=None):
 
     `accelerator` is the TPU's type, such as `"v5litepod-16"`.
     """
+    if keras.backend.backend() == "jax":
+        return _peak_flops_on_jax(precision)
     import tensorflow as tf
 
     replicas = strategy.num_replicas_in_sync
@@ -100,13 +103,29 @@ def peak_flops(strategy, precision, accelerator=None):
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
-        for part, peaks in _GPU_PEAKS.items():
-            if part in name.replace("-", " ").split():
-                return replicas * peaks[precision == "float32"]
-        return replicas * measured_flops(precision)
+        return replicas * _gpu_peak(name, precision)
     # logical devices share the CPU; workers don't
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
     return (len(read_tf_config()[0]) if several else 1) * measured_flops(precision)
+
+
+def _peak_flops_on_jax(precision):
+    """Peak FLOP/s over the devices of the `keras.distribution`."""
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return measured_flops(precision)  # logical devices share the CPU
+    distribution = keras.distribution.distribution()
+    devices = distribution.device_mesh.devices.size if distribution else 1
+    return devices * _gpu_peak(jax.devices()[0].device_kind, precision)
+
+
+def _gpu_peak(name, precision):
+    """Peak FLOP/s of a device: looked up by its name, else measured."""
+    for part, peaks in _GPU_PEAKS.items():
+        if part in name.replace("-", " ").split():
+            return peaks[precision == "float32"]
+    return measured_flops(precision)
 
 
 def measured_flops(precision, size=2048, repeats=5):

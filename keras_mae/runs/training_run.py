@@ -35,9 +35,9 @@ from keras_mae.utils.flags import check_at_least_one, flag
 _NOT_SAVED = ("config", "resume", "overwrite", "dry_run")
 # flags that a resumed run may change: where and how fast it runs, what it reports
 _MAY_DIFFER = (
-    *("output", "data_dir", "strategy", "replicas", "tpu", "jit_compile"),
-    *("accumulation_steps", "rematerialize", "corrupt_limit", "log_every"),
-    *("checkpoint_steps", "checkpoint_minutes", "keep", "keep_every"),
+    *("output", "data_dir", "strategy", "replicas", "model_shards", "tpu"),
+    *("jit_compile", "accumulation_steps", "rematerialize", "corrupt_limit"),
+    *("log_every", "checkpoint_steps", "checkpoint_minutes", "keep", "keep_every"),
     *("callback", "wandb", "mlflow"),
 )
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
@@ -93,9 +93,18 @@ class TrainingConfig:
         "clip gradients to this global norm; default: no clipping", None
     )
     strategy: str = flag(
-        f"tf.distribute strategy: one of {', '.join(STRATEGIES)}", "cpu"
+        f"tf.distribute strategy: one of {', '.join(STRATEGIES)}; with "
+        "KERAS_BACKEND=jax: cpu, gpu, data_parallel or model_parallel",
+        "cpu",
     )
-    replicas: int | None = flag("number of devices of --strategy=mirrored", None)
+    replicas: int | None = flag(
+        "copies of the model: devices of --strategy=mirrored or data_parallel, groups "
+        "of --model_shards devices of model_parallel",
+        None,
+    )
+    model_shards: int | None = flag(
+        "devices that share a copy of the weights, for --strategy=model_parallel", None
+    )
     tpu: str | None = flag("TPU name or address; default: the local TPU", None)
     precision: str | None = flag(
         "Keras dtype policy; default: float32, on TPUs mixed_bfloat16",
@@ -155,6 +164,22 @@ def ema_flag():
     )
 
 
+def _make_strategy(config):
+    """Returns the strategy of the flags: `tf.distribute`'s, or JAX's."""
+    if keras.backend.backend() == "jax":
+        from keras_mae.runs.jax_strategy import make_jax_strategy
+
+        return make_jax_strategy(
+            config.strategy, config.replicas, config.model_shards, config.tpu
+        )
+    if config.model_shards is not None:
+        raise ValueError(
+            "model_shards needs KERAS_BACKEND=jax and --strategy=model_parallel. "
+            f"Received: {config.model_shards}"
+        )
+    return make_strategy(config.strategy, config.replicas, config.tpu)
+
+
 class Training:
     """A training run: checks flags and data, then starts or resumes, and trains.
 
@@ -164,7 +189,7 @@ class Training:
 
     def __init__(self, config, at_least_one=(), may_differ=(), not_saved=()):
         self.config = config
-        self.strategy = make_strategy(config.strategy, config.replicas, config.tpu)
+        self.strategy = _make_strategy(config)
         self._may_differ = (*_MAY_DIFFER, *may_differ)
         self._not_saved = (*_NOT_SAVED, *not_saved)
         self._check(("log_every", "steps_per_execution", *at_least_one))

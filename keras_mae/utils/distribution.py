@@ -5,6 +5,7 @@ import os
 import socket
 import urllib.parse
 
+import keras
 import tensorflow as tf
 
 STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
@@ -16,6 +17,11 @@ def make_strategy(name, replicas=None, tpu=None):
     `"mirrored"` uses all GPUs, or `replicas` of them; without GPUs `replicas` logical
     CPU devices, by default two. `tpu` is the TPU's name or address, or `"local"`.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "tf.distribute needs Keras's TensorFlow backend. Received: KERAS_BACKEND="
+            f"{keras.backend.backend()}"
+        )
     if name not in STRATEGIES:
         raise ValueError(
             f"strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}"

@@ -23,7 +23,10 @@ def _import_quietly():
     with tempfile.TemporaryFile() as captured:
         os.dup2(captured.fileno(), 2)
         try:
-            import keras  # noqa: F401
+            import keras
+
+            if keras.backend.backend() != "tensorflow" and _is_own_script():
+                import tensorflow  # noqa: F401, as their data pipelines do later
         except BaseException:
             captured.seek(0)
             with os.fdopen(os.dup(saved), "wb") as stderr:
@@ -40,6 +43,10 @@ def _is_own_command():
         return False
     if sys.argv[0] == "-m":  # Python is looking for the module that it shall run
         return any(word.startswith("keras_mae") for word in sys.orig_argv)
+    return _is_own_script()
+
+
+def _is_own_script():
     path = Path(sys.argv[0])
     return path.name.startswith("keras-mae") or path.resolve().parent in _SCRIPTS
 
