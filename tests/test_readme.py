@@ -231,6 +231,7 @@ def test_extras_that_lines_install_exist():
             assert name in setup["options.extras_require"], name
 
 
+ON_JAX = "KERAS_BACKEND=jax python training/pretrain.py"
 # what a line that begins so is given besides, to be small
 SMALLER = {
     "python training/visualize.py": "",
@@ -254,6 +255,9 @@ SMALLER = {
     "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --callback": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
+    f"{ON_JAX} --strategy=data_parallel": "--epochs=1 --warmup_epochs=0",
+    f"{ON_JAX} --strategy=model_parallel": "--dataset=folder:pets --preset=mae_tiny "
+    "--model_shards=2 --batch_size=8 --epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --strategy=mirrored": "--dataset=folder:pets "
     "--preset=mae_tiny --replicas=2 --batch_size=8 --epochs=1 --warmup_epochs=0",
     "python training/finetune.py --model=runs/pretrain": "--epochs=1 --warmup_epochs=0",
