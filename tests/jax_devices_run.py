@@ -115,6 +115,17 @@ def check_failures(model):
                 np.testing.assert_array_equal(one, other)
 
 
+def check_widths():
+    """Widths that the devices can't divide are refused, in the flags' words."""
+    try:
+        with make_jax_strategy("model_parallel", 1, 3).scope():
+            make_model()
+    except ValueError as error:
+        assert "model_shards must divide" in str(error)
+    else:
+        raise AssertionError("3 devices share 16 units")
+
+
 def main(folder):
     """Runs all strategies, and saves what each gives."""
     jax.config.update("jax_num_cpu_devices", 4)
@@ -127,6 +138,7 @@ def main(folder):
         if name != "one":
             check_failures(model)
         work[name] = flops(model)
+    check_widths()
     # more than a share: the optimizer's arithmetic, and the seeded noise
     assert work["data2"] < 0.6 * work["one"], work
     assert work["model2x2"] < 0.4 * work["one"], work

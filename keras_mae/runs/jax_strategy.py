@@ -20,15 +20,25 @@ class JaxStrategy:
     """
 
     def __init__(self, distribution=None):
-        self.num_replicas_in_sync = 1
+        self.num_replicas_in_sync, self._shape = 1, None
         if distribution is not None:
             self.num_replicas_in_sync = distribution.num_model_replicas
+            self._shape = distribution.device_mesh.shape
         # not a scope: `fit` and `evaluate` need it as much as what creates variables
         keras.distribution.set_distribution(distribution)
 
+    @contextlib.contextmanager
     def scope(self):
-        """Returns an empty scope."""
-        return contextlib.nullcontext()
+        """Gives the context in which a model is built."""
+        try:
+            yield
+        except ValueError as error:
+            if self._shape is None or "evenly divide" not in str(error):
+                raise
+            raise ValueError(
+                "model_shards must divide the model's widths: hidden_dim and mlp_dim, "
+                f"of the decoder too. Received: model_shards={self._shape[-1]}"
+            ) from error
 
     def distribute_datasets_from_function(self, make_batches):
         """Returns global batches of those that a function makes for each replica."""
@@ -37,12 +47,15 @@ class JaxStrategy:
         if replicas == 1:
             return batches
 
-        def merge(tensor):
+        def join(tensor):
             shape = (replicas * tensor.shape[1], *tensor.shape[2:])
             return tf.reshape(tensor, shape)  # (R * B, ...)
 
-        batches = batches.batch(replicas, drop_remainder=True)
-        return batches.map(lambda *batch: tf.nest.map_structure(merge, _only(batch)))
+        def join_all(*batch):
+            batch = batch if len(batch) > 1 else batch[0]
+            return tf.nest.map_structure(join, batch)
+
+        return batches.batch(replicas, drop_remainder=True).map(join_all)
 
 
 def make_jax_strategy(name, replicas=None, model_shards=None, tpu=None):
@@ -76,10 +89,6 @@ def make_jax_strategy(name, replicas=None, model_shards=None, tpu=None):
             layout_map=get_layout_map(mesh), batch_dim_name="batch"
         )
     )
-
-
-def _only(batch):
-    return batch[0] if len(batch) == 1 else batch
 
 
 def _check_flags(name, replicas, model_shards, tpu):
