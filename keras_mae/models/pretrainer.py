@@ -51,6 +51,11 @@ class MAEPretrainer(
     loss itself: `compile` takes no `loss` or `metrics`, and `fit` ignores labels and
     sample weights.
 
+    `evaluate`, and validation in `fit`, remove the same patches at each call, so that
+    epochs compare. An image's place in the data set decides its mask: neither the batch
+    size nor the number of replicas changes the result. `predict` removes the same
+    patches at each call too, by an image's place in its batch.
+
     Args:
         encoder: A `MAEEncoder`.
         decoder: A `MAEDecoder` for the same patches.
@@ -118,7 +123,8 @@ class MAEPretrainer(
         self.decoder = decoder
         self.mask_ratio = check_mask_ratio(mask_ratio)
         self.norm_pix_loss = norm_pix_loss
-        self.loss_tracker = keras.metrics.Mean(name="loss")
+        # float32 whatever Keras's floatx is: `evaluation` counts rows by it
+        self.loss_tracker = keras.metrics.Mean(name="loss", dtype="float32")
         self.built = True
 
     def compile(  # type: ignore[override]
@@ -345,7 +351,9 @@ class MAEPretrainer(
 
     def evaluation(self, data: Any) -> dict[str, Tensor]:
         images = _images(data)
-        noise = self._draw_noise(images, seed=EVALUATION_SEED)
+        # the rows of all replicas since `evaluate` has reset the metrics
+        seen = self.sum_over_replicas(ops.convert_to_tensor(self.loss_tracker.count))
+        noise = self._draw_noise(images, EVALUATION_SEED, ops.cast(seen, "int32"))
         loss = self(images, noise=noise, loss_only=True, training=False)["loss"]
         return self.track(self._with_added_losses(loss), None, data)
 
@@ -355,11 +363,17 @@ class MAEPretrainer(
         # one loss an image: a scalar can't be concatenated over batches
         return self._forward(images, noise=noise, training=False)
 
-    def _draw_noise(self, images, seed=None):
-        """Draws `(B, L)` noise: this replica's rows of the whole batch's."""
+    def _draw_noise(self, images, seed=None, seen=0):
+        """Draws `(B, L)` noise: this replica's rows of all replicas' batch.
+
+        `seen` counts the rows of the batches before.
+        """
         batch = ops.shape(images)[0]
         noise = self.encoder.masking.draw_noise(
-            batch, self.encoder.num_patches, seed, first_row=self.first_row(batch)
+            batch,
+            self.encoder.num_patches,
+            seed,
+            first_row=seen + self.first_row(batch),
         )
         return self.distribute_rows(noise)  # (B, L)
 

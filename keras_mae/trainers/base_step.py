@@ -65,6 +65,10 @@ class BaseStep:
         """Gives each device of a `keras.distribution` its rows of a drawn batch."""
         return batch
 
+    def sum_over_replicas(self, value: Tensor) -> Tensor:
+        """Adds up a value of which each replica has its own."""
+        return value
+
     def unscaled(self, loss: Tensor) -> Tensor:
         """Undoes Keras's scaling of a loss by the number of replicas."""
         return loss

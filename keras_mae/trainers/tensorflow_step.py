@@ -150,6 +150,12 @@ class BackendStep(BaseStep):
             return {name: value[None] for name, value in results.items()}
         return results
 
+    def sum_over_replicas(self, value: Tensor) -> Tensor:
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1:
+            return value
+        return context.all_reduce("SUM", value)
+
     def unscaled(self, loss: Tensor) -> Tensor:
         return loss * tf.distribute.get_strategy().num_replicas_in_sync
 

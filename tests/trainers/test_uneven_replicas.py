@@ -21,13 +21,13 @@ rng = np.random.default_rng(0)
 images = rng.standard_normal((11, 16, 16, 3)).astype("float32")
 labels, weights = rng.integers(0, 3, 11), rng.uniform(0.1, 3.0, 11).astype("float32")
 
-def batches(*arrays):
+def batches(*arrays, size=4):
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = (
         tf.data.experimental.AutoShardPolicy.OFF
     )
     dataset = tf.data.Dataset.from_tensor_slices(arrays if arrays[1:] else arrays[0])
-    return dataset.batch(4).with_options(options)
+    return dataset.batch(size).with_options(options)
 
 sizes = {"image_size": 16, "depth": 1, "seed": 3}
 with strategy.scope():
@@ -53,6 +53,10 @@ results = {
     "classifier evaluate": classifier.evaluate(labelled, verbose=0),
     "classifier predict": classifier.predict(data, verbose=0).tolist(),
 }
+# in twos, the last batch leaves a replica without an image
+for size in (2, 6):
+    evaluated = pretrainer.evaluate(batches(images, size=size), verbose=0)
+    results[f"evaluate by {size}"] = evaluated
 history = classifier.fit(labelled, epochs=2, shuffle=False, verbose=0).history
 del history["gradient_norm"]
 print(json.dumps({**results, **history}))
@@ -75,5 +79,6 @@ def test_eleven_images_on_two_replicas_are_as_on_one():
         np.testing.assert_allclose(
             two[name], wanted, rtol=1e-5, atol=1e-6, err_msg=name
         )
+    assert two["evaluate by 2"] == pytest.approx(two["evaluate by 6"], rel=1e-5)
     masks = np.array(two["predict"][:4])
     assert len(np.unique(masks, axis=0)) == 4
