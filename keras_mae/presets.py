@@ -84,7 +84,7 @@ _ENCODER = (
     "drop_path_rate",
     "train_positions",
 )
-_PRETRAINER = ("mask_ratio", "norm_pix_loss")
+_PRETRAINER = ("mask_ratio", "norm_pix_loss", "mask_sampling")
 _CLASSIFIER = (
     "num_classes",
     "pooling",

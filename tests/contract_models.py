@@ -108,7 +108,7 @@ def pretrainer(channels=3):
 
     return Case(
         MAEPretrainer,
-        {"mask_ratio": 0.5, "norm_pix_loss": True},
+        {"mask_ratio": 0.5, "norm_pix_loss": True, "mask_sampling": "block"},
         {"images": Tensor((None, 16, 24, channels))},
         {
             "loss": Tensor((), "float32"),

@@ -24,6 +24,7 @@ import tensorflow as tf
 from keras_mae import data
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import METHODS, FeatureProbe
+from keras_mae.layers.mask_sampling import MASK_SAMPLINGS
 from keras_mae.models.loading import load_pretrainer
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
@@ -74,6 +75,12 @@ class PretrainConfig(TrainingConfig):
         "fraction of patches to mask, in [0, 1); default: that of --model, or 0.75",
         None,
     )
+    mask_sampling: str | None = flag(
+        "how patches are chosen; block: large blocks, after BEiT; grid: all but one of "
+        "every four, at --mask_ratio=0.75; default: as in --model, or random",
+        None,
+        MASK_SAMPLINGS,
+    )
     norm_pix_loss: bool | None = flag(
         "normalize each patch's pixels for the loss; default: as --model does, or true",
         None,
@@ -106,7 +113,12 @@ class PretrainConfig(TrainingConfig):
         """Returns a config whose defaults are set, but for those of --model."""
         config = super().resolved(on_tpu)
         if config.model is None:
-            fresh = {"preset": "mae_tiny", "mask_ratio": 0.75, "norm_pix_loss": True}
+            fresh = {
+                "preset": "mae_tiny",
+                "mask_ratio": 0.75,
+                "mask_sampling": "random",
+                "norm_pix_loss": True,
+            }
             unset = {name for name in fresh if getattr(config, name) is None}
             config = dataclasses.replace(config, **{n: fresh[n] for n in unset})
         return config
@@ -147,6 +159,7 @@ def build_model(
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "mask_ratio": config.mask_ratio,
+        "mask_sampling": config.mask_sampling,
         "norm_pix_loss": config.norm_pix_loss,
         "num_channels": channels,
         "rematerialize": rematerialize,

@@ -1,4 +1,4 @@
-"""Random masking of patches, and the seeded noise that it sorts."""
+"""Masking of patches: random, block-wise or grid-wise, or by a given mask."""
 
 from typing import Any
 
@@ -6,7 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.utils.typing import Tensor
+from keras_mae.layers.mask_sampling import (
+    block_noise,
+    check_mask_sampling,
+    grid_noise,
+)
+from keras_mae.layers.noise import seeded_noise
+from keras_mae.utils.typing import Grid, Tensor
 
 
 def check_mask_ratio(mask_ratio: Any) -> float:
@@ -18,50 +24,6 @@ def check_mask_ratio(mask_ratio: Any) -> float:
     if not valid:
         raise ValueError(f"mask_ratio must be in [0, 1). Received: {mask_ratio!r}")
     return float(mask_ratio)
-
-
-def _hash(x):
-    """Hashes int32 values: xor-shift and multiply, twice (Wellons' lowbias32)."""
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - 2**32)):
-        low = (1 << (32 - shift)) - 1
-        # the mask turns int32's arithmetic shift into a logical one
-        high = ops.bitwise_and(ops.bitwise_right_shift(x, shift), low)
-        x = ops.bitwise_xor(x, high) * ops.convert_to_tensor(factor, "int32")
-    high = ops.bitwise_and(ops.bitwise_right_shift(x, 16), 0xFFFF)
-    return ops.bitwise_xor(x, high)
-
-
-def seeded_noise(seed: Tensor, rows: Tensor, length: int) -> Tensor:
-    """Draws uniform noise that depends on seed, row and column alone.
-
-    A seed gives the same mask on every backend and device, with XLA or without, on any
-    number of replicas; the backends' own generators don't.
-
-    Args:
-        seed: Int tensor `(2,)`, such as a `keras.random.SeedGenerator`'s, or `(B, 2)`,
-            a seed a row.
-        rows: `(B,)` int tensor, row numbers.
-        length: Int, number of columns.
-
-    Returns:
-        `(B, length)` float32 tensor in [0, 1), in steps of 2 ** -24.
-
-    Example:
-
-    ```python
-    noise = seeded_noise([7, 0], rows=np.arange(4), length=16)
-    np.testing.assert_array_equal(seeded_noise([7, 0], [2], 16)[0], noise[2])
-    ```
-    """
-    seed = ops.cast(seed, "int32")
-    columns = ops.arange(length, dtype="int32")[None]  # (1, L)
-    rows = ops.cast(rows, "int32")[:, None]  # (B, 1)
-    x = ops.full_like(seed[..., :1], 0x3C6EF372)
-    for key in (seed[..., :1], seed[..., 1:], rows, columns):
-        x = _hash(ops.bitwise_xor(x, key))
-    bits = ops.bitwise_and(ops.bitwise_right_shift(x, 8), 0xFFFFFF)  # (B, L)
-    # float32: bfloat16 noise ties in every row, and ties bias the mask
-    return ops.cast(bits, "float32") * 2.0**-24
 
 
 def _check_seed(seed):
@@ -129,6 +91,19 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
     Noise is sorted in ascending order and the first `int(L * (1 - mask_ratio))`
     patches stay visible. Noise and mask are float32 under every dtype policy.
 
+    Beside `"random"` there are the other two of the paper's mask sampling strategies
+    (figure 6, table 1f), which only draw other noise. A seed gives the same masks on
+    every backend, device and number of replicas, and shapes are static.
+
+    - `"block"` removes large blocks, after BEiT (Bao et al. 2021): blocks of random
+      area (from 8 % of the patches to what is still to be covered), aspect ratio (0.3
+      to 1 / 0.3) and place are laid over each other. Unlike BEiT's, every image loses
+      exactly as many patches as by `"random"`: a block that would cover too many
+      shrinks towards its centre; if 16 blocks don't suffice, the last one grows.
+    - `"grid"` keeps one patch of every 2 x 2, at `mask_ratio=0.75` alone: the same
+      corner of all squares of an image, drawn for each image. Rows and columns must be
+      even in number.
+
     Args:
         seed: Int or `None`, the seed of the layer's own generator, used when a call
             has no `noise`, `mask` or `seed`.
@@ -137,10 +112,12 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
     Call arguments:
         patches: `(B, L, P)` tensor; only its shape is read.
         mask_ratio: Float in [0, 1), the share of patches to remove.
-        noise: `(B, L)` tensor to sort instead of drawing one.
+        noise: `(B, L)` tensor to sort instead of drawing one, whatever `mask_sampling`.
         mask: `(B, L)` tensor, 1 = removed, 0 = visible, instead of a drawn one. Rows
             must keep equally many; the visible patches keep their raster order.
         seed: Int; the same seed gives the same mask at every call.
+        mask_sampling: `"random"`, `"block"` or `"grid"`, how noise is drawn.
+        grid: Pair `(rows, columns)` of patches, which `"block"` and `"grid"` need.
 
     Returns:
         A dict: `ids_keep` `(B, K)` int32, the visible patches; `ids_shuffle` `(B, L)`
@@ -148,8 +125,9 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
         where each patch lies after shuffling; `mask` `(B, L)` float32.
 
     Raises:
-        ValueError: If `mask_ratio` is outside [0, 1), if noise or mask has another
-            shape, or if both or neither of `mask` and `mask_ratio` are given.
+        ValueError: If `mask_ratio` is outside [0, 1) or not what `mask_sampling` needs,
+            if noise or mask has another shape, or if both or neither of `mask` and
+            `mask_ratio` are given.
 
     Example:
 
@@ -173,6 +151,8 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
         noise: Tensor | None = None,
         mask: Tensor | None = None,
         seed: int | None = None,
+        mask_sampling: str = "random",
+        grid: Grid | None = None,
     ) -> dict[str, Tensor]:
         batch, length = ops.shape(patches)[:2]
         if mask is not None:
@@ -195,7 +175,14 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
                 f"mask_ratio={mask_ratio} leaves no visible patch of {length}"
             )
         if noise is None:
-            noise = self.draw_noise(batch, length, seed)
+            noise = self.draw_noise(
+                batch,
+                length,
+                seed,
+                mask_sampling=mask_sampling,
+                mask_ratio=mask_ratio,
+                grid=grid,
+            )
         elif seed is not None:
             raise ValueError("noise can't be combined with seed")
         noise = ops.cast(noise, "float32")
@@ -203,7 +190,14 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
         return self._sort(noise, num_keep)
 
     def draw_noise(
-        self, batch: Tensor, length: int, seed: int | None = None, first_row: Tensor = 0
+        self,
+        batch: Tensor,
+        length: int,
+        seed: int | None = None,
+        first_row: Tensor = 0,
+        mask_sampling: str = "random",
+        mask_ratio: float | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """Draws the noise that `call` sorts.
 
@@ -212,13 +206,23 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
             length: Int, the patches.
             seed: Int; by default the layer's generator moves on by one.
             first_row: Int or int scalar tensor, the first row's number.
+            mask_sampling: `"random"`, `"block"` or `"grid"`.
+            mask_ratio: Float, as for a call; `"random"` needs none.
+            grid: Pair `(rows, columns)` of patches; `"random"` needs none.
 
         Returns:
             `(batch, length)` float32 tensor.
         """
+        check_mask_sampling(mask_sampling, mask_ratio, grid)
         key = self.seed_generator.next() if seed is None else (_check_seed(seed), 0)
         rows = ops.arange(batch, dtype="int32") + first_row
-        return seeded_noise(key, rows, length)
+        if mask_sampling == "random" or grid is None:
+            return seeded_noise(key, rows, length)
+        grid = grid[0], grid[1]
+        if mask_sampling == "grid":
+            return grid_noise(key, rows, grid)
+        num_keep = int(length * (1 - check_mask_ratio(mask_ratio)))
+        return block_noise(key, rows, grid, length - num_keep)
 
     def _sort(self, noise, num_keep):
         """Keeps the patches of the `num_keep` smallest values of noise."""

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mae.layers.masking import seeded_noise
+from keras_mae.layers.noise import seeded_noise
 from keras_mae.utils.typing import Tensor
 
 # else an equal seed would draw the noise of the mask

@@ -62,6 +62,8 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
         factors: `(B, depth, 2)` tensor, those of `StochasticDepth`; by default
             training draws them.
         return_dict: Whether to always return a dict.
+        mask_sampling: `"random"`, `"block"` or `"grid"`, how `mask_ratio` chooses
+            patches where no noise is given; see `RandomMasking`.
         training: Whether dropout and stochastic depth are active.
 
     Returns:
@@ -173,6 +175,7 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
         output_attentions: bool = False,
         factors: Tensor | None = None,
         return_dict: bool = False,
+        mask_sampling: str = "random",
         training: bool | None = None,
     ) -> Any:
         grid = self.check_images(images, interpolate)
@@ -180,7 +183,13 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
         chosen = {}
         if mask_ratio is not None or mask is not None:
             chosen = self.masking(
-                patches, mask_ratio=mask_ratio, noise=noise, mask=mask, seed=seed
+                patches,
+                mask_ratio=mask_ratio,
+                noise=noise,
+                mask=mask,
+                seed=seed,
+                mask_sampling=mask_sampling,
+                grid=grid,
             )
         elif noise is not None or seed is not None:
             raise ValueError("noise and seed draw a mask: give mask_ratio beside them")

@@ -56,9 +56,10 @@ class Pretrained:
                 `patch_size`, `num_channels`, `hidden_dim`, `depth`, `num_heads`,
                 `mlp_dim`, `drop_path_rate`, `train_positions`, `dtype`, and what
                 `TransformerStack` takes. A pretrainer also
-                takes the decoder's sizes with the prefix `decoder_`, `mask_ratio` and
-                `norm_pix_loss`; a classifier `num_classes`, `pooling`, `batch_norm`,
-                `head_dropout_rate` and `head_range`, also around a folder's encoder.
+                takes the decoder's sizes with the prefix `decoder_`, `mask_ratio`,
+                `mask_sampling` and `norm_pix_loss`; a classifier `num_classes`,
+                `pooling`, `batch_norm`, `head_dropout_rate` and `head_range`, also
+                around a folder's encoder.
 
         Returns:
             The model.

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.layers.mask_sampling import check_mask_sampling
 from keras_mae.layers.masking import PatchMaskMixin, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
@@ -62,12 +63,17 @@ class MAEPretrainer(
         mask_ratio: Float in [0, 1), the share of patches to remove; 0.75 in the paper.
             The loss needs at least one removed patch.
         norm_pix_loss: Whether targets are normalized patch by patch.
+        mask_sampling: `"random"`, `"block"` or `"grid"`, how patches are chosen (paper,
+            figure 6 and table 1f); see `RandomMasking`. `"block"` removes large blocks,
+            in the paper half of the patches or 0.75; `"grid"` keeps one of every
+            four, and needs `mask_ratio=0.75` and even rows and columns of patches.
         **kwargs: Those of `keras.Model`.
 
     Call arguments:
         images: `(B, H, W, C)` float tensor, channels last, normalized as by
             `MAEImageProcessor`.
-        noise: `(B, L)` tensor to sort instead of drawing one.
+        noise: `(B, L)` tensor to sort instead of drawing one, whatever
+            `mask_sampling`.
         mask: `(B, L)` tensor, 1 = removed, 0 = visible, instead of `mask_ratio`.
         seed: Int; the same seed gives the same mask at every call.
         interpolate: Whether to accept images of another size.
@@ -108,6 +114,7 @@ class MAEPretrainer(
         decoder: MAEDecoder,
         mask_ratio: float = 0.75,
         norm_pix_loss: bool = False,
+        mask_sampling: str = "random",
         **kwargs: Any,
     ) -> None:
         # no autocast: the encoder takes images as they are, targets stay float32
@@ -121,7 +128,9 @@ class MAEPretrainer(
             )
         self.encoder = encoder
         self.decoder = decoder
+        self.mask_sampling = mask_sampling
         self.mask_ratio = check_mask_ratio(mask_ratio)
+        check_mask_sampling(mask_sampling, self.mask_ratio, encoder.grid)
         self.norm_pix_loss = norm_pix_loss
         # float32 whatever Keras's floatx is: `evaluation` counts rows by it
         self.loss_tracker = keras.metrics.Mean(name="loss", dtype="float32")
@@ -219,6 +228,7 @@ class MAEPretrainer(
             mask=mask,
             interpolate=interpolate,
             training=training,
+            mask_sampling=self.mask_sampling,
             **options,
         )
         if outputs["latent"].shape[1] == outputs["mask"].shape[1] + 1:
@@ -374,6 +384,9 @@ class MAEPretrainer(
             self.encoder.num_patches,
             seed,
             first_row=seen + self.first_row(batch),
+            mask_sampling=self.mask_sampling,
+            mask_ratio=self.mask_ratio,
+            grid=self.encoder.grid,
         )
         return self.distribute_rows(noise)  # (B, L)
 
@@ -394,6 +407,7 @@ class MAEPretrainer(
             "decoder": serialize(self.decoder),
             "mask_ratio": self.mask_ratio,
             "norm_pix_loss": self.norm_pix_loss,
+            "mask_sampling": self.mask_sampling,
         }
 
     @classmethod

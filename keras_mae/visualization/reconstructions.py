@@ -1,4 +1,4 @@
-"""Draw original, masked and reconstructed images side by side."""
+"""Draw original, masked and reconstructed images side by side; kinds of masks."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,11 @@ import numpy as np
 from keras import ops
 from PIL import Image, ImageDraw, ImageFont
 
+from keras_mae.layers.masking import RandomMasking
 from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.ops.patches import grid_shape, patchify, unpatchify
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
-from keras_mae.utils.typing import Tensor
+from keras_mae.utils.typing import Size, Tensor
 
 _TITLES = ("original", "masked", "reconstruction", "reconstruction + visible")
 _NORMALIZED_CAPTION = (
@@ -68,6 +70,59 @@ def draw_reconstructions(
         caption = f"{caption} {_NORMALIZED_CAPTION}"
     panels = [processor.to_uint8(panel) for panel in panels]
     return draw_panels(panels, _TITLES, caption, panel_size)
+
+
+def draw_masks(
+    processor: MAEImageProcessor,
+    images: Tensor,
+    patch_size: Size,
+    choices: Sequence[tuple[str, float]],
+    seed: int = 0,
+    panel_size: int = 160,
+) -> Image.Image:
+    """Draws what is left visible of images by several kinds of masks.
+
+    Args:
+        processor: The `MAEImageProcessor` that made `images`.
+        images: `(B, H, W, C)` float tensor with one or three channels.
+        patch_size: Int or pair `(height, width)`, in pixels.
+        choices: Pairs `(mask_sampling, mask_ratio)`, a column for each.
+        seed: Int, the seed of the masks.
+        panel_size: Int, the least width of a panel in pixels.
+
+    Returns:
+        A `PIL.Image` with the original and the masked images, titles above. Removed
+        patches have the processor's mean.
+
+    Raises:
+        ValueError: If images have other than one or three channels, or a mask can't be
+            drawn, as by `keras_mae.layers.RandomMasking`.
+
+    Example:
+
+    ```python
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    images = processor(np.random.rand(32, 32, 3))
+    choices = [("random", 0.75), ("block", 0.5), ("grid", 0.75)]
+    picture = draw_masks(processor, images, patch_size=4, choices=choices)
+    ```
+    """
+    size = tuple(images.shape[1:3])
+    patches = patchify(ops.cast(images, "float32"), patch_size)  # (B, L, P)
+    panels, masking = [images], RandomMasking()
+    for mask_sampling, mask_ratio in choices:
+        chosen = masking(
+            patches,
+            mask_ratio=mask_ratio,
+            seed=seed,
+            mask_sampling=mask_sampling,
+            grid=grid_shape(size, patch_size),
+        )
+        visible = patches * (1 - chosen["mask"][..., None])  # (B, L, P)
+        panels.append(unpatchify(visible, patch_size, size))
+    panels = [processor.to_uint8(ops.convert_to_numpy(panel)) for panel in panels]
+    titles = [f"{name} {ratio:.0%}" for name, ratio in choices]
+    return draw_panels(panels, ["original", *titles], "", panel_size)
 
 
 def draw_panels(

@@ -24,6 +24,26 @@ def test_four_panels_a_row(make_model, channels):
     np.testing.assert_array_equal(panel, np.broadcast_to(levels[0], (32, 32, 3)))
 
 
+def test_masks_are_drawn_beside_the_original():
+    half = (0.5,) * 3
+    processor = keras_mae.MAEImageProcessor(32, half, half)
+    levels = np.random.default_rng(0).integers(0, 200, (2, 32, 32, 3), "uint8")
+    picture = reconstructions.draw_masks(
+        processor,
+        processor.normalize(levels),
+        8,
+        [("random", 0.75), ("block", 0.5), ("grid", 0.75)],
+        panel_size=32,
+    )
+    assert picture.width == 4 * 32 + 3 * 4
+    shares = []
+    for left in range(0, 4 * 36, 36):
+        panel = np.asarray(picture)[20:52, left : left + 32]
+        differs = (panel != levels[0]).any(axis=-1).reshape(4, 8, 4, 8)
+        shares.append(differs.all(axis=(1, 3)).mean())
+    assert shares == pytest.approx([0, 0.75, 0.5, 0.75], abs=0.01)
+
+
 def test_small_images_are_enlarged_by_whole_factors():
     batch = np.zeros((1, 20, 30, 3), "uint8")
     picture = reconstructions.draw_panels([batch], ["t"], "caption", panel_size=100)
