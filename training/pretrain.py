@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data
+from keras_mae.callbacks.mask_ratio import parse_schedule
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import METHODS, FeatureProbe
 from keras_mae.layers.mask_sampling import MASK_SAMPLINGS
@@ -80,6 +81,12 @@ class PretrainConfig(TrainingConfig):
         "every four, at --mask_ratio=0.75; default: as in --model, or random",
         None,
         MASK_SAMPLINGS,
+    )
+    mask_ratio_schedule: str | None = flag(
+        "change the mask ratio over the epochs: START:END[:VALUES[:linear|cosine]], "
+        "such as 0.5:0.75; VALUES ratios (default: 5), each of which compiles once; "
+        "instead of --mask_ratio",
+        None,
     )
     norm_pix_loss: bool | None = flag(
         "normalize each patch's pixels for the loss; default: as --model does, or true",
@@ -158,7 +165,7 @@ def build_model(
         "preset": config.preset,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
-        "mask_ratio": config.mask_ratio,
+        "mask_ratio": mask_ratio(config),
         "mask_sampling": config.mask_sampling,
         "norm_pix_loss": config.norm_pix_loss,
         "num_channels": channels,
@@ -178,6 +185,14 @@ def build_model(
     model.compile(optimizer=optimizer, **config.compile_options())
     model.optimizer.build(model.trainable_variables)
     return model
+
+
+def mask_ratio(config):
+    """Returns the mask ratio to build with: of a schedule the one of most memory."""
+    if config.mask_ratio_schedule is None:
+        return config.mask_ratio
+    schedule = parse_schedule(config.mask_ratio_schedule, config.epochs)
+    return min(schedule.start, schedule.end)
 
 
 def compile_for(config):
@@ -220,8 +235,7 @@ def train(training, model, weights=None):
     probes = []
     if config.probe_every is not None:
         probes.append(make_probe(training, processor))
-    # fails here for a mask ratio that masks or keeps no patch
-    model(held_out[:1], seed=0)
+    check_mask_ratios(config, model, held_out[:1])
 
     augmentation = source.augmentation
     if config.crop_scale is not None:
@@ -241,7 +255,10 @@ def train(training, model, weights=None):
             augmentation,
         )
 
-    training.fit(model, processor, batches, [*probes, pictures], validation)
+    first = []
+    if config.mask_ratio_schedule is not None:
+        first.append(parse_schedule(config.mask_ratio_schedule, config.epochs))
+    training.fit(model, processor, batches, [*probes, pictures], validation, first)
     return model
 
 
@@ -272,6 +289,17 @@ def make_probe(training, processor):
         # of which a resumed run's first `fit` does one
         epochs=config.epochs,
     )
+
+
+def check_mask_ratios(config, model, image):
+    """Fails before training for a mask ratio that masks or keeps no patch."""
+    ratios = [model.mask_ratio]
+    if config.mask_ratio_schedule is not None:
+        schedule = parse_schedule(config.mask_ratio_schedule, config.epochs)
+        ratios = [schedule.end, schedule.start]
+    for ratio in ratios:
+        model.mask_ratio = ratio
+        model(image, seed=0)
 
 
 def validation_batches(images, config, strategy):

@@ -1,6 +1,7 @@
 """Keras callbacks: checkpoints, logs, pictures, throughput, probes, stopping."""
 
 from keras_mae.callbacks.checkpoints import Checkpoints
+from keras_mae.callbacks.mask_ratio import MaskRatioSchedule
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import FeatureProbe
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
@@ -15,6 +16,7 @@ __all__ = [
     "FeatureProbe",
     "IgnoreWriteErrors",
     "MLflowLogger",
+    "MaskRatioSchedule",
     "ReconstructionPictures",
     "StopOnCorruptImages",
     "StopOnNonFiniteLoss",

@@ -1,6 +1,7 @@
 """Callback that logs throughput: images a second, data wait, MFU, time left."""
 
 import time
+from collections.abc import Callable
 
 import keras
 
@@ -23,7 +24,8 @@ class Throughput(keras.callbacks.Callback):
     Args:
         batch_size: Int, images an update, over all replicas.
         total_steps: Int, updates of the whole training.
-        flops_per_image: Float, of a training step.
+        flops_per_image: Float, of a training step, or a function that returns it,
+            where it changes.
         peak_flops: Float, FLOP/s of all devices.
 
     Example:
@@ -37,7 +39,7 @@ class Throughput(keras.callbacks.Callback):
         self,
         batch_size: int,
         total_steps: int,
-        flops_per_image: float,
+        flops_per_image: float | Callable[[], float],
         peak_flops: float,
     ) -> None:
         super().__init__()
@@ -51,15 +53,13 @@ class Throughput(keras.callbacks.Callback):
         self._reported = time.perf_counter()
         self._reset()
         self._timed = self.model.steps_per_execution == 1
-        # an interrupted fit left the wrapper in place
-        wrapped = self.model.train_function == self._fetch_and_train
-        if self._timed and not wrapped:
-            self._train_function = self.model.train_function
-            self.model.train_function = self._fetch_and_train
 
     def on_train_end(self, logs: Logs = None) -> None:
-        if self._timed:
+        if self._is_wrapped():
             self.model.train_function = self._train_function
+
+    def _is_wrapped(self):
+        return self.model.train_function == self._fetch_and_train
 
     def _fetch_and_train(self, *arguments):
         """Runs a train function on one batch, and times the wait for it."""
@@ -76,6 +76,10 @@ class Throughput(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         self._reset()
+        # an interrupted fit leaves the wrapper; a new mask ratio makes a new function
+        if self._timed and not self._is_wrapped():
+            self._train_function = self.model.train_function
+            self.model.train_function = self._fetch_and_train
         self._step = optimizer_iterations(self.model)
         self._last = time.perf_counter()
 
@@ -103,7 +107,9 @@ class Throughput(keras.callbacks.Callback):
             steps, seconds = self._first_steps, self._first_seconds
         rate = self.batch_size * steps / seconds
         logs["images_per_second"] = rate
-        logs["mfu"] = rate * self.flops_per_image / self.peak_flops
+        flops = self.flops_per_image
+        flops = flops() if callable(flops) else flops
+        logs["mfu"] = rate * flops / self.peak_flops
         if self._timed:
             logs["data_wait"] = self._waited / seconds
         left = self.total_steps - self._step

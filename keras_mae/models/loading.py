@@ -119,12 +119,12 @@ def copy_encoder(encoder, **changes):
 def load_pretrainer(source, preset=None, patch_size=None, **changes):
     """Loads a `MAEPretrainer` to train on, from a run, file or published weights.
 
-    `changes` are `image_size`, `num_channels`, `mask_ratio`, `norm_pix_loss`,
-    `rematerialize`, `dtype` and `seed`. Positions are resized; kernels of patches are
-    summed over channels, predicted pixels averaged. A source without a decoder gets a
-    fresh one, that of the preset of the same encoder, else as the configuration beside
-    it says, else the paper's; one line says so. `preset` and `patch_size` are only
-    checked.
+    `changes` are `image_size`, `num_channels`, `mask_ratio`, `mask_sampling`,
+    `norm_pix_loss`, `rematerialize`, `dtype` and `seed`. Positions are resized; kernels
+    of patches are summed over channels, predicted pixels averaged. A source without a
+    decoder gets a fresh one, that of the preset of the same encoder, else as the
+    configuration beside it says, else the paper's; one line says so. `preset` and
+    `patch_size` are only checked.
     """
     if is_run(source):
         model = load_keras(model_file(source))
@@ -138,7 +138,8 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
     if "decoder_depth" not in sizes:
         decoder = _fresh_decoder_sizes(sizes, stated)
         # the sources' values, if any, are a decoder's that isn't there
-        changes = {"mask_ratio": 0.75, "norm_pix_loss": True, **decoder, **changes}
+        masks = {"mask_ratio": 0.75, "mask_sampling": "random"}
+        changes = {**masks, "norm_pix_loss": True, **decoder, **changes}
         print(
             f"{source} has no decoder: a fresh one of {decoder['decoder_depth']} "
             f"blocks, {decoder['decoder_hidden_dim']} wide, is trained"
@@ -207,7 +208,7 @@ def _copy_pretrainer(model, **changes):
     decoder = MAEDecoder.from_config({**decoder, **fitting, **shared})
     settings = {
         name: changes.get(name, getattr(model, name, None))
-        for name in ("mask_ratio", "norm_pix_loss")
+        for name in ("mask_ratio", "norm_pix_loss", "mask_sampling")
     }
     copy = MAEPretrainer(encoder, decoder, dtype=encoder.dtype_policy, **settings)
     copy_weights(copy, model if own else old)

@@ -129,12 +129,30 @@ class MAEPretrainer(
         self.encoder = encoder
         self.decoder = decoder
         self.mask_sampling = mask_sampling
-        self.mask_ratio = check_mask_ratio(mask_ratio)
-        check_mask_sampling(mask_sampling, self.mask_ratio, encoder.grid)
+        self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         # float32 whatever Keras's floatx is: `evaluation` counts rows by it
         self.loss_tracker = keras.metrics.Mean(name="loss", dtype="float32")
         self.built = True
+
+    @property
+    def mask_ratio(self) -> float:
+        """Float, the share of patches to remove.
+
+        It may be set at any time, within `fit` by callbacks such as
+        `keras_mae.callbacks.MaskRatioSchedule`. As it decides the shapes, `fit`,
+        `evaluate` and `predict` are traced and compiled anew then.
+        """
+        return self._mask_ratio
+
+    @mask_ratio.setter
+    def mask_ratio(self, mask_ratio: float) -> None:
+        mask_ratio = check_mask_ratio(mask_ratio)
+        check_mask_sampling(self.mask_sampling, mask_ratio, self.encoder.grid)
+        changed = mask_ratio != getattr(self, "_mask_ratio", mask_ratio)
+        self._mask_ratio = mask_ratio
+        if changed:
+            self.renew_functions()
 
     def compile(  # type: ignore[override]
         self,

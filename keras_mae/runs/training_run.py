@@ -4,6 +4,7 @@ A script subclasses `TrainingConfig` for its flags, and makes a `Training` of th
 """
 
 import dataclasses
+import functools
 import json
 import os
 import sys
@@ -282,18 +283,20 @@ class Training:
             f"memory:      about {memory:,.2f} GiB a replica"
         )
 
-    def fit(self, model, processor, batches, extra=(), validation=None):
+    def fit(self, model, processor, batches, extra=(), validation=None, first=()):
         """Starts or resumes the run, and trains a compiled model to the last epoch.
 
         `batches(input_context, step)` returns the training batches from `step` on;
         `extra` are callbacks of the process that writes; `validation` is a pair of
-        distributed batches and their number.
+        distributed batches and their number; `first` are callbacks that every process
+        calls before the others.
         """
         saving = self._saving()
         sometimes = [name for one in extra for name in getattr(one, "log_names", ())]
         callbacks = [*self._callbacks(model, extra, sometimes), saving]
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
+        callbacks = [*first, *callbacks]
         # a pipeline that fails must do so before an older run is deleted
         self._distribute(batches, 0)
         saving.catch_sigterm()
@@ -359,11 +362,15 @@ class Training:
         peak = costs.peak_flops(
             self.strategy, config.precision, os.environ.get("TPU_ACCELERATOR_TYPE")
         )
-        flops = costs.flops_per_image(model)
         watching = [
             StopOnNonFiniteLoss(),
             StopOnCorruptImages(self.corrupt),
-            Throughput(config.batch_size, self.total_steps, flops, peak),
+            Throughput(
+                config.batch_size,
+                self.total_steps,
+                functools.partial(costs.flops_per_image, model),
+                peak,
+            ),
         ]
         watching += self._own_callbacks
         if not is_chief(self.strategy):

@@ -111,6 +111,18 @@ class TrainStep(ResumableState, BackendStep):
         self.is_cpu_graph = runs_as_cpu_graph(compiled)
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
+        self._xla = xla
+
+    def renew_functions(self) -> None:
+        """Lets `fit`, `evaluate` and `predict` trace their steps anew, also within one.
+
+        What a trace has read of the model's attributes stays as it was then.
+        """
+        if self.compiled:
+            self._prepare_step(self._xla)
+        for name in ("train", "test", "predict"):
+            if getattr(self, f"{name}_function", None) is not None:
+                getattr(self, f"make_{name}_function")(force=True)
 
     def _get_metrics_result_or_logs(self, logs):
         # Keras reads metrics of all replicas only where a step logs nothing beside them

@@ -57,6 +57,12 @@ results = {
 for size in (2, 6):
     evaluated = pretrainer.evaluate(batches(images, size=size), verbose=0)
     results[f"evaluate by {size}"] = evaluated
+# each replica's compiled gradients must follow a change of the mask ratio
+pretrainer.compile(optimizer=keras.optimizers.SGD(0.05), jit_compile=True)
+for ratio in (0.75, 0.5):
+    pretrainer.mask_ratio = ratio
+    fitted = pretrainer.fit(batches(images[:8]), shuffle=False, verbose=0)
+    results[f"fit at {ratio}"] = fitted.history["loss"]
 history = classifier.fit(labelled, epochs=2, shuffle=False, verbose=0).history
 del history["gradient_norm"]
 print(json.dumps({**results, **history}))

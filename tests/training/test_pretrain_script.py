@@ -143,6 +143,9 @@ def test_photos_with_mirrored_replicas_in_mixed_bfloat16(tmp_path):
         ("--corrupt_limit=-1", "limit must not be negative"),
         ("--epochs=0", "warmup_epochs must be in [0, epochs)"),
         ("--mask_ratio=0", "at least one must be removed"),
+        ("--mask_ratio_schedule=0:0.5", "at least one must be removed"),
+        ("--mask_ratio_schedule=0.5", "must be START:END[:VALUES[:SHAPE]]"),
+        ("--mask_sampling=stripes", "invalid choice"),
         ("--precision=float64", "invalid choice"),
         ("--checkpoint_steps=0", "every_steps must be positive"),
         ("--checkpoint_minutes=0", "every_minutes must be positive"),
@@ -228,6 +231,19 @@ def test_published_weights_go_on_also_after_a_nan(
     assert "from step 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--model=hub \(a/check"):
         pretrain("--model=hub", *flags[1:], "--resume")
+
+
+@pytest.mark.slow
+def test_blocks_by_a_schedule(tmp_path):
+    flags = ("--mask_sampling=block", "--mask_ratio_schedule=0.5:0.75")
+    finished = run(SCRIPT, *SMALL, *flags, f"--output={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert [row["mask_ratio"] for row in rows] == ["0.5", "0.75"]
+    # each ratio has its own function, whose wait for data is measured
+    assert all(float(row["data_wait"]) > 0 for row in rows)
+    model = keras.models.load_model(tmp_path / "model.keras")
+    assert (model.mask_sampling, model.mask_ratio) == ("block", 0.75)
 
 
 @pytest.mark.slow
