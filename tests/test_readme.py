@@ -254,6 +254,8 @@ SMALLER = {
     "python training/pretrain.py --model=runs/photos": "--model=runs/photos "
     "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --callback": "--epochs=1 --warmup_epochs=0",
+    "python training/pretrain.py --mask": "--epochs=2 --warmup_epochs=0",
+    "python training/compare_masks.py": "--seeds=1 --epochs=1",
     "python training/pretrain.py --blr": "--epochs=1 --warmup_epochs=0",
     f"{ON_JAX} --strategy=data_parallel": "--epochs=1 --warmup_epochs=0",
     f"{ON_JAX} --strategy=model_parallel": "--dataset=folder:pets --preset=mae_tiny "

@@ -23,11 +23,15 @@ import numpy as np
 from keras_mae import data
 from keras_mae.models.loading import copy_encoder
 from keras_mae.ops.neighbors import knn_scores, top_accuracies
-from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING
 from keras_mae.runs import probing
+from keras_mae.runs.short_pretraining import (
+    make_processor,
+    pretrain_encoder,
+    source_features,
+)
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from keras_mae.visualization.plots import plot_accuracies
@@ -35,8 +39,6 @@ from keras_mae.visualization.plots import plot_accuracies
 LABELS = (1, 5, 20, None)
 PRETRAINED, RANDOM, PIXELS = FEATURES = ("pretrained", "random", "raw pixels")
 FINE_TUNED, LINEAR, NEAREST = ("fine-tuning", "linear", "k-NN")
-# small datasets of small images need a high learning rate
-PRETRAINING_BLR = 8e-3
 
 
 @dataclasses.dataclass
@@ -63,7 +65,11 @@ def main(config):
         wanted = [(seed, *rest) for rest in itertools.product(LABELS, cases())]
         if all(key in results for key in wanted):
             continue
-        encoders = {PRETRAINED: pretrain(source, seed, config)}
+        encoders = {
+            PRETRAINED: pretrain_encoder(
+                source, seed, config.pretrain_epochs, config.pretrain_batch_size
+            )
+        }
         keras.utils.set_random_seed(1000 + seed)
         encoders[RANDOM] = keras_mae.MAEEncoder.from_config(
             encoders[PRETRAINED].get_config()
@@ -121,33 +127,10 @@ class Results:
         ]
 
 
-def pretrain(source, seed, config):
-    """Pretrains on all training digits, without their labels; returns the encoder."""
-    keras.utils.set_random_seed(seed)
-    model = keras_mae.MAEPretrainer.from_preset(
-        "mae_tiny", num_channels=1, norm_pix_loss=True, seed=seed
-    )
-    processor = make_processor(source, model.encoder)
-    size = config.pretrain_batch_size
-    steps = config.pretrain_epochs * (source.epoch_size // size)
-    schedule = warmup_cosine(PRETRAINING_BLR * size / 256, steps, steps // 12)
-    model.compile(pretraining_optimizer(schedule), jit_compile=True)
-    batches = data.training_pipeline(source, processor, size, seed)
-    model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0, shuffle=False)
-    return model.encoder
-
-
-def make_processor(source, encoder):
-    """Builds the image processor of the digits."""
-    return keras_mae.MAEImageProcessor(
-        encoder.image_size, source.mean, source.std, resample="bicubic"
-    )
-
-
 def compare(source, encoders, seed, config, results):
     """Computes the missing results of a seed."""
     features = {
-        name: all_features(source, encoder, config.batch_size)
+        name: source_features(source, encoder, config.batch_size)
         for name, encoder in encoders.items()
     }
     pixels = (source.training, source.held_out)
@@ -172,17 +155,6 @@ def compare(source, encoders, seed, config, results):
                 )
                 value, _ = top_accuracies(scores, source.held_out_labels)
             results.add(key, value)
-
-
-def all_features(source, encoder, batch_size):
-    """Mean patch tokens of training and held-out images, `(N, D)` each."""
-    processor = make_processor(source, encoder)
-    return [
-        probing.mean_features(
-            encoder, processor.normalize(np.stack(images)), batch_size
-        )
-        for images in (source.training, source.held_out)
-    ]
 
 
 def linear(features, labels, queries):
