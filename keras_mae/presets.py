@@ -75,6 +75,7 @@ SHARED = (
     "kernel_initializer",
     "initializer_range",
     "rematerialize",
+    "residual_dtype",
     "dtype",
 )
 _ENCODER = (

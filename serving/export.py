@@ -62,6 +62,12 @@ class ExportConfig:
         None,
         ("float32", "mixed_bfloat16", "bfloat16"),
     )
+    quantize: str | None = flag(
+        "quantize the dense layers: a smaller file, on CPUs slower; default: as the "
+        "model is",
+        None,
+        ("int8", "int4"),
+    )
     labels: str | None = flag(
         "text file of class names, one per line; default: labels.txt or config.json "
         "beside the model",
@@ -82,6 +88,9 @@ def main(config):
     processor = processor or default_processor(config.model, model)
     if config.precision is not None:
         model = with_precision(model, config.precision)
+    if config.quantize is not None:
+        model.merge_lora()
+        model.quantize(config.quantize)
     export_savedmodel(
         model,
         processor,

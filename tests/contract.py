@@ -16,6 +16,8 @@ from tests.contract_files import array
 
 # bfloat16 rounds by 2 ** -9, a few times in a row
 BFLOAT16_ERROR = 0.05
+# arguments that name parts of a layer
+PARTS = "frozen", "quantized", "lora"
 
 
 def public_classes():

@@ -209,9 +209,9 @@ LAYERS = {
     ),
     "TransformerBlock with factors": Case(
         TransformerBlock,
-        {"hidden_dim": 8, "num_heads": 2, "mlp_dim": 12},
+        {"hidden_dim": 8, "num_heads": 2, "mlp_dim": 12, "residual_dtype": "float32"},
         {"x": TOKENS, "factors": Tensor((None, 2), "float32")},
-        (Tensor((None, 2, 8)), Tensor((None, 2, 2, 5))),
+        (Tensor((None, 2, 8), "float32"), Tensor((None, 2, 2, 5))),
         options={"first_query": 3},
         weights=12,
         trained=12,

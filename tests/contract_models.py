@@ -49,14 +49,20 @@ def masked_encoder(channels=3):
     attention = Tensor((None, 2, 1 + 3, 1 + 3))
     return Case(
         MAEEncoder,
-        {**STACK, **IMAGE, "num_channels": channels, "rematerialize": True},
+        {
+            **STACK,
+            **IMAGE,
+            "num_channels": channels,
+            "rematerialize": True,
+            "residual_dtype": "float32",
+        },
         {"images": Tensor((None, 16, 24, channels))},
         {
             "latent": Tensor((None, 1 + 3, 8)),
             "mask": Tensor((None, 12), "float32"),
             "ids_restore": Tensor((None, 12), "int32"),
             "ids_shuffle": Tensor((None, 12), "int32"),
-            "hidden_states": (Tensor((None, 1 + 3, 8)),) * 3,
+            "hidden_states": (Tensor((None, 1 + 3, 8), "float32"),) * 3,
             "attentions": (attention, attention),
         },
         options={
@@ -72,7 +78,8 @@ def masked_encoder(channels=3):
 
 
 def decoder(rematerialize):
-    dropouts = {"rematerialize": True} if rematerialize else DROPOUTS
+    again = {"rematerialize": True, "residual_dtype": "float32"}
+    dropouts = again if rematerialize else DROPOUTS
     return Case(
         MAEDecoder,
         {

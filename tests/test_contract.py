@@ -54,8 +54,8 @@ def test_cases_give_each_argument_a_value_of_its_own(kind):
     # a key that a config forgets would have the default's
     missing = {}
     for name, default in contract.own_arguments(kind).items():
-        # tests/layers/test_freezing.py gives parts to freeze
-        if default is not inspect.Parameter.empty and name != "frozen":
+        # test_freezing.py, test_quantization.py and test_lora.py give parts
+        if default is not inspect.Parameter.empty and name not in contract.PARTS:
             missing[name] = default
     for other, arguments, fixed in examples():
         for name in list(missing) if other is kind else []:

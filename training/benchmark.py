@@ -5,7 +5,8 @@ Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
 
 Each side is a process of its own, and they take turns, one step each, so that other
 load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
-PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW. MFU
+PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
+`--against=plain` is this package without `--quantize` and `--residual_dtype`. MFU
 is relative to the FLOP/s of a large matrix product in the same process.
 """
 
@@ -50,12 +51,27 @@ class BenchmarkConfig:
     backend: str = flag("Keras backend", "tensorflow", ("tensorflow", "jax", "torch"))
     replicas: int = flag("logical CPU devices of a MirroredStrategy; 1: none", 1)
     rematerialize: bool = flag("gradient checkpointing of transformer blocks", False)
+    residual_dtype: str | None = flag(
+        "dtype of the residual connections; default: that of --precision",
+        None,
+        ("float32",),
+    )
+    quantize: str | None = flag(
+        "quantize the dense layers, of --mode=encode or reconstruct; default: no",
+        None,
+        ("int8", "int4", "float8"),
+    )
     accumulation_steps: int = flag("gradient accumulation steps", 1)
     image_size: int | None = flag("image size in pixels; default: the preset's", None)
     depth: int | None = flag("encoder blocks; default: the preset's", None)
     warmup: int = flag("steps before measuring", 2)
     repeats: int = flag("steps to measure", 10)
-    against: str | None = flag("library to compare with", None, ("huggingface",))
+    against: str | None = flag(
+        "what to compare with: transformers, or this package without --residual_dtype "
+        "and --quantize",
+        None,
+        ("huggingface", "plain"),
+    )
     compile_peer: bool = flag("torch.compile the model of --against", False)
     dataset: str = flag("dataset of --mode=input, as for pretrain.py", "photos")
     out: str | None = flag("JSON file to write the results to", None)
@@ -68,7 +84,7 @@ def make_our_step(config):
         return make_input_step(config), 0.0
     overrides = {"dtype": config.precision, "mask_ratio": config.mask_ratio}
     overrides["rematerialize"] = config.rematerialize
-    for name in ("image_size", "depth"):
+    for name in ("image_size", "depth", "residual_dtype", "quantize"):
         if getattr(config, name) is not None:
             overrides[name] = getattr(config, name)
     return make_step(
@@ -99,8 +115,10 @@ def work(config):
     """Runs our steps in a worker process."""
     begin = time.perf_counter()
     step, flops = make_our_step(config)
+    residuals = config.residual_dtype and f"{config.residual_dtype} residuals"
+    variant = [name for name in (config.quantize, residuals) if name]
     about = {
-        "library": "keras_mae",
+        "library": ", ".join(["keras_mae", *variant]),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
         "build": time.perf_counter() - begin,
@@ -128,8 +146,13 @@ def start_ours(config):
     return Worker(command, {"KERAS_BACKEND": config.backend})
 
 
+def start_plain(config):
+    """Starts our worker process without what is compared."""
+    return start_ours(dataclasses.replace(config, residual_dtype=None, quantize=None))
+
+
 def start_peer(config):
-    """Starts the worker process of --against, with the sizes of the preset."""
+    """Starts transformers' worker process, with the sizes of the preset."""
     if config.mode == "input":
         raise ValueError("--mode=input cannot be used with --against")
     sizes = preset_sizes(config.preset)
@@ -187,7 +210,13 @@ def main(config):
     if config.worker:
         work(config)
         return
-    starters = [start_ours, start_peer] if config.against else [start_ours]
+    if config.quantize and config.mode not in ("encode", "reconstruct"):
+        raise ValueError(
+            "--quantize needs --mode=encode or reconstruct. Received: "
+            f"--mode={config.mode}"
+        )
+    peers = {None: [], "huggingface": [start_peer], "plain": [start_plain]}
+    starters = [start_ours, *peers[config.against]]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(start(config)) for start in starters]
         take_turns(workers, config.warmup, config.repeats)

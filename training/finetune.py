@@ -49,6 +49,11 @@ class FinetuneConfig(ClassifierConfig):
     trainable_blocks: int | None = flag(
         "train only the last N transformer blocks and the head; default: all", None
     )
+    lora_rank: int | None = flag(
+        "LoRA: freeze the encoder, and train updates of this rank of its query, key "
+        "and value projections beside the head; default: off",
+        None,
+    )
     head_dropout_rate: float = flag("dropout rate before the head", 0.0)
     min_learning_rate: float | None = recipe_flag("final learning rate of the schedule")
     layer_decay: float | None = recipe_flag(
@@ -87,6 +92,10 @@ def main(config):
 def build_model(training, given):
     """Builds and compiles the classifier, or loads the one to evaluate."""
     config = training.config
+    if None not in (config.lora_rank, config.trainable_blocks):
+        raise ValueError(
+            "Give one of --lora_rank and --trainable_blocks. Received: both"
+        )
     if config.eval:
         model = load_evaluated(given, len(training.class_names))
     else:
@@ -97,6 +106,8 @@ def build_model(training, given):
         )
     if config.trainable_blocks is not None:
         model.encoder.freeze_but_last(config.trainable_blocks)
+    if config.lora_rank is not None and not config.eval:
+        model.encoder.enable_lora(config.lora_rank)
     schedule = warmup_cosine(
         training.learning_rate,
         training.total_steps,

@@ -162,7 +162,8 @@ def load_features(training, model, processor):
     key = probing.fingerprint(
         [*model.encoder.weights, *getattr(model.head_norm, "weights", ())],
         data.dataset_fingerprint(source),
-        *(config.pooling, config.precision, processor.get_config()),
+        *(config.pooling, config.precision, config.residual_dtype),
+        processor.get_config(),
     )
     return probing.cached(Path(config.output, "features.npz"), key, compute)
 

@@ -170,6 +170,7 @@ def build_model(
         "norm_pix_loss": config.norm_pix_loss,
         "num_channels": channels,
         "rematerialize": rematerialize,
+        "residual_dtype": config.residual_dtype,
         "dtype": config.precision,
         "seed": config.seed,
     }

@@ -14,6 +14,7 @@ from keras_mae.export.signatures import PREDICT_METHOD
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
 from keras_mae.export.warmup import check_warmup, write_warmup
+from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import PathLike
 
@@ -34,7 +35,8 @@ def export_savedmodel(
     killed between them, the older version is left beside `path`, as `old-part-...`.
 
     Args:
-        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`.
+        model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder`. LoRA is merged into
+            the kernels of a copy.
         processor: The `MAEImageProcessor` of its images.
         path: Path of the version folder, such as `models/mae/1`.
         overwrite: Whether to replace an existing version.
@@ -63,7 +65,7 @@ def export_savedmodel(
     if path.exists() and not overwrite:
         raise ValueError(f"{path} already exists: overwrite=True replaces it")
     check_warmup(warmup_batch_sizes)
-    served = build_signatures(model, processor, labels, top_k)
+    served = build_signatures(without_lora(model), processor, labels, top_k)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name that is not a number: a server would load the half-written folder
     aside = Path(tempfile.mkdtemp(prefix=f"part-{path.name}-", dir=path.parent))

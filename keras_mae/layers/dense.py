@@ -1,4 +1,8 @@
-"""`keras.layers.Dense` with fused bias and activation on CPUs."""
+"""`keras.layers.Dense`: fused on CPUs, quantized, and with LoRA that is kept apart."""
+
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import keras
 from keras import ops
@@ -6,9 +10,17 @@ from keras import ops
 from keras_mae.ops.fusion import fusible, fusion_enabled
 from keras_mae.utils.typing import Tensor
 
+_LORA = ("lora_kernel_a", "lora_kernel_b")
+
 
 class Dense(keras.layers.Dense):
-    """A `Dense` layer whose bias and activation are one pass in a `fusion_scope`."""
+    """A `Dense` layer whose bias and activation are one pass in a `fusion_scope`.
+
+    Keras merges LoRA's matrices into the kernel when it saves, and loads them as zeros,
+    from which no gradient leads away. Here they are saved beside the kernel.
+    """
+
+    lora_enabled: bool
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         if not fusion_enabled():
@@ -25,6 +37,92 @@ class Dense(keras.layers.Dense):
         else:
             x = self.activation(x)
         return ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
+
+    def quantize(
+        self, mode: str | None = None, type_check: bool = True, config: Any = None
+    ) -> None:
+        # Keras refuses subclasses, which may compute something else; this one doesn't
+        type_check = type_check and type(self) is not Dense
+        super().quantize(mode, type_check=type_check, config=config)
+
+    @property
+    def trainable(self) -> bool:
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        keras.layers.Dense.trainable.fset(self, value)
+        self._mark_variables()
+
+    def _mark_variables(self):
+        """Marks what is trained; an assignment of the same value does nothing."""
+        for variable in self._trainable_variables:
+            variable.trainable = self.trainable
+        if self.lora_enabled:
+            self._kernel.trainable = False  # Keras would train it again
+
+    def enable_lora(
+        self, rank: int, lora_alpha: float | None = None, **kwargs: Any
+    ) -> None:
+        # at build Keras passes the rank alone
+        super().enable_lora(rank, lora_alpha or self.lora_alpha, **kwargs)
+        self._mark_variables()  # the new matrices too
+
+    @contextmanager
+    def _without_lora(self) -> Iterator[None]:
+        enabled, self.lora_enabled = self.lora_enabled, False
+        try:
+            yield
+        finally:
+            self.lora_enabled = enabled
+
+    def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        with self._without_lora():
+            super().save_own_variables(store)
+        if self.lora_enabled:
+            for name in _LORA:
+                store[name] = getattr(self, name)
+
+    def load_own_variables(self, store: MutableMapping[str, Any]) -> None:
+        if not self.lora_enabled:
+            return super().load_own_variables(store)
+        if _LORA[0] in store.keys():  # noqa: SIM118, a file's store is no mapping
+            values = [store[name] for name in _LORA]
+            with self._without_lora():
+                super().load_own_variables(store)
+        else:
+            # a file from before LoRA: its update begins at 0, and can be trained
+            values = [ops.convert_to_numpy(self.lora_kernel_a), 0]
+            super().load_own_variables(store)
+            values[1] = ops.zeros_like(self.lora_kernel_b)
+        for name, value in zip(_LORA, values, strict=True):
+            getattr(self, name).assign(value)
+
+    def merge_lora(self) -> None:
+        """Adds the product of LoRA's matrices to the kernel, and drops them."""
+        if not self.lora_enabled:
+            return
+        merged: dict[str, Any] = {}
+        if self.quantization_mode is not None:
+            super().save_own_variables(merged)  # quantizes the sum
+        else:
+            # in float32: Keras's own sum is rounded to the compute dtype
+            update = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
+            kernel = ops.cast(self._kernel, "float32")
+            kernel += update * (self.lora_alpha / self.lora_rank)
+            self._kernel.assign(ops.cast(kernel, self._kernel.dtype))
+        self._drop_lora()
+        if merged:
+            super().load_own_variables(merged)
+
+    def _drop_lora(self):
+        self.lora_enabled = False
+        self.lora_rank = self.lora_alpha = None
+        self._tracker.unlock()
+        for name in _LORA:
+            delattr(self, name)
+        self._tracker.lock()
+        self._mark_variables()
 
 
 @fusible

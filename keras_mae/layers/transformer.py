@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
 from keras_mae.layers.attention import SelfAttention
 from keras_mae.layers.freezing import KeepsFrozenParts
@@ -28,6 +29,8 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         qkv_bias: Whether query, key and value have a bias.
         layer_norm_epsilon: Float; 1e-6 in the paper's code.
         kernel_initializer: Initializer of every dense layer.
+        residual_dtype: Name of the float dtype of the residual connections, in which
+            the block takes, adds and returns `x`; by default the compute dtype.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -64,9 +67,12 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         qkv_bias: bool = True,
         layer_norm_epsilon: float = 1e-6,
         kernel_initializer: Any = "glorot_uniform",
+        residual_dtype: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # autocast would round what comes in
+        super().__init__(autocast=residual_dtype is None, **kwargs)
+        self.residual_dtype = check_float_dtype(residual_dtype, "residual_dtype")
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
         self.mlp_dim = mlp_dim
@@ -113,15 +119,17 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         factors: Tensor | None = None,
         first_query: int = 0,
     ) -> Any:
+        if self.residual_dtype is not None:
+            x = ops.cast(x, self.residual_dtype)
         y, attention = self.attention(
             self.norm1(x), training=training, first_query=first_query
         )
         y = self.dropout1(y, training=training)
         if first_query:
             x = x[:, first_query:]  # (B, Q, D)
-        x = x + (y if factors is None else y * factors[:, :1, None])
+        x = _add(x, y, None if factors is None else factors[:, :1])
         y = self.dropout2(self.mlp(self.norm2(x)), training=training)
-        return x + (y if factors is None else y * factors[:, 1:, None]), attention
+        return _add(x, y, None if factors is None else factors[:, 1:]), attention
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -135,7 +143,24 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
             "qkv_bias": self.qkv_bias,
             "layer_norm_epsilon": self.layer_norm_epsilon,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "residual_dtype": self.residual_dtype,
         }
+
+
+def _add(x, y, factors):
+    """Adds a branch, by `(B, 1)` factors, in the dtype of the residual connection."""
+    y = ops.cast(y, x.dtype)
+    return x + (y if factors is None else y * ops.cast(factors[:, :, None], x.dtype))
+
+
+def check_float_dtype(dtype: str | None, name: str) -> str | None:
+    """Returns the dtype, or raises unless it is `None` or of floats."""
+    if dtype is not None and dtype not in ("float16", "bfloat16", "float32", "float64"):
+        raise ValueError(
+            f"{name} must be the name of a float dtype, as 'float32'. "
+            f"Received: {dtype!r}"
+        )
+    return dtype
 
 
 def run_blocks(

@@ -10,6 +10,7 @@ from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.models.encoder import MAEEncoder, check_encoder, check_positive_int
 from keras_mae.models.features import pooled_tokens
 from keras_mae.models.mixins import (
+    Adaptable,
     ExcludesUnusedWeights,
     FusedInference,
     allow_new_layers,
@@ -32,6 +33,7 @@ def _head_policy(policy):
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAEClassifier(
     ExcludesUnusedWeights,
+    Adaptable,
     FusedInference,
     TrainStep,
     Pretrained,

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_mae.layers.adapted import has_lora, is_quantized
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.ops.patches import as_pair
@@ -72,6 +73,11 @@ def load_model(source):
 
 def with_precision(model, precision):
     """Builds a model with the same weights under another dtype policy."""
+    if is_quantized(model):
+        raise ValueError(
+            "A quantized model keeps the precision that it was quantized in. "
+            f"Received: precision={precision}"
+        )
     policy = keras.dtype_policies.serialize(keras.dtype_policies.get(precision))
     copy = type(model).from_config(_with_policy(model.get_config(), policy))
     for new, old in zip(copy.weights, model.weights, strict=True):
@@ -95,11 +101,33 @@ def is_run(source):
     return path.suffix == ".keras" or (path / "model.keras").is_file()
 
 
+def without_lora(model):
+    """Returns a copy with LoRA merged into the kernels; the model itself without."""
+    if not has_lora(model):
+        return model
+    copy = type(model).from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    copy.merge_lora()
+    return copy
+
+
+def _to_train(model):
+    """Returns a model without LoRA; raises if its weights can't be trained."""
+    if is_quantized(model):
+        raise ValueError(
+            "Quantized weights can't be trained: train first, then quantize. "
+            f"Received: a quantized {type(model).__name__}"
+        )
+    return without_lora(model)
+
+
 def copy_encoder(encoder, **changes):
     """Builds an encoder with the weights of another and some other settings.
 
-    Another `image_size` resizes the positions in two dimensions; sizes must stay.
+    Another `image_size` resizes the positions in two dimensions; sizes must stay. LoRA
+    is merged into the kernels.
     """
+    encoder = _to_train(encoder)
     copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **_UNFROZEN})
     problems, values = [], []
     for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
@@ -186,6 +214,7 @@ def _fresh_decoder_sizes(sizes, stated):
 
 def _copy_pretrainer(model, **changes):
     """Builds a pretrainer with a model's weights and some other settings."""
+    model = _to_train(model)
     old = getattr(model, "encoder", model)
     own = isinstance(model, MAEPretrainer)
     shared = {name: changes[name] for name in SHARED if name in changes}

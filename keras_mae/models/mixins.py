@@ -1,11 +1,17 @@
-"""Mixins of the models: fused inference, new layers in subclasses, unused weights."""
+"""Mixins of the models: fused inference, quantization, LoRA, unused weights."""
 
 import contextlib
+import warnings
+from typing import Any
 
 import keras
 
+from keras_mae.layers.dense import Dense
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
+
+# gptq and awq are for language models
+QUANTIZATION_MODES = ("int8", "int4", "float8")
 
 
 class FusedInference:
@@ -36,6 +42,69 @@ class FusedInference:
     def test_step(self, *arguments):
         with self.fused_inference():
             return super().test_step(*arguments)
+
+
+class Adaptable:
+    """Mixin: `quantize` by the modes that suit images, and `merge_lora`."""
+
+    def quantize(
+        self, mode: str | None = None, config: Any = None, **kwargs: Any
+    ) -> None:
+        """Quantizes the dense layers, as `keras.Model.quantize` does.
+
+        The layers compute from 8 or 4 bits; all that lies between them stays as it is.
+        The quantized weights are not trainable. Saved, loaded and cloned, the model
+        stays quantized.
+
+        Args:
+            mode: `"int8"`: weights and inputs are rounded to 8 bits; `"int4"`: weights
+                to 4 bits; `"float8"`: for training in 8 bits, where weights stay float.
+            config: A `keras.quantizers.QuantizationConfig` instead of the mode's own.
+            **kwargs: Those of `keras.Model.quantize`, as `filters`: a regular
+                expression, or a function of a layer, for the layers to quantize.
+
+        Raises:
+            ValueError: If the mode is another one, or the model is quantized.
+
+        Example:
+
+        ```python
+        encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+        encoder.quantize("int8")
+        assert encoder.blocks[0].mlp.fc1.kernel.dtype == "int8"
+        ```
+        """
+        if mode not in QUANTIZATION_MODES:
+            raise ValueError(
+                f"mode must be one of {', '.join(QUANTIZATION_MODES)}: Keras's others "
+                f"are calibrated on tokens of text. Received: {mode!r}"
+            )
+        with warnings.catch_warnings():
+            # Keras warns of each layer that has no kernel
+            text = r"Layer \w+ does not have a `quantize` method"
+            warnings.filterwarnings("ignore", text)
+            super().quantize(mode, config=config, **kwargs)  # type: ignore
+
+    def merge_lora(self) -> None:
+        """Adds what LoRA has learned to the kernels, and drops LoRA's matrices.
+
+        Outputs stay the same, but for rounding. What LoRA had frozen stays frozen. A
+        compiled model must be compiled anew.
+
+        Example:
+
+        ```python
+        encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+        encoder.enable_lora(rank=4)
+        encoder.merge_lora()
+        assert not encoder.blocks[0].attention.qkv.lora_enabled
+        ```
+        """
+        for layer in self._flatten_layers():  # type: ignore
+            if isinstance(layer, Dense):
+                layer.merge_lora()
+        # they were traced with LoRA
+        self.train_function = self.test_function = self.predict_function = None
 
 
 def allow_new_layers(model: keras.Model) -> None:

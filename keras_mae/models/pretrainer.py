@@ -11,7 +11,7 @@ from keras_mae.layers.mask_sampling import check_mask_sampling
 from keras_mae.layers.masking import PatchMaskMixin, check_mask_ratio
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.models.encoder import MAEEncoder
-from keras_mae.models.mixins import FusedInference
+from keras_mae.models.mixins import Adaptable, FusedInference
 from keras_mae.models.pretrained import Pretrained
 from keras_mae.ops.losses import removed_patch_loss
 from keras_mae.ops.patches import grid_shape, patch_statistics, patchify, unpatchify
@@ -38,6 +38,7 @@ def _images(data):
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAEPretrainer(
     PatchMaskMixin,
+    Adaptable,
     FusedInference,
     TrainStep,
     Pretrained,

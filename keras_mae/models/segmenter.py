@@ -9,6 +9,7 @@ from keras import ops
 from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.models.encoder import MAEEncoder, check_encoder, check_positive_int
 from keras_mae.models.mixins import (
+    Adaptable,
     ExcludesUnusedWeights,
     FusedInference,
     allow_new_layers,
@@ -19,7 +20,7 @@ from keras_mae.utils.typing import Tensor
 
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MAESegmenter(
-    ExcludesUnusedWeights, FusedInference, KeepsFrozenParts, keras.Model
+    ExcludesUnusedWeights, Adaptable, FusedInference, KeepsFrozenParts, keras.Model
 ):
     """Classifies every pixel by the feature maps of an encoder.
 

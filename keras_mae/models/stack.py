@@ -1,16 +1,23 @@
 """Base class of encoder and decoder: a stack of transformer blocks, a final norm."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
+from keras import ops
 
-from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.layers.dense import Dense
+from keras_mae.layers.freezing import KeepsFrozenParts, parts_of
 from keras_mae.layers.normalization import LayerNormalization
-from keras_mae.layers.transformer import TransformerBlock, run_blocks
+from keras_mae.layers.transformer import TransformerBlock, check_float_dtype, run_blocks
+from keras_mae.models.mixins import Adaptable
 from keras_mae.utils.typing import Tensor
 
+# as published, the attention's projections; ours is one for query, key and value
+LORA_LAYERS = ("qkv",)
 
-class TransformerStack(KeepsFrozenParts, keras.Model):
+
+class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
     """Base class of encoder and decoder: `depth` equal blocks and a final norm.
 
     Args:
@@ -31,6 +38,10 @@ class TransformerStack(KeepsFrozenParts, keras.Model):
         rematerialize: Whether training computes each block anew in the backward pass
             instead of keeping what is inside: the same numbers in less memory, for a
             third more arithmetic. It goes without dropout.
+        residual_dtype: Name of the float dtype of the residual connections between
+            blocks; by default the compute dtype. With `"float32"` under
+            `mixed_bfloat16` the blocks' outputs are added up in float32, while
+            attention and MLP compute in bfloat16. `hidden_states` are of this dtype.
         final_norm: Whether a norm follows the last block; the subclass's to store.
         **kwargs: Those of `keras.Model`.
 
@@ -52,6 +63,7 @@ class TransformerStack(KeepsFrozenParts, keras.Model):
         kernel_initializer: Any = "glorot_uniform",
         initializer_range: float = 0.02,
         rematerialize: bool = False,
+        residual_dtype: str | None = None,
         final_norm: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -80,6 +92,7 @@ class TransformerStack(KeepsFrozenParts, keras.Model):
             "kernel_initializer": keras.initializers.serialize(
                 keras.initializers.get(kernel_initializer)
             ),
+            "residual_dtype": check_float_dtype(residual_dtype, "residual_dtype"),
         }
         self.blocks = [
             TransformerBlock(
@@ -113,11 +126,68 @@ class TransformerStack(KeepsFrozenParts, keras.Model):
         first_query: int = 0,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Returns the normalized output, `hidden_states` and `attentions`."""
+        residual_dtype = self._block_config["residual_dtype"]
+        if residual_dtype is not None:
+            x = ops.cast(x, residual_dtype)  # also the first of hidden_states
         rematerialize = bool(self.rematerialize and training and not keep_attentions)
         x, hidden_states, attentions = run_blocks(
             self.blocks, x, training, rematerialize, factors, first_query
         )
         return self.norm(x), hidden_states, attentions
+
+    def enable_lora(
+        self,
+        rank: int,
+        lora_alpha: float | None = None,
+        target_layer_names: Sequence[str] = LORA_LAYERS,
+    ) -> None:
+        """Freezes all weights, and trains low-rank updates of some (Hu et al. 2021).
+
+        A target's kernel `W` becomes `W + lora_alpha / rank * A @ B`, where `A` is
+        random and `B` starts at 0. Trained are `A`, `B`, and the targets' biases.
+
+        Args:
+            rank: Int, the rank of the updates.
+            lora_alpha: Float, the updates' scale; by default `rank`, a scale of 1.
+            target_layer_names: Names of dense layers: by default `"qkv"`, the
+                projection to queries, keys and values. The others are `"proj"`, and the
+                MLP's `"fc1"` and `"fc2"`.
+
+        Raises:
+            ValueError: If `rank` is no positive int, no layer has such a name, or LoRA
+                is enabled.
+
+        Example:
+
+        ```python
+        encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+        encoder.enable_lora(rank=4)
+        qkv = encoder.blocks[0].attention.qkv
+        assert qkv.lora_kernel_a.shape == (128, 4)
+        ```
+        """
+        if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+            raise ValueError(f"rank must be a positive int. Received: {rank!r}")
+        dense = {name: part for name, part in parts_of(self) if isinstance(part, Dense)}
+        names = sorted({part.name for part in dense.values()})
+        wrong = sorted(set(target_layer_names) - set(names))
+        if wrong or not target_layer_names:
+            raise ValueError(
+                f"target_layer_names must be among {', '.join(names)}. "
+                f"Received: {target_layer_names!r}"
+            )
+        targets = [
+            name for name, part in dense.items() if part.name in target_layer_names
+        ]
+        for name in targets:
+            dense[name].enable_lora(rank, lora_alpha=lora_alpha)
+        # parents of what is trained are not frozen
+        self._frozen = tuple(
+            name
+            for name, _ in parts_of(self)
+            if not any(f"{target}.".startswith(f"{name}.") for target in targets)
+        )
+        self.freeze_parts()
 
     def finish_build(self) -> None:
         """Marks the model as built, and as frozen if it was made so."""

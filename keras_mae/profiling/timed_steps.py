@@ -27,7 +27,8 @@ def make_step(
     """Builds a model with random weights; returns its step, and the step's FLOPs.
 
     `mode` is `"pretrain-step"`, `"finetune-step"`, `"encode"` or `"reconstruct"`;
-    `overrides` are those of `from_preset`.
+    `overrides` are those of `from_preset`, and `quantize`, a mode of `Model.quantize`
+    for inference.
     """
     keras.utils.set_random_seed(0)
     training = {"pretrain-step": _pretraining, "finetune-step": _finetuning}
@@ -53,7 +54,10 @@ def make_step(
     if replicas > 1:
         raise ValueError(f"replicas must be 1 for {mode!r}. Received: {replicas}")
     compiled = auto_jit_compile() if xla == "auto" else xla
+    quantization = overrides.pop("quantize", None)
     model, function = inference[mode](preset, compiled, overrides)
+    if quantization is not None:
+        model.quantize(quantization)
     step = _forward_step(function, _draw_images(model, batch_size), compiled)
     # a third of a training step: the forward pass alone
     return step, batch_size * flops_per_image(model) / 3

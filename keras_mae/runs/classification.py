@@ -74,6 +74,8 @@ class ClassifierTraining(Training):
         }
         if config.image_size is not None:
             changes["image_size"] = config.image_size
+        if config.residual_dtype is not None:
+            changes["residual_dtype"] = config.residual_dtype
         if config.model is not None:
             return load_classifier(
                 config.model, classes, config.pooling, head, **changes

@@ -6,6 +6,7 @@ A script subclasses `TrainingConfig` for its flags, and makes a `Training` of th
 import dataclasses
 import functools
 import json
+import math
 import os
 import sys
 
@@ -111,6 +112,12 @@ class TrainingConfig:
         "Keras dtype policy; default: float32, on TPUs mixed_bfloat16",
         None,
         ("float32", "bfloat16", "mixed_bfloat16"),
+    )
+    residual_dtype: str | None = flag(
+        "dtype of the residual connections, as float32 under mixed_bfloat16; default: "
+        "that of --model, or of --precision",
+        None,
+        ("float32",),
     )
     jit_compile: str = flag(
         "XLA compilation; auto: on GPUs and TPUs", "auto", (*_JIT_COMPILE,)
@@ -274,7 +281,7 @@ class Training:
         memory = costs.estimate_memory(model, images) / costs.GIB
         return (
             f"{json.dumps(dataclasses.asdict(config), indent=2)}\n"
-            f"parameters:  {model.count_params():,}\n"
+            f"parameters:  {parameters(model)}\n"
             f"data:        {source.epoch_size:,} images an epoch, "
             f"{len(source.held_out):,} held out\n"
             f"updates:     {config.epochs} x {self.steps:,}\n"
@@ -304,10 +311,9 @@ class Training:
             # a run begun by 0.1 has no epoch_seconds
             columns = ("epoch_seconds", *sometimes)
             step = self._start(model, processor, columns)
-            count = model.count_params()
             print(
-                f"{model.name}: {count:,} parameters, {self.replicas} replica(s); "
-                f"from step {step}"
+                f"{model.name}: {parameters(model)} parameters, {self.replicas} "
+                f"replica(s); from step {step}"
             )
             for first, last, count in self._segments(step):
                 model.fit(
@@ -428,6 +434,13 @@ class Training:
             epoch += 1
         if epoch < self.config.epochs:
             yield epoch, self.config.epochs, self.steps
+
+
+def parameters(model):
+    """Counts all weights, and where many are frozen the trainable ones."""
+    total = model.count_params()
+    trained = sum(math.prod(weight.shape) for weight in model.trainable_weights)
+    return f"{total:,} ({trained:,} trainable)" if 2 * trained < total else f"{total:,}"
 
 
 def exit_on_lost_worker(main):

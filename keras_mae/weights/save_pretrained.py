@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_mae.layers.adapted import has_lora, is_quantized
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
@@ -35,6 +36,12 @@ def save_pretrained(
     if format not in _WRITERS:
         raise ValueError(
             f"format must be one of {', '.join(_WRITERS)}. Received: {format!r}"
+        )
+    if is_quantized(model) or has_lora(model):
+        raise ValueError(
+            "save_pretrained writes plain weights: of a model that is not quantized, "
+            "and after merge_lora(); save() writes the model as it is. Received: "
+            f"{'a quantized model' if is_quantized(model) else 'a model with LoRA'}"
         )
     name, prepare, write = _WRITERS[format]
     folder = Path(folder).expanduser()

@@ -144,6 +144,51 @@ def test_a_folder_of_classes_with_all_augmentations(tmp_path):
     assert not model.encoder.blocks[0].trainable and model.encoder.blocks[-1].trainable
 
 
+@pytest.mark.nightly
+def test_lora_is_resumed_and_evaluated(pretrained, tmp_path):
+    folders = [tmp_path / name for name in ("whole", "cut")]
+    for folder in folders:
+        flags = (*SMALL, f"--model={pretrained}", f"--output={folder}", "--lora_rank=2")
+        finished = run(SCRIPT, *flags, "--layer_decay=0.5")
+        assert finished.returncode == 0, finished.stderr
+        # a block has 48 x 2 + 2 x 144 + 144; then the head, and its norm
+        assert f"({4 * 528 + 48 * 10 + 10 + 96:,} trainable)" in finished.stdout
+    cut = folders[1]
+    # as after a kill in the second epoch
+    for path in (cut / "checkpoints").glob("*22.keras"):
+        path.unlink()
+    finished = run(SCRIPT, *flags, "--layer_decay=0.5", "--resume")
+    assert finished.returncode == 0, finished.stderr
+    whole, resumed = (keras.models.load_model(f / "model.keras") for f in folders)
+    for ours, theirs in zip(resumed.weights, whole.weights, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    kernel = keras.models.load_model(pretrained / "model.keras").encoder.blocks[0]
+    ours, theirs = whole.encoder.blocks[0].attention.qkv, kernel.attention.qkv
+    np.testing.assert_array_equal(np.asarray(ours._kernel), np.asarray(theirs.kernel))
+    assert np.abs(np.asarray(ours.lora_kernel_b)).max() > 0
+    results = evaluate(folders[0])
+    assert 0 <= results["top1"] <= 1
+
+
+@pytest.mark.slow
+def test_lora_begins_anew_on_a_run_of_lora_and_never_on_a_quantized_one(
+    pretrained, tmp_path, capsys
+):
+    model = load_classifier(pretrained, 10)
+    model.encoder.enable_lora(3)
+    model.save(tmp_path / "lora.keras")
+    script = load(SCRIPT)
+    flags = (f"--model={tmp_path / 'lora.keras'}", "--lora_rank=2", "--dry_run")
+    script.main(parse_flags(script.FinetuneConfig, "", flags))
+    said = capsys.readouterr().out
+    assert f"({4 * 528 + 48 * 10 + 10 + 96:,} trainable)" in said
+    model.merge_lora()
+    model.quantize("int8")
+    model.save(tmp_path / "int8.keras")
+    line = refusal(SCRIPT, f"--model={tmp_path / 'int8.keras'}", "--dry_run")
+    assert "Quantized weights can't be trained: train first" in line
+
+
 def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
     make_model(hidden_dim=24, num_heads=2).save_pretrained(tmp_path / "hub")
     script = load(SCRIPT)
@@ -166,6 +211,8 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
         (["--num_classes=3"], "must be in [0, 3), the number of classes. Received: 3"),
         (["--labels_per_class=1000"], "labels_per_class must be in [1, "),
         (["--trainable_blocks=9"], "blocks must be in [0, 4]. Received: 9"),
+        (["--lora_rank=0"], "rank must be a positive int. Received: 0"),
+        (["--lora_rank=2", "--trainable_blocks=1"], "Give one of --lora_rank and"),
         (["--drop_path_rate=1"], "drop_path_rate must be in [0, 1)"),
         (["--layer_decay=0"], "layer_decay must be in (0, 1]"),
         (["--dataset=photos"], "has no labels"),
