@@ -220,6 +220,7 @@ LAYERS = {
 
 # 2 ** -10 is exact in the float32 that a config gives
 ADAMW = {"learning_rate": 2**-10, "weight_decay": 0.03, "beta_2": 0.95, "epsilon": 1e-6}
+ADAMW |= {"use_ema": True, "ema_warmup": True}
 OPTIMIZERS = {
     "LARS": (
         LARS,
