@@ -167,7 +167,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
         (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
         (["{folder}"], "required: destination"),
-        (["{dense}", "out.keras"], "SOURCE or DESTINATION must be a PyTorch format"),
+        (["{dense}", "out.keras"], "SOURCE or DESTINATION must be another format"),
     ],
 )
 def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):
