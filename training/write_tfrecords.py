@@ -24,7 +24,7 @@ from keras_mae.data import CorruptImages, pipeline_options
 from keras_mae.data.corrupt_images import Guard
 from keras_mae.data.decoding import decode
 from keras_mae.data.folder import class_names, list_images
-from keras_mae.data.pipeline import PARALLEL_CALLS
+from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -103,19 +103,21 @@ def readable(folder, names, corrupt):
     """Yields names and bytes of the files that can be decoded."""
     guard = Guard(corrupt)
 
-    def read(name):
-        path = tf.strings.join([str(folder), name], os.sep)
-        # the mean is not used: it forces the image to be decoded
-        _, good = guard.read(
-            lambda: tf.reduce_mean(tf.cast(decode(tf.io.read_file(path)), tf.float32)),
-            path,
-            (),
-        )
-        encoded = tf.cond(good, lambda: tf.io.read_file(path), lambda: tf.constant(b""))
-        return name, encoded, good
+    def path(name):
+        return tf.strings.join([str(folder), name], os.sep)
 
-    files = tf.data.Dataset.from_tensor_slices(names)
-    files = files.map(read, PARALLEL_CALLS).prefetch(1).with_options(pipeline_options())
+    def read(name):
+        encoded = tf.io.read_file(path(name))
+        # the mean is not used: it forces the image to be decoded
+        return encoded, tf.reduce_mean(tf.cast(decode(encoded), tf.float32))
+
+    def read_batch(names):
+        (encoded, _), good = guard.read(read, names, path)
+        return names, encoded, good
+
+    files = tf.data.Dataset.from_tensor_slices(names).batch(PARALLEL_CALLS)
+    files = files.map(read_batch).unbatch().prefetch(1)
+    files = files.with_options(pipeline_options())
     for name, encoded, good in files.as_numpy_iterator():
         if good:
             yield os.fsdecode(name), encoded

@@ -8,11 +8,11 @@ import tensorflow as tf
 from keras_mae.data.augmentation import PRETRAINING, Augmentation
 from keras_mae.data.corrupt_images import CorruptImages, Guard
 from keras_mae.data.mixup_cutmix import mix, smoothed_one_hot
+from keras_mae.data.parallelism import PREFETCHED_BATCHES
 from keras_mae.data.pipeline import (
-    PARALLEL_CALLS,
-    PREFETCHED_BATCHES,
     check_channels,
     image_collection,
+    load_batches,
     make_held_out_reader,
     make_loader,
     mark_infinite,
@@ -199,23 +199,36 @@ def evaluation_pipeline(
     padded = batch_size * evaluation_steps(source, batch_size, training, multiple_of)
     guard = Guard(corrupt)
     reader = make_held_out_reader(images, processor)
-    load = make_loader(images, reader, processor, 0, guard, labelled=True)
+    load = make_loader(images, reader, processor, 0, labelled=True)
 
     def is_mine(position, item):
         return position % batch_size // order.share == order.worker
 
-    def weighted(position, item):
-        _, image, label, good = load(position, item)
+    def weighted(positions, loaded, good):
+        image, label = loaded
         weight = tf.where(good, padded / count, 0.0)
-        return image, tf.one_hot(label, source.num_classes), weight
+        batch = image, tf.one_hot(label, source.num_classes), weight
+        return tf.nest.map_structure(lambda part: _fill(part, per_replica), batch)
 
-    dataset = images.held_out_items().take(count).enumerate().filter(is_mine)
-    dataset = dataset.map(weighted, num_parallel_calls=PARALLEL_CALLS)
-    positions = np.arange(count, padded)
-    missing = np.sum(positions % batch_size // order.share == order.worker)
+    items = images.held_out_items().take(count).enumerate().filter(is_mine)
+    batches = load_batches(items, images, load, guard, per_replica, False)
+    batches = batches.map(weighted, num_parallel_calls=PREFETCHED_BATCHES)
+    mine = np.arange(count) % batch_size // order.share == order.worker
+    missing = padded // order.workers // per_replica - -(-mine.sum() // per_replica)
     zeros = tf.nest.map_structure(
-        lambda spec: tf.zeros(spec.shape, spec.dtype), dataset.element_spec
+        lambda spec: tf.zeros(spec.shape, spec.dtype), batches.element_spec
     )
     filling = tf.data.Dataset.from_tensors(zeros).repeat(int(missing))
-    dataset = dataset.concatenate(filling).batch(per_replica, drop_remainder=True)
+    dataset = batches.concatenate(filling)
     return mark_infinite(dataset.repeat())
+
+
+def _fill(part, count):
+    """Fills the last batch up with zeros, to `count` rows."""
+    missing = count - tf.shape(part)[0]
+    filled = tf.cond(
+        missing > 0,
+        lambda: tf.pad(part, [[0, missing]] + [[0, 0]] * (len(part.shape) - 1)),
+        lambda: part,
+    )
+    return tf.ensure_shape(filled, (count, *part.shape[1:]))

@@ -75,7 +75,7 @@ class IndexedImages(EncodedImages):
         return self.chosen(sorted(turns[count:])), self.chosen(turns[:count])
 
     def name(self, index):
-        """Returns an image's name."""
+        """Returns an image's name, or those of several."""
         return self._look_up("names", index, lambda: self.shown_names)
 
     def label(self, index):
@@ -87,7 +87,7 @@ class IndexedImages(EncodedImages):
         if table not in self._tensors:
             with tf.init_scope():
                 self._tensors[table] = tf.convert_to_tensor(make())
-        return self._tensors[table][index]
+        return tf.gather(self._tensors[table], index)
 
 
 def _by_hash(keys):

@@ -48,7 +48,7 @@ class ImageFiles(IndexedImages):
         return ImageFiles(self.root, kept)
 
     def name(self, index):
-        """Returns an image's path."""
+        """Returns an image's path, or those of several."""
         return tf.strings.join([os.fsencode(self.root), super().name(index)], os.sep)
 
     @property

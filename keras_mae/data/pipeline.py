@@ -1,20 +1,11 @@
 """Shared parts of the tf.data pipelines: order, loading, batches and options."""
 
-import os
-
 import tensorflow as tf
 
 from keras_mae.data.arrays import ImageArrays
 from keras_mae.data.corrupt_images import Guard
+from keras_mae.data.parallelism import PARALLEL_CALLS, PREFETCHED_BATCHES
 from keras_mae.data.shuffling import Order
-
-# fixed, as autotuning is off: see `pipeline_options`
-PARALLEL_CALLS = (
-    len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count() or 1
-)
-PREFETCHED_BATCHES = 2
 
 
 def training_batches(
@@ -47,17 +38,14 @@ def training_batches(
         image = processor.normalize(augmentation.rand_augment(image, image_seed))
         return augmentation.random_erasing(image, image_seed)
 
-    load = make_loader(images, read, processor, seed, guard, labelled)
+    def clean(positions, loaded, good):
+        batch = loaded if labelled else loaded[0]
+        return positions[0], guard.replace_corrupt(batch, good)
 
-    def clean(position, *batch):
-        *batch, good = batch
-        batch = tuple(batch) if labelled else batch[0]
-        return position[0], guard.replace_corrupt(batch, good)
-
-    dataset = images.training_items(order)
-    dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
-    dataset = dataset.batch(per_replica, drop_remainder=True)
-    return dataset.map(clean, num_parallel_calls=PREFETCHED_BATCHES)
+    load = make_loader(images, read, processor, seed, labelled)
+    items = images.training_items(order)
+    batches = load_batches(items, images, load, guard, per_replica)
+    return batches.map(clean, num_parallel_calls=PREFETCHED_BATCHES)
 
 
 def make_held_out_reader(images, processor):
@@ -103,21 +91,36 @@ def check_channels(images, processor):
         )
 
 
-def make_loader(images, read, processor, seed, guard, labelled=False):
-    """Returns a function to `(position, image, [label if labelled], is_good)`."""
+def make_loader(images, read, processor, seed, labelled=False):
+    """Returns a function from position and item to `(image, [label if labelled])`."""
     shape = (*processor.image_size, processor.num_channels)
 
     def load(position, item):
         image_seed = tf.stack([tf.constant(seed, tf.int64), position])
-        label = (lambda: images.label(item)) if labelled else None
-        if isinstance(images, ImageArrays):
-            # decoded already
-            labels = () if label is None else (label(),)
-            return position, read(item, image_seed), *labels, True
-        name = images.name(item)
-        return position, *guard.read(lambda: read(item, image_seed), name, shape, label)
+        image = tf.ensure_shape(read(item, image_seed), shape)
+        return (image, images.label(item)) if labelled else (image,)
 
     return load
+
+
+def load_batches(items, images, load, guard, size, drop_remainder=True):
+    """Maps `(position, item)` to batches of `(position, what is loaded, is good)`."""
+    if isinstance(images, ImageArrays):
+        # decoded already: nothing can be corrupt
+        loaded = items.map(
+            lambda position, item: (position, load(position, item), True),
+            num_parallel_calls=PARALLEL_CALLS,
+        )
+        return loaded.batch(size, drop_remainder)
+
+    def load_batch(*batch):
+        loaded, good = guard.read(
+            lambda row: load(*row), batch, lambda rows: images.name(rows[1])
+        )
+        return batch[0], loaded, good
+
+    batches = items.batch(size, drop_remainder)
+    return batches.map(load_batch, num_parallel_calls=PREFETCHED_BATCHES)
 
 
 def mark_infinite(dataset):

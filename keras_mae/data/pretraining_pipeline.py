@@ -6,10 +6,11 @@ import tensorflow as tf
 from keras_mae.data.arrays import ImageArrays
 from keras_mae.data.augmentation import Augmentation
 from keras_mae.data.corrupt_images import CorruptImages, Guard
+from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.pipeline import (
-    PARALLEL_CALLS,
     check_channels,
     image_collection,
+    load_batches,
     make_held_out_reader,
     make_loader,
     mark_infinite,
@@ -124,14 +125,13 @@ def held_out_images(
     if count < 1:
         raise ValueError(f"count must be at least 1. Received: {count}")
     guard = Guard(CorruptImages() if corrupt is None else corrupt)
-    load = make_loader(
-        images, make_held_out_reader(images, processor), processor, 0, guard
-    )
-    dataset = images.held_out_items().enumerate()
-    dataset = dataset.map(load, num_parallel_calls=PARALLEL_CALLS)
-    dataset = dataset.with_options(pipeline_options())
+    reader = make_held_out_reader(images, processor)
+    load = make_loader(images, reader, processor, 0)
+    items = images.held_out_items().enumerate()
+    dataset = load_batches(items, images, load, guard, PARALLEL_CALLS, False)
+    dataset = dataset.unbatch().with_options(pipeline_options())
     found = []
-    for _, image, good in dataset.as_numpy_iterator():
+    for _, (image,), good in dataset.as_numpy_iterator():
         if good:
             found.append(image)
         else:

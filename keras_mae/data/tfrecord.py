@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
-from keras_mae.data.pipeline import PARALLEL_CALLS
+from keras_mae.data.parallelism import PARALLEL_CALLS
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")
@@ -72,10 +72,10 @@ class ImageRecords(EncodedImages):
         return self._chosen_shards(range(len(self.shards))).flat_map(_read)
 
     def name(self, item):
-        """Returns an image's name: its file and its number in it."""
+        """Returns an image's name, its file and its number in it, or several."""
         shard, record, _ = item
-        paths = tf.constant([shard.path for shard in self.shards])
-        return tf.strings.join([paths[shard], tf.strings.as_string(record)], ":")
+        paths = tf.gather([shard.path for shard in self.shards], shard)
+        return tf.strings.join([paths, tf.strings.as_string(record)], ":")
 
     def encoded(self, item):
         """Reads the encoded image in a record."""
