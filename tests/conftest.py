@@ -5,6 +5,8 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# what AutoGraph can't convert is an error, not a warning at the end of a script
+os.environ.setdefault("AUTOGRAPH_STRICT_CONVERSION", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # each worker has a core of its own, and what it starts shares that
     for name in ("OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):

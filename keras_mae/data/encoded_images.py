@@ -82,6 +82,8 @@ class IndexedImages(EncodedImages):
         """Returns an image's class."""
         return self._look_up("labels", index, lambda: self.labels)
 
+    # AutoGraph would warn that it can't read the source of `os.fsencode`
+    @tf.autograph.experimental.do_not_convert
     def _look_up(self, table, index, make):
         """Looks up `make()[index]`; the table is built once, outside of graphs."""
         if table not in self._tensors:

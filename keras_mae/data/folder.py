@@ -18,6 +18,7 @@ class ImageFiles(IndexedImages):
     def __init__(self, root, names, class_names=None):
         super().__init__()
         self.root = self.place = os.fspath(root)
+        self._encoded_root = os.fsencode(self.root)
         self.names = list(names)  # of files, relative to root
         self._class_names = class_names
 
@@ -49,7 +50,7 @@ class ImageFiles(IndexedImages):
 
     def name(self, index):
         """Returns an image's path, or those of several."""
-        return tf.strings.join([os.fsencode(self.root), super().name(index)], os.sep)
+        return tf.strings.join([self._encoded_root, super().name(index)], os.sep)
 
     @property
     def labels(self):

@@ -167,3 +167,21 @@ def test_pipelines_end_without_a_thread_to_wait_for(digits):
     ):
         # tf.data's autotuning wakes up once a minute
         assert batches.options().autotune.enabled is False
+
+
+def test_autograph_can_convert_what_pipelines_call(tmp_path, monkeypatch):
+    """Else it would warn on standard error that it can't read a function's source."""
+    # as conftest.py sets it, for every test: an error instead of the warning
+    monkeypatch.setenv("AUTOGRAPH_STRICT_CONVERSION", "1")
+    for name in ("train", "val"):
+        pictures.write_folder(tmp_path / name, range(2))
+        pictures.write_shards(tmp_path / "shards" / name, range(2), shards=1)
+    folder = data.with_labels(data.load_source(f"folder:{tmp_path}"))
+    shards = tmp_path / "shards"
+    records = data.load_source(f"tfrecord:{shards}/train/*", f"tfrecord:{shards}/val/*")
+    for source in (folder, records):
+        processor = pictures.processor_for(source)
+        data.training_pipeline(source, processor, 2, seed=0)
+        data.held_out_images(source, processor)
+    data.labelled_pipeline(folder, processor, 2, seed=0)
+    data.evaluation_pipeline(folder, processor, 2)
