@@ -2,7 +2,6 @@
 
 import os
 import re
-import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,12 @@ import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
 from keras_mae.data.parallelism import PARALLEL_CALLS
+from keras_mae.data.tfrecord_reader import (
+    NeededRecords,
+    list_records,
+    read_records,
+    record_offsets,
+)
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")
@@ -19,9 +24,6 @@ _LABEL_KEYS = ("image/class/label", "label")
 # files read at a time, and encoded records among which the next one is drawn
 _CYCLE = 16
 _SHUFFLE_BUFFER = 2048
-# before a record: its length (8 bytes) and a checksum (4); after it another (4)
-_LENGTH = struct.Struct("<Q")
-_FRAME = 16
 _THREADS = 8
 
 
@@ -63,13 +65,14 @@ class ImageRecords(EncodedImages):
             )
         # an epoch ends before the next begins
         epoch, rows = self._first_epoch(order)
-        epochs = tf.data.Dataset.counter(epoch)
-        records = epochs.flat_map(lambda epoch: self._epoch(epoch, order)).skip(rows)
+        records = self._epochs(epoch + bool(rows), order, read_records)
+        if rows:
+            records = self._rest_of_epoch(epoch, rows, order).concatenate(records)
         return tf.data.Dataset.zip(order.positions(), records)
 
     def held_out_items(self):
         """Lists the records once, in the files' order."""
-        return self._chosen_shards(range(len(self.shards))).flat_map(_read)
+        return self._chosen_shards(range(len(self.shards))).flat_map(read_records)
 
     def name(self, item):
         """Returns an image's name, its file and its number in it, or several."""
@@ -115,17 +118,36 @@ class ImageRecords(EncodedImages):
         if order.workers == 1:
             return divmod(rows, len(self))
         epoch = 0
-        while True:
-            turns = self._turns(tf.constant(epoch, tf.int64), order).numpy()
-            size = sum(self.shards[turn].take for turn in turns)
-            if rows < size:
-                return epoch, rows
+        while rows >= (size := self._epoch_size(epoch, order)):
             epoch, rows = epoch + 1, rows - size
+        return epoch, rows
 
-    def _epoch(self, epoch, order):
+    def _epoch_size(self, epoch, order):
+        """Counts this worker's records of an epoch."""
+        turns = self._turns(tf.constant(epoch, tf.int64), order).numpy()
+        return sum(self.shards[turn].take for turn in turns)
+
+    def _epochs(self, epoch, order, read):
+        """Shuffles this worker's records without end, from an epoch on."""
+        epochs = tf.data.Dataset.counter(epoch)
+        return epochs.flat_map(lambda epoch: self._epoch(epoch, order, read))
+
+    def _rest_of_epoch(self, epoch, rows, order):
+        """Shuffles an epoch as `_epoch`, and reads only what comes after `rows`."""
+        left = self._epoch_size(epoch, order) - rows
+
+        def shuffled(read):
+            return self._epochs(epoch, order, read).skip(rows).take(left)
+
+        with tf.init_scope():
+            rest = shuffled(list_records).batch(2**16).as_numpy_iterator()
+            rest = np.concatenate([np.stack(batch, axis=1) for batch in rest])
+        return shuffled(NeededRecords(self.shards, rest).read)
+
+    def _epoch(self, epoch, order, read):
         shards = self._chosen_shards(self._turns(epoch, order))
         count = -(-len(self.shards) // order.workers)
-        return shuffled_records(shards, _read, count, epoch, order.seed)
+        return shuffled_records(shards, read, count, epoch, order.seed)
 
     def _chosen_shards(self, turns):
         turns = tf.cast(turns, tf.int64)
@@ -161,12 +183,6 @@ def shuffled_records(shards, read, count, epoch, seed):
     seed = tf.stack([tf.constant(seed, tf.int64), epoch])
     seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
     return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
-
-
-def _read(shard, path, skip, take):
-    """Reads a shard's records: `(shard, record, bytes)`."""
-    records = tf.data.TFRecordDataset(path).enumerate().skip(skip).take(take)
-    return records.map(lambda record, content: (shard, record, content))
 
 
 def _real(path):
@@ -208,24 +224,7 @@ def load_tfrecord(pattern, divide=True):
 
 
 def _count_records(path):
-    """Counts a file's records by seeking from length to length."""
-    count = offset = 0
-    size = tf.io.gfile.stat(path).length
-    # unbuffered: a buffer would read what is skipped
-    local = os.path.exists(path)
-    with open(path, "rb", 0) if local else tf.io.gfile.GFile(path, "rb") as file:
-        while offset < size:
-            file.seek(offset)
-            head = file.read(_LENGTH.size)
-            length = _LENGTH.unpack(head)[0] if len(head) == _LENGTH.size else size
-            offset += _FRAME + length
-            count += 1
-    if offset > size:
-        raise ValueError(
-            f"{path} must be a whole, uncompressed TFRecord file. It is truncated in "
-            f"record {count - 1}"
-        )
-    return count
+    return sum(1 for _ in record_offsets(path))
 
 
 def _find_keys(path):
