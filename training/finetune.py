@@ -81,6 +81,7 @@ def main(config):
         model.encoder.image_size,
         training.source.mean,
         training.source.std,
+        config.exif_orientation,
     )
     if config.eval:
         return evaluate(training, model, processor)

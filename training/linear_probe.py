@@ -76,7 +76,11 @@ def main(config):
     with training.strategy.scope():
         model = build_model(training)
     processor = load_processor(
-        config.model, model.encoder.image_size, source.mean, source.std
+        config.model,
+        model.encoder.image_size,
+        source.mean,
+        source.std,
+        config.exif_orientation,
     )
     if config.dry_run:
         return print(training.describe(model))

@@ -221,7 +221,11 @@ def train(training, model, weights=None):
     """Builds data and callbacks, and fits."""
     config, source, corrupt = training.config, training.source, training.corrupt
     processor = load_processor(
-        weights, model.encoder.image_size, source.mean, source.std
+        weights,
+        model.encoder.image_size,
+        source.mean,
+        source.std,
+        config.exif_orientation,
     )
     crops = len(source.held_out) * source.repeats
     count = max(min(crops, config.validation_images), config.pictures)

@@ -4,7 +4,8 @@
 `tfrecord:GLOB`, `tfds:NAME`, `hf:NAME`, `hf:PATH` or `webdataset:GLOB`.
 `training_pipeline` yields them without end, in an order that depends only on the seed
 and the batch's number: a run that resumes, or has several workers, sees the same
-batches as one uninterrupted worker.
+batches as one uninterrupted worker. As published, EXIF's orientation is
+not applied, unless the processor's `exif_orientation` is true.
 """
 
 from keras_mae.data.augmentation import (

@@ -1,7 +1,8 @@
 """Decodes JPEG, PNG, WebP, BMP and a GIF's first frame to RGB in a graph.
 
 The format is detected from the bytes, not from the file's name. Every image becomes
-8-bit RGB: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened. What
+8-bit RGB: grey is repeated, alpha dropped, CMYK converted, 16 bits are shortened.
+EXIF's orientation is not applied; `exif_orientation.py` decodes upright images. What
 TensorFlow can't read is an error: BMPs of 1 or 4 bits or compressed, most animated
 WebPs; so is a decompression bomb.
 """

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from keras_mae.data.augmentation import center_crop, resize_and_flip
 from keras_mae.data.decoding import decode, decode_window
+from keras_mae.data.exif_orientation import decode_upright, decode_window_upright
 from keras_mae.data.random_crop import random_window
 
 # of a collection that doesn't say which images are held out
@@ -29,15 +30,17 @@ class EncodedImages:
                 shape, seed, augmentation.scale, augmentation.clip_sides
             )
 
+        whole, part = _decoders(processor)
         if augmentation.crops:
-            image = decode_window(self.encoded(item), window)
+            image = part(self.encoded(item), window)
         else:
-            image = decode(self.encoded(item))
+            image = whole(self.encoded(item))
         return resize_and_flip(image, processor.image_size, seed, augmentation.flip)
 
     def held_out_image(self, item, processor, seed):
         """Reads a held-out image: its center crop."""
-        return center_crop(decode(self.encoded(item)), processor.image_size)
+        whole, _ = _decoders(processor)
+        return center_crop(whole(self.encoded(item)), processor.image_size)
 
 
 class IndexedImages(EncodedImages):
@@ -96,3 +99,10 @@ def _by_hash(keys):
     """Sorts the indices of keys by the keys' hashes."""
     hashes = [hashlib.sha256(key).digest() for key in keys]
     return sorted(range(len(hashes)), key=hashes.__getitem__)
+
+
+def _decoders(processor):
+    """Returns the functions that decode a whole image, and a part."""
+    if processor.exif_orientation:
+        return decode_upright, decode_window_upright
+    return decode, decode_window

@@ -4,6 +4,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.decoding import checked_png, decode, has
+from keras_mae.data.exif_orientation import orientation_of_file, upright
 from keras_mae.export.pillow_resize import resize_like_pillow
 
 # as in TFRecords of image data sets
@@ -21,6 +22,8 @@ def decode_pixels(image_bytes, processor):
 
     def decode_one(encoded):
         image = _decode(encoded)
+        if processor.exif_orientation:
+            image = upright(image, orientation_of_file(encoded))
         if processor.num_channels == 1:
             image = _luma(image)
         return resize_like_pillow(image, processor.image_size, processor.resample)

@@ -7,13 +7,28 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from keras_mae.preprocessing.exif_orientation import (
+    orientation_of_exif,
+    orientation_of_file,
+    upright,
+)
 
-def decode_image(image: Any, num_channels: int) -> np.ndarray:
-    """Decodes a path, open file, bytes, PIL image or array to `(H, W, C)` uint8."""
+
+def decode_image(
+    image: Any, num_channels: int, exif_orientation: bool = False
+) -> np.ndarray:
+    """Decodes a path, open file, bytes, PIL image or array to `(H, W, C)` uint8.
+
+    As published, EXIF's orientation is not applied, unless `exif_orientation` is true.
+    """
     if hasattr(image, "read") and not isinstance(image, Image.Image):
         image = image.read()
     if isinstance(image, (str, Path, bytes, bytearray)):
-        image = _open(image)
+        source, image = image, _open(image)
+        if exif_orientation:
+            image = upright(image, orientation_of_file(_read(source)))
+    elif isinstance(image, Image.Image) and exif_orientation:
+        image = upright(image, orientation_of_exif(image.info.get("exif", b"")))
     if not isinstance(image, Image.Image):
         image = _to_uint8_array(image)  # (H, W, C)
         if image.shape[-1] == num_channels:
@@ -22,9 +37,17 @@ def decode_image(image: Any, num_channels: int) -> np.ndarray:
     return _pil_to_array(image, num_channels)
 
 
+def _is_path(source):
+    return isinstance(source, (str, Path))
+
+
+def _read(source):
+    return Path(source).read_bytes() if _is_path(source) else bytes(source)
+
+
 def _open(source):
     """Opens a path or encoded bytes as a fully decoded PIL image."""
-    encoded = isinstance(source, (bytes, bytearray))
+    encoded = not _is_path(source)
     name = f"{len(source)} bytes" if encoded else str(source)
     try:
         # closed here: Pillow keeps the file of an animation open

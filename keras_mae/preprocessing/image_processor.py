@@ -34,13 +34,18 @@ class MAEImageProcessor:
     becomes luma by ITU-R 601, grey is repeated), resized to `image_size` by Pillow's
     antialiased resampling, without regard to the aspect ratio, multiplied by 1/255, and
     normalized by channel. The defaults are those of the published weights. As there,
-    EXIF's orientation is ignored. Of an animation the first frame is taken.
+    EXIF's orientation is not applied, unless asked for: a photo whose pixels lie
+    sideways in the file stays sideways. Of an animation the first frame is taken.
 
     Args:
         image_size: Int or pair `(height, width)`, in pixels.
         image_mean: Sequence of floats, a mean for each channel, in [0, 1].
         image_std: Sequence of floats, a deviation for each channel.
         resample: `"bilinear"` or `"bicubic"`.
+        exif_orientation: Bool, whether images are turned or mirrored as the EXIF of a
+            JPEG, PNG or WebP says, also in the `tf.data` pipelines and in what is
+            exported with this processor. Malformed EXIF is ignored, and orientation
+            that stands in XMP alone.
 
     Call arguments:
         images: A PIL image, a path, encoded bytes, an array, or a list of these. Arrays
@@ -70,6 +75,7 @@ class MAEImageProcessor:
         image_mean: Iterable[float] = IMAGENET_MEAN,
         image_std: Iterable[float] = IMAGENET_STD,
         resample: str = "bilinear",
+        exif_orientation: bool = False,
     ) -> None:
         self.image_size = as_pair(image_size, "image_size")
         try:
@@ -97,7 +103,12 @@ class MAEImageProcessor:
                 f"resample must be one of {', '.join(_RESAMPLE)}. "
                 f"Received: {resample!r}"
             )
+        if not isinstance(exif_orientation, bool):
+            raise ValueError(
+                f"exif_orientation must be a bool. Received: {exif_orientation!r}"
+            )
         self.resample = resample
+        self.exif_orientation = exif_orientation
 
     @property
     def num_channels(self) -> int:
@@ -183,7 +194,7 @@ class MAEImageProcessor:
 
     def _decode_and_resize(self, image):
         """Decodes one image to `(H, W, C)` uint8 of the wanted size."""
-        image = decode_image(image, self.num_channels)
+        image = decode_image(image, self.num_channels, self.exif_orientation)
         height, width = self.image_size
         channels = [
             Image.fromarray(np.ascontiguousarray(channel)).resize(
@@ -200,6 +211,7 @@ class MAEImageProcessor:
             "image_mean": self.image_mean,
             "image_std": self.image_std,
             "resample": self.resample,
+            "exif_orientation": self.exif_orientation,
         }
 
     @classmethod
@@ -228,6 +240,7 @@ class MAEImageProcessor:
             "do_normalize": True,
             "do_rescale": True,
             "do_resize": True,
+            "exif_orientation": self.exif_orientation,
             "image_mean": self.image_mean,
             "image_std": self.image_std,
             "resample": int(_RESAMPLE[self.resample]),
@@ -268,6 +281,8 @@ class MAEImageProcessor:
                 image_mean=config["image_mean"],
                 image_std=config["image_std"],
                 resample=names.get(config["resample"], config["resample"]),
+                # a key of ours, which published configurations don't have
+                exif_orientation=config.get("exif_orientation", False),
             )
         except _MALFORMED as error:
             raise ValueError(

@@ -49,13 +49,19 @@ def default_processor(source, model):
     return processor
 
 
-def load_processor(source, image_size, channel_mean, channel_std):
+def load_processor(
+    source, image_size, channel_mean, channel_std, exif_orientation=None
+):
     """Returns a bicubic processor for training, normalized as the source's is.
 
     `channel_mean` and `channel_std` apply where the source has no processor, or one for
-    other channels.
+    other channels; `exif_orientation` is the source's where it is not given.
     """
     found = None if source is None else find_processor(source)
     if found is not None and found.num_channels == len(channel_mean):
         channel_mean, channel_std = found.image_mean, found.image_std
-    return MAEImageProcessor(image_size, channel_mean, channel_std, resample="bicubic")
+    if exif_orientation is None:
+        exif_orientation = found is not None and found.exif_orientation
+    return MAEImageProcessor(
+        image_size, channel_mean, channel_std, "bicubic", exif_orientation
+    )

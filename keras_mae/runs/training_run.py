@@ -62,6 +62,11 @@ class TrainingConfig:
     data_dir: str | None = flag(
         "folder of prepared data sets, for tfds:NAME and hf:NAME", None
     )
+    exif_orientation: bool | None = flag(
+        "turn images as their EXIF orientation says (JPEG, PNG, WebP); default: as the "
+        "pretrained model's image processor, or else off",
+        None,
+    )
     output: str = flag("output folder of the run", "runs/training")
     config: str | None = flag(
         "JSON file to read flags from, such as a run's config.json; flags given "

@@ -9,6 +9,7 @@ from PIL import Image
 
 from keras_mae import MAEImageProcessor
 from keras_mae.data import load_photos
+from keras_mae.preprocessing.pretrained_processor import load_processor
 
 pytestmark = pytest.mark.backends
 
@@ -20,9 +21,9 @@ def photo():
     return Image.fromarray(small).resize((64, 48), Image.Resampling.BICUBIC)
 
 
-def encode(image, kind="PNG"):
+def encode(image, kind="PNG", **options):
     file = io.BytesIO()
-    image.save(file, kind)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -274,3 +275,32 @@ def test_open_files_are_read():
     processor = MAEImageProcessor(16)
     wanted = processor(content.getvalue())
     np.testing.assert_array_equal(processor(content), wanted)
+
+
+def test_exif_orientation_is_kept_in_the_file_and_off_without_it(tmp_path):
+    path = tmp_path / "preprocessor_config.json"
+    for on in (True, False):
+        MAEImageProcessor(16, exif_orientation=on).save_pretrained(tmp_path)
+        assert MAEImageProcessor.from_pretrained(tmp_path).exif_orientation is on
+        # training goes on as the weights began, unless told otherwise
+        for given in (None, True, False):
+            found = load_processor(tmp_path, 16, (0.5,) * 3, (0.5,) * 3, given)
+            assert found.exif_orientation is (on if given is None else given)
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"exif_orientation": "yes"}))
+    with pytest.raises(ValueError, match=r"must be a bool. Received: 'yes'"):
+        MAEImageProcessor.from_pretrained(tmp_path)
+    del config["exif_orientation"]
+    path.write_text(json.dumps(config))
+    assert not MAEImageProcessor.from_pretrained(tmp_path).exif_orientation
+
+
+def test_photos_are_turned_only_if_asked_for(photo):
+    exif = Image.Exif()
+    exif[274] = 6
+    content = encode(photo, exif=exif)
+    off, on = MAEImageProcessor(32), MAEImageProcessor(32, exif_orientation=True)
+    np.testing.assert_array_equal(off(content), off(photo))
+    np.testing.assert_array_equal(on(content), off(np.rot90(photo, -1)))
+    # an array has no EXIF
+    np.testing.assert_array_equal(on(photo), off(photo))
