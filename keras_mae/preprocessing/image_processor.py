@@ -254,6 +254,8 @@ class MAEImageProcessor:
     def from_pretrained(cls, source: PathLike, **reading: Any) -> Self:
         """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
 
+        Without one, the `pretrained_cfg` in timm's `config.json` is read.
+
         Args:
             source: Path of a folder that `save_pretrained` wrote to, or of a file in
                 it, or a hub id such as `"facebook/vit-mae-base"`.
@@ -266,21 +268,27 @@ class MAEImageProcessor:
         Raises:
             ValueError: If the file is missing, invalid or unsupported.
         """
-        from keras_mae.weights.hub import Location, read_json
+        from keras_mae.weights.hub import Location
 
-        path = Location(source, **reading).require(CONFIG_NAME)
-        config = read_json(path)
+        path, config = _read_config(Location(source, **reading))
         try:
             _check_supported(config)
             names = {int(code): name for name, code in _RESAMPLE.items()}
             size = config["size"]
             if isinstance(size, dict):
+                if not {"height", "width"} <= size.keys():
+                    raise ValueError(
+                        "size must be a height and a width: images are resized whole. "
+                        f"Received: {size}"
+                    )
                 size = (size["height"], size["width"])
+            # an absent one is transformers' default
+            resample = config.get("resample", int(_RESAMPLE["bilinear"]))
             return cls(
                 image_size=size,
                 image_mean=config["image_mean"],
                 image_std=config["image_std"],
-                resample=names.get(config["resample"], config["resample"]),
+                resample=names.get(resample, resample),
                 # a key of ours, which published configurations don't have
                 exif_orientation=config.get("exif_orientation", False),
             )
@@ -292,6 +300,34 @@ class MAEImageProcessor:
             raise ValueError(f"{path}: {error}") from error
 
 
+def _read_config(location):
+    """Reads `preprocessor_config.json`, or what timm's `config.json` says of images."""
+    from keras_mae.weights.hub import read_json
+
+    path, timm = location.find(CONFIG_NAME), None
+    if path is None and (place := location.find("config.json")) is not None:
+        timm = _from_timm(read_json(place))
+    if timm is not None:
+        return place, timm
+    path = path or location.require(CONFIG_NAME)
+    return path, read_json(path)
+
+
+def _from_timm(config):
+    """Turns timm's configuration into the hub's; `None` where it is not timm's."""
+    card = config.get("pretrained_cfg")
+    if not isinstance(card, dict) or "mean" not in card:
+        return None
+    interpolation = card.get("interpolation") or "bicubic"
+    return {
+        "size": list(card.get("input_size") or (3, 224, 224))[1:],
+        "image_mean": card["mean"],
+        "image_std": card.get("std"),
+        "resample": interpolation,
+        "crop_pct": card.get("crop_pct"),
+    }
+
+
 def _check_supported(config):
     """Raises if a configuration asks for other steps than this processor's."""
     for key, only in {
@@ -299,10 +335,19 @@ def _check_supported(config):
         "do_rescale": True,
         "do_normalize": True,
         "do_center_crop": False,
+        "do_pad": False,
+        "offset": False,
+        # it would put transparent images on white; here alpha is dropped
+        "do_convert_rgb": False,
     }.items():
         # an absent or null key means the published configuration's value
         if config.get(key) not in (None, only):
             raise ValueError(f"{key} must be {only}. Received: {config[key]}")
+    if config.get("crop_pct") not in (None, 1):
+        raise ValueError(
+            "crop_pct must be 1 or absent: images are resized whole, not cropped. "
+            f"Received: {config['crop_pct']}"
+        )
     factor = config.get("rescale_factor") or 1 / 255
     if abs(factor * 255 - 1) > 1e-6:
         raise ValueError(f"rescale_factor must be 1/255. Received: {factor}")

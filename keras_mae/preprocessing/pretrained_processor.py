@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
+from keras_mae.weights.checkpoint import PortError
 from keras_mae.weights.hub import HubUnavailableError, Location
 
 # of a run's folder
@@ -13,7 +14,15 @@ CHECKPOINTS_NAME = "checkpoints"
 def find_processor(source):
     """Loads a source's image processor; `None` without one, or offline."""
     path = find_processor_file(source)
-    return None if path is None else MAEImageProcessor.from_pretrained(path)
+    if path is not None:
+        return MAEImageProcessor.from_pretrained(path)
+    try:
+        return MAEImageProcessor.from_pretrained(source)  # what timm's config.json says
+    except PortError:
+        return None
+    except ValueError as error:
+        print(f"{error}. The default processor is taken")
+        return None
 
 
 def find_processor_file(source, **reading):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from keras_mae import MAEImageProcessor
 from keras_mae.data import load_photos
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import find_processor, load_processor
 
 pytestmark = pytest.mark.backends
 
@@ -231,7 +231,16 @@ def test_pictures_of_unknown_range_are_refused(mode):
 
 @pytest.mark.parametrize(
     "key, value",
-    [("do_normalize", False), ("do_center_crop", True), ("rescale_factor", 1 / 127.5)],
+    [
+        ("do_normalize", False),
+        ("do_center_crop", True),
+        ("rescale_factor", 1 / 127.5),
+        ("do_convert_rgb", True),
+        ("do_pad", True),
+        ("offset", True),
+        ("crop_pct", 0.9),
+        ("size", {"shortest_edge": 224}),
+    ],
 )
 def test_steps_that_are_not_taken_are_refused(tmp_path, key, value):
     MAEImageProcessor().save_pretrained(tmp_path)
@@ -304,3 +313,39 @@ def test_photos_are_turned_only_if_asked_for(photo):
     np.testing.assert_array_equal(on(content), off(np.rot90(photo, -1)))
     # an array has no EXIF
     np.testing.assert_array_equal(on(photo), off(photo))
+
+
+def test_an_absent_resample_is_transformers_default(tmp_path):
+    MAEImageProcessor(32, resample="bicubic").save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("resample") == 3
+    path.write_text(json.dumps(config))
+    assert MAEImageProcessor.from_pretrained(tmp_path).resample == "bilinear"
+
+
+def timm_folder(folder, **card):
+    card = {"input_size": [3, 48, 64], "mean": [0.5] * 3, "std": [0.2] * 3, **card}
+    config = {"architecture": "vit_base_patch16_224", "pretrained_cfg": card}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_timms_configuration_makes_a_processor(tmp_path, capsys):
+    folder = timm_folder(tmp_path, interpolation="bilinear", crop_pct=1.0)
+    for processor in (
+        MAEImageProcessor.from_pretrained(folder),
+        find_processor(folder),
+    ):
+        assert processor.get_config() == {
+            "image_size": (48, 64),
+            "image_mean": (0.5, 0.5, 0.5),
+            "image_std": (0.2, 0.2, 0.2),
+            "resample": "bilinear",
+            "exif_orientation": False,
+        }
+    timm_folder(tmp_path, crop_pct=0.9)
+    with pytest.raises(ValueError, match=r"crop_pct must be 1 or absent.*0\.9"):
+        MAEImageProcessor.from_pretrained(folder)
+    assert find_processor(folder) is None
+    assert "The default processor is taken" in capsys.readouterr().out
