@@ -107,10 +107,11 @@ class Dense(keras.layers.Dense):
             super().save_own_variables(merged)  # quantizes the sum
         else:
             # in float32: Keras's own sum is rounded to the compute dtype
-            update = ops.matmul(self.lora_kernel_a, self.lora_kernel_b)
-            kernel = ops.cast(self._kernel, "float32")
-            kernel += update * (self.lora_alpha / self.lora_rank)
-            self._kernel.assign(ops.cast(kernel, self._kernel.dtype))
+            kernel, a, b = (
+                ops.convert_to_numpy(one).astype("float32")
+                for one in (self._kernel, self.lora_kernel_a, self.lora_kernel_b)
+            )
+            self._kernel.assign(kernel + self.lora_alpha / self.lora_rank * (a @ b))
         self._drop_lora()
         if merged:
             super().load_own_variables(merged)

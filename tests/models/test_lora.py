@@ -126,6 +126,20 @@ def test_merging_changes_no_answer(make_model, images, policy):
     assert any(one is qkv.kernel for one in model.trainable_weights)
 
 
+@SLOW
+def test_merging_into_a_quantized_kernel_rounds_once_more(make_model, images):
+    encoder = make_model().encoder
+    encoder.quantize("int8")
+    encoder.enable_lora(2)
+    qkv = encoder.blocks[0].attention.qkv
+    qkv.lora_kernel_b.assign(np.full(qkv.lora_kernel_b.shape, 0.1, "float32"))
+    (wanted,) = values([encoder(images)])
+    encoder.merge_lora()
+    (got,) = values([encoder(images)])
+    assert keras.backend.standardize_dtype(qkv.kernel.dtype) == "int8"
+    assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 def test_an_encoder_with_lora_is_copied_merged(make_model, images):
     model = make_classifier(make_model)
     train(model, images, epochs=2)
