@@ -30,6 +30,8 @@ of the largest `noise` are masked; `loss` is per image; `patch_size` (B, 2) is h
 and width. `classify_examples` is for TF Serving's Classify API: `inputs` are serialized
 `tf.train.Example`s with `image/encoded`.
 
+An image whose header announces more than --max_pixels is an error, undecoded.
+
 The export is written to a temporary folder, loaded, compared with the Keras model and
 then renamed: a failed export changes nothing.
 """
@@ -40,7 +42,7 @@ import keras_mae  # first: it imports TensorFlow quietly
 import dataclasses
 from pathlib import Path
 
-from keras_mae.export import export_savedmodel, read_labels
+from keras_mae.export import DEFAULT_MAX_PIXELS, export_savedmodel, read_labels
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -77,11 +79,16 @@ class ExportConfig:
     warmup_batch_sizes: str = flag(
         "batch sizes of warmup requests, separated by commas; '': no warmup", "1,8"
     )
+    max_pixels: int = flag(
+        "most pixels that an image may announce: the model refuses larger ones before "
+        "it decodes them",
+        DEFAULT_MAX_PIXELS,
+    )
 
 
 def main(config):
     """Exports a model."""
-    check_at_least_one(config, "version")
+    check_at_least_one(config, "version", "max_pixels")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
     path = Path(config.out, str(config.version))
     model, processor = load_model(config.model)
@@ -99,6 +106,7 @@ def main(config):
         labels=choose_labels(config, model),
         top_k=config.top_k,
         warmup_batch_sizes=batch_sizes,
+        max_pixels=config.max_pixels,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(f"SavedModel written to {path} ({size / 1e6:.1f} MB)")

@@ -3,25 +3,29 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.decoding import checked_png, decode, has
+from keras_mae.data.decoding import checked_png, decode
 from keras_mae.data.exif_orientation import orientation_of_file, upright
+from keras_mae.data.image_bytes import has
 from keras_mae.export.pillow_resize import resize_like_pillow
 
 # as in TFRecords of image data sets
 _IMAGE_KEY = "image/encoded"
+# of an image, whose header is read before it is decoded
+DEFAULT_MAX_PIXELS = 50_000_000
 # ITU-R 601 luma, in the fixed point of Pillow's convert("L")
 _LUMA, _LUMA_BITS = (19595, 38470, 7471), 16
 
 
-def decode_pixels(image_bytes, processor):
+def decode_pixels(image_bytes, processor, max_pixels=DEFAULT_MAX_PIXELS):
     """Decodes, resizes and normalizes `(B,)` strings, bit-equal to a processor.
 
+    An image whose header announces more than `max_pixels` is an error, undecoded.
     Except a CMYK JPEG: TensorFlow and Pillow round differently in converting it.
     """
     shape = (*processor.image_size, processor.num_channels)
 
     def decode_one(encoded):
-        image = _decode(encoded)
+        image = _decode(encoded, max_pixels)
         if processor.exif_orientation:
             image = upright(image, orientation_of_file(encoded))
         if processor.num_channels == 1:
@@ -38,11 +42,12 @@ def decode_pixels(image_bytes, processor):
         return _normalize(images, processor)  # (B, H, W, C)
 
 
-def decode_examples(examples, processor):
+def decode_examples(examples, processor, max_pixels=DEFAULT_MAX_PIXELS):
     """Decodes the images in serialized `tf.train.Example`s, as `decode_pixels`."""
     feature = {_IMAGE_KEY: tf.io.FixedLenFeature((), tf.string)}
     examples = tf.ensure_shape(examples, (None,))
-    return decode_pixels(tf.io.parse_example(examples, feature)[_IMAGE_KEY], processor)
+    encoded = tf.io.parse_example(examples, feature)[_IMAGE_KEY]
+    return decode_pixels(encoded, processor, max_pixels)
 
 
 def serialize_example(encoded):
@@ -62,20 +67,21 @@ def _normalize(images, processor):
     return tf.gather(table, indices)
 
 
-def _decode(encoded):
+def _decode(encoded, max_pixels):
     """Decodes an image to `(H, W, 3)` uint8, as Pillow and `MAEImageProcessor`."""
     # MAEImageProcessor divides 16-bit grey by 257; TensorFlow drops the last 8 bits
     is_png = has(encoded, 0, b"\x89PNG")
     is_deep_grey = has(encoded, 24, b"\x10\x00")
     return tf.cond(
         tf.logical_and(is_png, is_deep_grey),
-        lambda: _decode_deep_grey(encoded),
-        lambda: decode(encoded),
+        lambda: _decode_deep_grey(encoded, max_pixels),
+        lambda: decode(encoded, max_pixels),
     )
 
 
-def _decode_deep_grey(encoded):
-    grey = tf.io.decode_png(checked_png(encoded), 1, tf.uint16) // 257
+def _decode_deep_grey(encoded, max_pixels):
+    encoded = checked_png(encoded, max_pixels)
+    grey = tf.io.decode_png(encoded, 1, tf.uint16) // 257
     return tf.repeat(tf.cast(grey, tf.uint8), 3, axis=-1)  # (H, W, 3)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
+from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS
 from keras_mae.export.signatures import PREDICT_METHOD
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
@@ -17,6 +18,9 @@ from keras_mae.export.warmup import check_warmup, write_warmup
 from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import PathLike
+
+# versions are int64 in TF Serving's protocol; its server ignores other folders
+MOST_VERSION = 2**63 - 1
 
 
 def export_savedmodel(
@@ -27,6 +31,7 @@ def export_savedmodel(
     labels: Sequence[str] | None = None,
     top_k: int = 5,
     warmup_batch_sizes: Sequence[int] = (1, 8),
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> None:
     """Exports a model as a SavedModel with signatures for TF Serving.
 
@@ -45,10 +50,13 @@ def export_savedmodel(
         top_k: Int, how many classes a classifier's `classify` returns.
         warmup_batch_sizes: Sequence of ints, the batch sizes of warm-up requests for
             each signature; empty for none.
+        max_pixels: Int, how many pixels an encoded image may announce in its header:
+            the SavedModel refuses larger ones before it decodes them.
 
     Raises:
-        ValueError: If the version exists and `overwrite` is false, an argument doesn't
-            fit the model, or the SavedModel's outputs differ from the model's.
+        ValueError: If the version exists and `overwrite` is false, is `2**63` or
+            more, an argument doesn't fit the model, or the SavedModel's outputs differ
+            from the model's.
 
     Example:
 
@@ -64,8 +72,9 @@ def export_savedmodel(
     path = Path(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path} already exists: overwrite=True replaces it")
+    _check_version(path)
     check_warmup(warmup_batch_sizes)
-    served = build_signatures(without_lora(model), processor, labels, top_k)
+    served = build_signatures(without_lora(model), processor, labels, top_k, max_pixels)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name that is not a number: a server would load the half-written folder
     aside = Path(tempfile.mkdtemp(prefix=f"part-{path.name}-", dir=path.parent))
@@ -77,6 +86,14 @@ def export_savedmodel(
         _move_into_place(aside, path)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_version(path):
+    """Raises if a folder's name is a number that no server can read."""
+    if path.name.isdecimal() and int(path.name) > MOST_VERSION:
+        raise ValueError(
+            f"The version must be at most {MOST_VERSION}. Received: {path.name}"
+        )
 
 
 def _write(served, folder):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import decode_pixels
+from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_pixels
 
 PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
 
@@ -38,9 +38,10 @@ class Signature(NamedTuple):
 class ModelSignatures:
     """A model's signatures, here for features only."""
 
-    def __init__(self, model, processor):
+    def __init__(self, model, processor, max_pixels=DEFAULT_MAX_PIXELS):
         self.model = model
         self.processor = processor
+        self.max_pixels = max_pixels
         self.encoder = getattr(model, "encoder", model)
         self.shape = (*self.encoder.image_size, self.encoder.num_channels)
         self.resources = []  # what a SavedModel needs beside the weights
@@ -49,6 +50,12 @@ class ModelSignatures:
             raise ValueError(
                 "The image processor's (height, width, channels) must be the model's, "
                 f"{self.shape}. Received: {received}"
+            )
+        height, width, _ = self.shape
+        if max_pixels < height * width:
+            raise ValueError(
+                f"max_pixels must be at least the model's {height * width}. "
+                f"Received: {max_pixels}"
             )
 
     @property
@@ -70,7 +77,7 @@ class ModelSignatures:
         return made
 
     def _decode(self, image_bytes):
-        return decode_pixels(image_bytes, self.processor)
+        return decode_pixels(image_bytes, self.processor, self.max_pixels)
 
     def features(self, pixels):
         """Encodes whole images, without masking."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import decode_examples
+from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_examples
 from keras_mae.export.signatures import ModelSignatures, Signature, assert_all
 from keras_mae.layers import seeded_noise
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
@@ -94,8 +94,15 @@ class PretrainerSignatures(ModelSignatures):
 class ClassifierSignatures(ModelSignatures):
     """Signatures of a `MAEClassifier`: pooled features, classes, all scores."""
 
-    def __init__(self, model, processor, labels=None, top_k=5):
-        super().__init__(model, processor)
+    def __init__(
+        self,
+        model,
+        processor,
+        max_pixels=DEFAULT_MAX_PIXELS,
+        labels=None,
+        top_k=5,
+    ):
+        super().__init__(model, processor, max_pixels)
         if labels is None:
             labels = [str(number) for number in range(model.num_classes)]
         if len(labels) != model.num_classes:
@@ -128,10 +135,13 @@ class ClassifierSignatures(ModelSignatures):
             made["classify_examples"] = Signature(
                 self.score,
                 tf.TensorSpec((None,), tf.string, "inputs"),
-                lambda examples: decode_examples(examples, self.processor),
+                self._decode_examples,
                 method=CLASSIFY_METHOD,
             )
         return made
+
+    def _decode_examples(self, examples):
+        return decode_examples(examples, self.processor, self.max_pixels)
 
     def features(self, pixels):
         """Returns the pooled features that the head takes."""
@@ -170,6 +180,7 @@ def build_signatures(
     processor: MAEImageProcessor,
     labels: Sequence[str] | None = None,
     top_k: int = 5,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> ModelSignatures:
     """Builds the signatures that a model's SavedModel has.
 
@@ -180,6 +191,7 @@ def build_signatures(
             numbers.
         top_k: Int, how many classes a classifier's `classify` returns; all if there
             are fewer.
+        max_pixels: Int, how many pixels an encoded image may announce.
 
     Returns:
         An object whose method `signatures()` returns a dict from name to signature.
@@ -196,16 +208,16 @@ def build_signatures(
     ```
     """
     if isinstance(model, MAEClassifier):
-        return ClassifierSignatures(model, processor, labels, top_k)
+        return ClassifierSignatures(model, processor, max_pixels, labels, top_k)
     if labels is not None:
         raise ValueError(
             "labels need a MAEClassifier. Received: labels for a "
             f"{type(model).__name__}"
         )
     if isinstance(model, MAEPretrainer):
-        return PretrainerSignatures(model, processor)
+        return PretrainerSignatures(model, processor, max_pixels)
     if isinstance(model, MAEEncoder):
-        return ModelSignatures(model, processor)
+        return ModelSignatures(model, processor, max_pixels)
     raise ValueError(
         "An exported model must be a MAEPretrainer, MAEClassifier or MAEEncoder. "
         f"Received: {type(model).__name__}"

@@ -22,8 +22,7 @@ from PIL import Image, features
 import keras_mae
 from keras_mae import data
 from keras_mae.data import CorruptImages
-from keras_mae.data.decoding import MOST_PIXELS
-from keras_mae.export.image_decoding import decode_pixels
+from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_pixels
 from tests.pictures import encode, processor_for
 
 RNG = np.random.default_rng(0)
@@ -267,7 +266,9 @@ def test_too_many_pixels_are_refused(served):
     names += ["png of 60000 pixels a side", "jpeg of 65500 pixels a side"]
     names += ["png of 60000 pixels a side, 16 bits"]
     for name in names:
-        with pytest.raises(tf.errors.InvalidArgumentError, match=str(MOST_PIXELS)):
+        with pytest.raises(
+            tf.errors.InvalidArgumentError, match=str(DEFAULT_MAX_PIXELS)
+        ):
             served(tf.constant([LIES[name]]))
 
 

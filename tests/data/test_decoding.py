@@ -114,7 +114,7 @@ def test_what_follows_a_jpeg_is_ignored(tail):
 
 
 @pytest.mark.parametrize("cut", [2, 9, 1000])
-@pytest.mark.parametrize("name", sorted({*ENCODED} - {"gif"}))
+@pytest.mark.parametrize("name", sorted(ENCODED))
 def test_images_that_break_off_are_refused(name, cut):
     with pytest.raises(tf.errors.OpError):
         # the first rows alone would still be there
