@@ -6,42 +6,37 @@ gRPC listens on --port and REST on --rest_api_port, whose root is a web page to 
 model. Model folders are polled: a new version is available before the old one is
 unloaded. The server binds to loopback by default.
 
-For production use TF Serving, which takes the same flags and folders: this server has
-no batching and no metrics.
+For production use TF Serving. This server takes its flags and folders, and refuses the
+configurations that it refuses, but has no batching and no metrics: flags without effect
+are a warning.
 """
 
 import os
 
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # a port in use is our one-line error
-import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
+import keras_mae
 
 # isort: split
-import asyncio
 import dataclasses
 import signal
 import socket
-from concurrent import futures
+import sys
 from pathlib import Path
 
-import uvicorn
+import tensorflow as tf
 from google.protobuf import text_format
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from mae_server.browsers import allowed_names
+from mae_server.bundle import LoadOptions
 from mae_server.errors import RequestError
-from mae_server.rest import RestApi
+from mae_server.flags import channel_arguments, for_this_server
+from mae_server.http_server import HttpServer, make_app
 from mae_server.rpc import make_grpc_server
 from mae_server.service import Service, read_config
+from mae_server.stopping import Stopping
 from mae_server.versions import ModelConfig, Models
-
-MAX_BODY_BYTES = 64 * 2**20
-MAX_MESSAGE_BYTES = 512 * 2**20
-# to receive a request's body, and to finish requests at shutdown
-BODY_SECONDS, GRACE_SECONDS = 60, 30
 
 
 @dataclasses.dataclass
@@ -66,6 +61,35 @@ class ServerConfig:
     threads: int = flag("requests processed at the same time", 4)
     max_enqueued: int = flag("waiting requests before others are refused", 100)
     max_batch_size: int = flag("largest number of images per request", 1024)
+    rest_api_timeout_in_ms: int = flag("milliseconds to answer a REST request", 30_000)
+    allowed_hosts: str = flag(
+        "names by which browsers may call this server, separated by commas, beside IP "
+        "addresses, localhost and --host; *: any",
+        "",
+    )
+    grace_seconds: int = flag("seconds to finish requests after SIGTERM", 30)
+    allow_version_labels_for_unavailable_models: bool = flag(
+        "let new labels name versions that are not loaded yet", False
+    )
+    enable_serialization_as_tensor_content: bool = flag(
+        "answer gRPC in tensor_content, not in typed fields", False
+    )
+    enable_model_warmup: bool = flag("run a SavedModel's recorded requests", True)
+    num_request_iterations_for_warmup: int = flag(
+        "how often to run each of them, if above 0", 0
+    )
+    saved_model_tags: str = flag(
+        "tags of the graph to load, separated by commas", "serve"
+    )
+    tensorflow_session_parallelism: int = flag("both of the next two, if above 0", 0)
+    tensorflow_intra_op_parallelism: int = flag(
+        "threads within an operation; 0: TensorFlow's choice", 0
+    )
+    tensorflow_inter_op_parallelism: int = flag(
+        "operations at the same time; 0: TensorFlow's choice", 0
+    )
+    grpc_channel_arguments: str = flag("gRPC's settings: name=value,...", "")
+    version: bool = flag("print versions and end", False)
 
 
 class ConfigFile:
@@ -74,6 +98,7 @@ class ConfigFile:
     def __init__(self, path):
         self._path = Path(path)
         self._text = None
+        self._problem = None
 
     def read(self):
         """Returns the list of `ModelConfig`, or raises `ValueError`."""
@@ -87,23 +112,32 @@ class ConfigFile:
             ) from error
 
     def reload(self, models):
-        """Reconfigures the models if the file has changed; on errors keeps them."""
+        """Reconfigures the models if the file has changed; tries again on errors."""
         try:
-            if self._path.read_text() != self._text:
+            if self._problem is not None or self._path.read_text() != self._text:
                 models.configure(self.read())
+            self._problem = None
         except (OSError, ValueError, RequestError) as error:
-            print(f"Cannot reload {self._path}: {error}", flush=True)
+            if str(error) != self._problem:
+                print(f"Cannot reload {self._path}: {error}", flush=True)
+            self._problem = str(error)
 
 
 def start_models(config):
     """Loads the models, and starts polling."""
-    if (config.model_base_path is None) == (config.model_config_file is None):
-        raise ValueError("Give either --model_base_path or --model_config_file")
+    options = (config.allow_version_labels_for_unavailable_models, load_options(config))
     if config.model_config_file is None:
-        models = Models([ModelConfig(config.model_name, config.model_base_path)])
+        if config.model_base_path is None:
+            raise ValueError("Give either --model_base_path or --model_config_file")
+        folder = os.path.abspath(config.model_base_path)
+        models = Models([ModelConfig(config.model_name, folder)], *options)
     else:
+        if config.model_base_path is not None:
+            print(
+                "Warning: --model_config_file wins over --model_base_path", flush=True
+            )
         file = ConfigFile(config.model_config_file)
-        models = Models(file.read())
+        models = Models(file.read(), *options)
         if config.model_config_file_poll_wait_seconds:
             models.keep_polling(
                 config.model_config_file_poll_wait_seconds,
@@ -114,44 +148,15 @@ def start_models(config):
     return models
 
 
-async def read_body(request):
-    """Reads a request's body; raises `ValueError` as soon as it is too long."""
-    problem = ValueError(f"request body must have at most {MAX_BODY_BYTES} bytes")
-    if int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES:
-        raise problem
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise problem
-    return bytes(body)
-
-
-def make_app(service):
-    """Builds the ASGI application: REST API and web page."""
-    answer = RestApi(service)
-    pool = futures.ThreadPoolExecutor(service.max_threads)
-
-    async def api(request):
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await read_body(request)
-        except (TimeoutError, ValueError) as error:
-            late = isinstance(error, TimeoutError)
-            text = f"no request body within {BODY_SECONDS} s" if late else str(error)
-            # the connection cannot be reused: part of the body is unread
-            headers = {"Connection": "close"}
-            return JSONResponse({"error": text}, 408 if late else 413, headers)
-        path = request.scope["raw_path"].decode("latin-1")
-        status, text = await asyncio.get_running_loop().run_in_executor(
-            pool, answer, request.method, path, body
-        )
-        return Response(text, status, media_type="application/json")
-
-    methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
-    page = StaticFiles(directory=Path(__file__).parent / "page", html=True)
-    return Starlette(
-        routes=[Route("/v1/{rest:path}", api, methods=methods), Mount("/", page)]
+def load_options(config):
+    """Collects the flags that say how SavedModels are loaded."""
+    both = config.tensorflow_session_parallelism
+    return LoadOptions(
+        tuple(config.saved_model_tags.split(",")),
+        config.enable_model_warmup,
+        max(config.num_request_iterations_for_warmup, 1),
+        config.tensorflow_intra_op_parallelism or both,
+        config.tensorflow_inter_op_parallelism or both,
     )
 
 
@@ -168,44 +173,69 @@ def bind(host, port):
 
 def main(config):
     """Loads the models and serves them until SIGTERM or SIGINT."""
-    for name in ("port", "rest_api_port"):
-        if not 0 <= getattr(config, name) < 65536:
-            raise ValueError(
-                f"{name} must be in [0, 65535]. Received: {getattr(config, name)}"
-            )
-    check_at_least_one(config, "threads", "max_batch_size", "max_enqueued")
+    if config.version:
+        print(f"keras_mae {keras_mae.__version__}, TensorFlow {tf.__version__}")
+        return
+    check_flags(config)
+    channel_options = channel_arguments(config.grpc_channel_arguments)
     models = start_models(config)
     service = Service(
         models, config.threads, config.max_enqueued, config.max_batch_size
     )
     server, port = make_grpc_server(
-        service, config.host, config.port, MAX_MESSAGE_BYTES
+        service,
+        config.host,
+        config.port,
+        channel_options,
+        config.enable_serialization_as_tensor_content,
     )
-    rest = uvicorn.Config(
-        make_app(service),
-        log_level="error",
-        timeout_graceful_shutdown=GRACE_SECONDS,
-    )
+    stopping = Stopping(server, config.grace_seconds)
+    names = allowed_names(config.host, config.allowed_hosts.lower().split(","))
+    app = make_app(service, names, config.rest_api_timeout_in_ms / 1000)
     try:
         listening = bind(config.host, config.rest_api_port)
-        print(
+        addresses = (
             f"REST: http://{config.host}:{listening.getsockname()[1]}  "
-            f"gRPC: {config.host}:{port}",
-            flush=True,
+            f"gRPC: {config.host}:{port}"
+        )
+        rest = HttpServer(
+            app,
+            config.grace_seconds,
+            lambda: print(addresses, flush=True),
+            stopping.begin,
         )
         server.start()
         # uvicorn raises the signal again at its end: ignored, for exit code 0
         signal.signal(signal.SIGTERM, lambda *_: None)
         signal.signal(signal.SIGINT, lambda *_: None)
-        uvicorn.Server(rest).run([listening])
+        rest.run([listening])
     finally:
-        server.stop(GRACE_SECONDS).wait()
+        stopping.begin()
+        service.in_hand.wait(config.grace_seconds)
+        # idle clients would keep their connections for seconds
+        server.stop(0).wait()
         models.close()
+
+
+def check_flags(config):
+    """Raises `ValueError` on numbers out of range."""
+    for name in ("port", "rest_api_port"):
+        if not 0 <= getattr(config, name) < 65536:
+            raise ValueError(
+                f"{name} must be in [0, 65535]. Received: {getattr(config, name)}"
+            )
+    check_at_least_one(
+        config,
+        *("threads", "max_batch_size", "max_enqueued"),
+        *("rest_api_timeout_in_ms", "grace_seconds"),
+    )
 
 
 def cli():
     """Runs the command line."""
-    run_script(main, ServerConfig, __doc__)
+    fields = dataclasses.fields(ServerConfig)
+    bools = {field.name for field in fields if field.type is bool}
+    run_script(main, ServerConfig, __doc__, for_this_server(sys.argv[1:], bools))
 
 
 if __name__ == "__main__":

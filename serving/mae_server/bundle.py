@@ -1,86 +1,88 @@
 """A loaded SavedModel: its signatures, and the session that runs them."""
 
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
-from google.protobuf.message import DecodeError
 
-from mae_server import errors
+from mae_server import errors, splitting, warmup
 from mae_server.errors import RequestError, invalid, type_name
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 # silences a deprecation of the only loader whose memory can be freed
 tf.get_logger().setLevel("ERROR")
-_WARM_UP = "assets.extra/tf_serving_warmup_requests"
+
+
+class LoadOptions(NamedTuple):
+    """How SavedModels are loaded; threads are TensorFlow's choice where they are 0."""
+
+    tags: tuple = ("serve",)
+    warm_up: bool = True
+    warm_up_repeats: int = 1
+    intra_op_threads: int = 0
+    inter_op_threads: int = 0
+
+
+LOAD_DEFAULTS = LoadOptions()
 
 
 class Bundle:
     """A SavedModel in a session of its own, which frees its memory when closed."""
 
-    def __init__(self, path):
+    def __init__(self, path, options=LOAD_DEFAULTS):
         path = Path(path)
-        self._session = tf.compat.v1.Session(graph=tf.Graph())
+        threads = tf.compat.v1.ConfigProto(
+            intra_op_parallelism_threads=options.intra_op_threads,
+            inter_op_parallelism_threads=options.inter_op_threads,
+        )
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=threads)
         try:
             with self._session.graph.as_default():
                 # TF Serving's loader; TensorFlow 2's never frees a model
                 meta_graph = tf.compat.v1.saved_model.load(
-                    self._session, ["serve"], str(path)
+                    self._session, list(options.tags), str(path)
                 )
             self.signatures = {
                 name: signature
                 for name, signature in meta_graph.signature_def.items()
                 if name != "__saved_model_init_op"
             }
-            self._warm_up(path / _WARM_UP)
+            if options.warm_up:
+                warmup.warm_up(self, path / warmup.PATH, options.warm_up_repeats)
         except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
             self.close()
             text = getattr(error, "message", str(error)).splitlines()[0]
             raise ValueError(f"Cannot load SavedModel {path}: {text}") from error
 
-    def run(self, signature_name, inputs, outputs=()):
-        """Runs a signature on arrays by name; computes all outputs by default."""
+    def run(self, signature_name, inputs, outputs, call):
+        """Runs a signature on arrays by name; computes all outputs if none is named.
+
+        Large images are run in parts, between which `call` is looked at.
+        """
         signature = self.signatures[signature_name]
         _check_names(signature.inputs, inputs)
-        feeds = {
-            signature.inputs[name].name: _fitting(index, name, inputs[name], info)
-            for index, (name, info) in enumerate(sorted(signature.inputs.items()))
-        }
+        for index, (name, info) in enumerate(sorted(signature.inputs.items())):
+            _check_fits(index, name, inputs[name], info)
         wanted = outputs or sorted(signature.outputs)
         fetches = {name: signature.outputs[name].name for name in wanted}
+        parts = []
+        for part in splitting.split(inputs):
+            call.check()
+            feeds = {signature.inputs[name].name: part[name] for name in part}
+            parts.append(self._run(fetches, feeds, call.seconds_left()))
+        return splitting.join(parts)
+
+    def _run(self, fetches, feeds, seconds):
+        milliseconds = 0 if seconds is None else max(int(1000 * seconds), 1)
+        options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
         try:
-            return self._session.run(fetches, feeds)
+            return self._session.run(fetches, feeds, options)
         except tf.errors.OpError as error:
             raise RequestError.from_tensorflow(error) from error
 
     def close(self):
         """Frees the memory; no request may be running."""
         self._session.close()
-
-    def _warm_up(self, path):
-        """Runs the recorded requests, so that no user waits for the first one."""
-        if not path.exists():
-            return
-        from tensorflow_serving.apis import prediction_log_pb2
-
-        for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator():
-            try:
-                self._replay(prediction_log_pb2.PredictionLog.FromString(record))
-            except (RequestError, KeyError, DecodeError) as error:
-                raise ValueError(f"warm-up request failed: {error}") from error
-
-    def _replay(self, log):
-        if log.HasField("classify_log"):
-            request = log.classify_log.request
-            examples = request.input.example_list.examples
-            encoded = [example.SerializeToString() for example in examples]
-            inputs = {"inputs": np.array(encoded, object)}
-        else:
-            request = log.predict_log.request
-            inputs = {
-                name: tf.make_ndarray(value) for name, value in request.inputs.items()
-            }
-        self.run(request.model_spec.signature_name or "serving_default", inputs)
 
 
 def _check_names(wanted, given):
@@ -99,7 +101,7 @@ def _check_names(wanted, given):
     )
 
 
-def _fitting(index, name, array, info):
+def _check_fits(index, name, array, info):
     """Checks an input's type and shape against the signature's."""
     wanted = tf.dtypes.as_dtype(info.dtype)
     given = tf.dtypes.as_dtype("string" if array.dtype.kind in "OSU" else array.dtype)
@@ -119,4 +121,3 @@ def _fitting(index, name, array, info):
             got=",".join(map(str, array.shape)),
             wanted=sizes,
         )
-    return array

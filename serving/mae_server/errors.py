@@ -26,11 +26,15 @@ _NUMBERS = {
 }
 
 
+# characters of a message, and of what it quotes: a request may have megabytes
+MOST_CHARACTERS, _MOST_QUOTED = 2000, 400
+
+
 class RequestError(Exception):
     """An error answered to the caller: name of a gRPC status code, and a message."""
 
     def __init__(self, code, message):
-        super().__init__(message)
+        super().__init__(shortened(message, MOST_CHARACTERS))
         self.code = code
 
     @property
@@ -50,8 +54,16 @@ def type_name(dtype):
     return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)
 
 
+def shortened(text, limit=_MOST_QUOTED):
+    """Returns the first characters of a text; other objects as they are."""
+    if not isinstance(text, str) or len(text) <= limit:
+        return text
+    return f"{text[:limit]}..."
+
+
 def invalid(text, **values):
     """Returns an INVALID_ARGUMENT error with a text from below, its braces filled."""
+    values = {name: shortened(value) for name, value in values.items()}
     return RequestError("INVALID_ARGUMENT", text.format(**values))
 
 
@@ -62,6 +74,10 @@ MALFORMED_REQUEST = "Malformed request: {method} {path}"
 VERSION_TOO_LARGE = "Failed to convert version: {version} to numeric."
 EMPTY_BODY = "JSON Parse error: The document is empty"
 PARSE_ERROR = "JSON Parse error: {error}"
+TOO_MANY_VALUES = (
+    "JSON Parse error: the document would take more than {limit} bytes of memory; send "
+    "smaller batches, or images as encoded bytes"
+)
 NESTED_TOO_DEEP = "JSON Parse error: nested too deep"
 LONE_SURROGATE = "JSON Parse error: a lone surrogate: {error}"
 NOT_AN_OBJECT = "JSON Value: {value} Is not object"
@@ -166,13 +182,21 @@ NO_MODEL_CONFIG_LIST = (
     "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
     "ModelConfigList is currently supported"
 )
-WRONG_PLATFORM = "model_platform must be tensorflow. Received: {platform}"
-EMPTY_VERSION_POLICY = "Specific version policy of {name} has no versions"
-NAME_EMPTY_OR_TWICE = "Illegal to list model {name!r} multiple times or empty"
-NO_VERSION_LOADED = (
-    "{folder} must contain a SavedModel in a folder named by its version number. "
-    "Received: {paths}"
+NO_PLATFORM = (
+    "Illegal setting neither ModelServerConfig::model_type (deprecated) nor "
+    "ModelServerConfig::model_platform, model name is {name}"
 )
+TYPE_AND_PLATFORM = (
+    "Illegal setting both ModelServerConfig::model_type (deprecated) and "
+    "ModelServerConfig::model_platform, model name is {name}"
+)
+WRONG_TYPE = "ModelServerConfig::model_type choice {kind} not supported."
+WRONG_PLATFORM = "Model {name} requests unsupported platform {platform}"
+RELATIVE_PATH = (
+    "Expected model {name} to have an absolute path or URI; got base_path()={path}"
+)
+EMPTY_VERSION_POLICY = "Specific version policy of {name} has no versions"
+NAME_TWICE = "Illegal to list model {name} multiple times in config list"
 
 
 # Errors with other codes
@@ -180,31 +204,55 @@ NO_VERSION_LOADED = (
 
 def signature_not_found(name):
     return RequestError(
-        "FAILED_PRECONDITION", f'Serving signature key "{name}" not found.'
+        "FAILED_PRECONDITION", f'Serving signature key "{shortened(name)}" not found.'
     )
 
 
 def model_not_found(name, version=None):
+    name = shortened(name)
     wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"
     return RequestError("NOT_FOUND", f"Servable not found for request: {wanted}")
 
 
 def version_not_found(name, version):
     return RequestError(
-        "NOT_FOUND", f"Could not find version {version} of model {name}"
+        "NOT_FOUND", f"Could not find version {version} of model {shortened(name)}"
     )
 
 
 def no_versions(name):
-    return RequestError("NOT_FOUND", f"Could not find any versions of model {name}")
+    text = f"Could not find any versions of model {shortened(name)}"
+    return RequestError("NOT_FOUND", text)
 
 
-def label_of_unavailable_version(name, version, label):
+def label_of_unavailable_version(name, version):
     return RequestError(
         "FAILED_PRECONDITION",
-        f"Request to assign label to version {version} of model {name}, which is not "
-        f"currently available for inference (label {label})",
+        f"Request to assign label to version {version} of model {shortened(name)}, "
+        "which is not currently available for inference",
     )
+
+
+def not_available(models):
+    """Of models that a configuration adds: name, version and error of each."""
+    rows = "".join(
+        f"{{{{name: {name} version: {version}}} due to error: {error}}}, "
+        for name, version, error in models
+    )
+    text = f"{len(models)} model(s) did not become available: {{{rows}}}"
+    return RequestError("UNKNOWN", text)
+
+
+def cancelled():
+    return RequestError("CANCELLED", "The caller left")
+
+
+def stopping():
+    return RequestError("UNAVAILABLE", "The server is stopping")
+
+
+def deadline_exceeded():
+    return RequestError("DEADLINE_EXCEEDED", "Timed out waiting for notification")
 
 
 def queue_full():

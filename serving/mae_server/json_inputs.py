@@ -16,6 +16,8 @@ def parse(body):
     """Parses a JSON object; bare `NaN` and `Infinity` are numbers."""
     if not body:
         raise invalid(errors.EMPTY_BODY)
+    if _memory_of(body) > _MOST_MEMORY:
+        raise invalid(errors.TOO_MANY_VALUES, limit=_MOST_MEMORY)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -27,6 +29,18 @@ def parse(body):
     if not isinstance(document, dict):
         raise invalid(errors.NOT_AN_OBJECT, value=_text(document))
     return document
+
+
+# bytes that a parsed document may take; 64 MiB of an image's floats take less
+_MOST_MEMORY = 2**30
+# what a value takes in the parser, as an object, and in a list; more in a dict's key,
+# a list and a dict
+_BYTES_OF = {b",": 80, b":": 72, b"[": 72, b"{": 240}
+
+
+def _memory_of(body):
+    """Estimates the bytes of memory that parsing takes, from above."""
+    return sum(size * body.count(sign) for sign, size in _BYTES_OF.items())
 
 
 def signature_name(document):
@@ -232,7 +246,29 @@ def _type_error(value, dtype):
     )
 
 
-def _text(value):
-    """Formats JSON for a message, shortened: an image may be megabytes long."""
-    text = json.dumps(value, skipkeys=True)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+def _text(value, limit=200):
+    """Formats JSON for a message, at most its beginning: it may be megabytes long."""
+    text = ""
+    for piece in _pieces(value, limit):
+        text += piece
+        if len(text) > limit:
+            return f"{text[:limit]}..."
+    return text
+
+
+def _pieces(value, limit):
+    """Yields the text of a JSON value piece by piece, long strings cut."""
+    if isinstance(value, dict):
+        yield "{"
+        for index, (key, item) in enumerate(value.items()):
+            yield f"{', ' if index else ''}{json.dumps(key[: limit + 1])}: "
+            yield from _pieces(item, limit)
+        yield "}"
+    elif isinstance(value, list):
+        yield "["
+        for index, item in enumerate(value):
+            yield ", " if index else ""
+            yield from _pieces(item, limit)
+        yield "]"
+    else:
+        yield json.dumps(value[: limit + 1] if isinstance(value, str) else value)

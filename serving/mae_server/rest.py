@@ -23,18 +23,18 @@ class RestApi:
     def __init__(self, service):
         self._service = service
 
-    def __call__(self, method, path, body):
+    def __call__(self, method, path, body, call):
         try:
-            return 200, self._answer(method, path, body)
+            return 200, self._answer(method, path, body, call)
         except RequestError as error:
-            return _refused(error)
+            return refused(error)
         except RecursionError:
-            return _refused(invalid(errors.NESTED_TOO_DEEP))
+            return refused(invalid(errors.NESTED_TOO_DEEP))
         except Exception:  # a bug must end one request, not the server
             traceback.print_exc()
-            return _refused(errors.internal_error())
+            return refused(errors.internal_error())
 
-    def _answer(self, method, path, body):
+    def _answer(self, method, path, body, call):
         match = {"POST": _POST, "GET": _GET}.get(method, _GET).fullmatch(path)
         if match is None or method not in ("POST", "GET"):
             raise invalid(errors.MALFORMED_REQUEST, method=method, path=path)
@@ -45,22 +45,22 @@ class RestApi:
         spec = (unquote(name), version, None if label is None else unquote(label))
         if method == "GET":
             return self._metadata(spec) if verb else self._status(spec)
-        return (
-            self._predict(spec, body)
-            if verb.lower() == "predict"
-            else (self._classify(spec, body))
-        )
+        answer = self._predict if verb.lower() == "predict" else self._classify
+        # documents that are parsed take memory: no more of them than requests that run
+        with self._service.slot(call):
+            return answer(spec, body, call)
 
-    def _predict(self, spec, body):
+    def _predict(self, spec, body, call):
         document = json_inputs.parse(body)
         _, _, outputs = self._service.predict(
             spec,
             json_inputs.signature_name(document),
             lambda signature: json_inputs.read_inputs(document, signature.inputs),
+            call=call,
         )
         return json_outputs.write_outputs(outputs, rows="instances" in document)
 
-    def _classify(self, spec, body):
+    def _classify(self, spec, body, call):
         document = json_inputs.parse(body)
         name = json_inputs.signature_name(document)
         if "examples" not in document:
@@ -72,7 +72,7 @@ class RestApi:
         # concatenated serialized messages are merged
         context = _example(document.get("context", {}))
         examples = [context + _example(row) for row in document["examples"]]
-        _, _, rows = self._service.classify(spec, name, examples)
+        _, _, rows = self._service.classify(spec, name, examples, call)
         return json_outputs.write_results(rows)
 
     def _status(self, spec):
@@ -108,7 +108,8 @@ class RestApi:
         return json.dumps(document, indent=1).encode()
 
 
-def _refused(error):
+def refused(error):
+    """Returns the HTTP status and JSON body of a `RequestError`."""
     return error.http_status, json.dumps({"error": str(error)}).encode()
 
 

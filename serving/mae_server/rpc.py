@@ -16,22 +16,37 @@ from tensorflow_serving.apis import (
 )
 
 from mae_server import errors
+from mae_server.calls import Call
 from mae_server.errors import RequestError, invalid
+from mae_server.tensor_protos import examples_of, typed_tensor_proto
+
+# of a request, as of an HTTP body, and of an answer
+MOST_BYTES, MOST_ANSWER_BYTES = 64 * 2**20, 512 * 2**20
+_OPTIONS = {
+    "grpc.max_receive_message_length": MOST_BYTES,
+    "grpc.max_send_message_length": MOST_ANSWER_BYTES,
+    # a port in use is an error, not shared
+    "grpc.so_reuseport": 0,
+    "grpc.server_handshake_timeout_ms": 10_000,
+}
 
 
-def make_grpc_server(service, host, port, max_bytes):
-    """Returns a `grpc.Server`, not yet started, and its port (0: a free one)."""
+def make_grpc_server(service, host, port, options=(), as_content=False):
+    """Returns a `grpc.Server`, not yet started, and its port (0: a free one).
+
+    `options` are pairs of further channel arguments; `as_content` writes the answers'
+    tensors to `tensor_content`.
+    """
+    options = {**_OPTIONS, **dict(options)}
     server = grpc.server(
         futures.ThreadPoolExecutor(service.max_threads),
-        options=[
-            ("grpc.max_receive_message_length", max_bytes),
-            ("grpc.max_send_message_length", max_bytes),
-            # a port in use is an error, not shared
-            ("grpc.so_reuseport", 0),
-        ],
+        options=list(options.items()),
+        # a call that waits for a thread holds its message
+        maximum_concurrent_rpcs=service.max_threads,
     )
+    most_bytes = options["grpc.max_receive_message_length"]
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
-        PredictionService(service, max_bytes), server
+        PredictionService(service, most_bytes, as_content), server
     )
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         ModelService(service), server
@@ -46,15 +61,24 @@ def make_grpc_server(service, host, port, max_bytes):
 
 
 def _answered(method):
-    """Converts a `RequestError` of a method to the status of the call."""
+    """Gives a method its `Call`, and converts a `RequestError` to the RPC's status."""
 
-    def call(self, request, context):
+    def answer(self, request, context):
+        call = Call(context.time_remaining())
+        self._service.in_hand.add(call)
+
+        def end():
+            call.cancel()
+            self._service.in_hand.remove(call)
+
+        if not context.add_callback(end):
+            end()
         try:
-            return method(self, request)
+            return method(self, request, call)
         except RequestError as error:
             context.abort(grpc.StatusCode[error.code], str(error))
 
-    return call
+    return answer
 
 
 def _spec(request):
@@ -75,31 +99,38 @@ def _fill_spec(response, name, version, signature_name=""):
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     """Predict, Classify and GetModelMetadata; other calls are unimplemented."""
 
-    def __init__(self, service, max_bytes):
+    def __init__(self, service, max_bytes, as_content):
         self._service = service
         self._max_bytes = max_bytes
+        self._to_proto = tf.make_tensor_proto if as_content else typed_tensor_proto
 
     @_answered
-    def Predict(self, request):
+    def Predict(self, request, call):
         spec = _spec(request)
-        version, name, outputs = self._service.predict(
-            spec,
-            request.model_spec.signature_name,
-            {key: self._array(key, value) for key, value in request.inputs.items()},
-            request.output_filter,
-        )
-        response = predict_pb2.PredictResponse()
-        _fill_spec(response, spec[0], version, name)
-        for key, value in outputs.items():
-            response.outputs[key].CopyFrom(tf.make_tensor_proto(value))
-        return response
+        with self._service.slot(call):
+            version, name, outputs = self._service.predict(
+                spec,
+                request.model_spec.signature_name,
+                {key: self._array(key, value) for key, value in request.inputs.items()},
+                request.output_filter,
+                call,
+            )
+            response = predict_pb2.PredictResponse()
+            _fill_spec(response, spec[0], version, name)
+            for key, value in outputs.items():
+                response.outputs[key].CopyFrom(self._to_proto(value))
+            return response
 
     @_answered
-    def Classify(self, request):
+    def Classify(self, request, call):
         spec = _spec(request)
-        version, name, rows = self._service.classify(
-            spec, request.model_spec.signature_name, _examples(request.input)
-        )
+        with self._service.slot(call):
+            version, name, rows = self._service.classify(
+                spec,
+                request.model_spec.signature_name,
+                examples_of(request.input),
+                call,
+            )
         response = classification_pb2.ClassificationResponse()
         _fill_spec(response, spec[0], version, name)
         for row in rows:
@@ -109,7 +140,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     @_answered
-    def GetModelMetadata(self, request):
+    def GetModelMetadata(self, request, call):
         spec = _spec(request)
         if not request.metadata_field:
             raise invalid(errors.NO_METADATA_FIELD)
@@ -139,16 +170,6 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             raise invalid(errors.INVALID_TENSOR, name=name, error=error) from error
 
 
-def _examples(message):
-    """Returns the serialized examples of an `Input`, merged with its context."""
-    if message.WhichOneof("kind") == "example_list_with_context":
-        listed = message.example_list_with_context
-        # concatenated serialized messages are merged
-        context = listed.context.SerializeToString()
-        return [context + example.SerializeToString() for example in listed.examples]
-    return [example.SerializeToString() for example in message.example_list.examples]
-
-
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     """GetModelStatus and HandleReloadConfigRequest."""
 
@@ -156,7 +177,7 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         self._service = service
 
     @_answered
-    def GetModelStatus(self, request):
+    def GetModelStatus(self, request, call):
         response = get_model_status_pb2.GetModelStatusResponse()
         for version, state, error in self._service.models.status(*_spec(request)):
             row = response.model_version_status.add(version=version)
@@ -166,6 +187,6 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
         return response
 
     @_answered
-    def HandleReloadConfigRequest(self, request):
+    def HandleReloadConfigRequest(self, request, call):
         self._service.reload(request.config)
         return model_management_pb2.ReloadConfigResponse()

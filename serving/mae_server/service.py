@@ -1,12 +1,15 @@
 """TF Serving's operations on arrays, for REST and gRPC alike."""
 
 import contextlib
+import re
 import threading
 
 import numpy as np
+from tensorflow_serving.config import model_server_config_pb2
 
 from mae_server import errors
 from mae_server.bundle import CLASSIFY_METHOD
+from mae_server.calls import Call, Calls
 from mae_server.errors import invalid
 from mae_server.versions import ModelConfig
 
@@ -22,20 +25,23 @@ class Service:
 
     def __init__(self, models, threads=4, max_enqueued=100, max_batch_size=1024):
         self.models = models
+        self.in_hand = Calls()  # of gRPC, whose server knows only connections
         # each request waits in a thread; four more refuse those that may not wait
         self.max_threads = threads + max_enqueued + 4
         self._slots = threading.BoundedSemaphore(threads + max_enqueued)
         self._running = threading.BoundedSemaphore(threads)
         self._max_batch_size = max_batch_size
 
-    def predict(self, spec, signature_name, inputs, outputs=()):
+    def predict(self, spec, signature_name, inputs, outputs=(), call=None):
         """Runs a signature; returns version, signature name and a dict of arrays.
+
+        Call it, and `classify`, in a `slot`.
 
         `spec` is `(name, version, label)`; `inputs` a dict of arrays, or a function
         that returns one for the signature; `outputs` names those to compute.
         """
         name = signature_name or DEFAULT_SIGNATURE
-        with self._slot(), self.models.use(*spec) as (version, bundle):
+        with self.models.use(*spec) as (version, bundle):
             signature = bundle.signatures.get(name)
             if callable(inputs):
                 if signature is None:
@@ -45,15 +51,19 @@ class Service:
                 raise errors.signature_not_found(name)
             _check_filter(outputs, signature)
             self._check_batch(inputs)
-            return version, name, bundle.run(name, inputs, list(outputs))
+            return (
+                version,
+                name,
+                bundle.run(name, inputs, list(outputs), call or Call()),
+            )
 
-    def classify(self, spec, signature_name, examples):
+    def classify(self, spec, signature_name, examples, call=None):
         """Runs a Classify signature on serialized `tf.train.Example`s.
 
         Returns version, signature name, and `(label, score)` pairs for each example.
         """
         name = signature_name or DEFAULT_SIGNATURE
-        with self._slot(), self.models.use(*spec) as (version, bundle):
+        with self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
                 raise invalid(errors.SIGNATURE_NOT_FOUND_CLASSIFY, name=name)
             method = bundle.signatures[name].method_name
@@ -65,7 +75,7 @@ class Service:
                 raise invalid(errors.EMPTY_INPUT)
             inputs = {"inputs": np.array(examples, object)}
             self._check_batch(inputs)
-            found = bundle.run(name, inputs)
+            found = bundle.run(name, inputs, (), call or Call())
             pairs = zip(found["classes"], found["scores"], strict=True)
             return version, name, [_scored(*pair) for pair in pairs]
 
@@ -79,13 +89,16 @@ class Service:
         self.models.configure(read_config(config))
 
     @contextlib.contextmanager
-    def _slot(self):
-        """Waits for a free thread; raises if the queue is full."""
+    def slot(self, call):
+        """Waits for a free thread; raises if the queue is full, or nobody waits."""
         if not self._slots.acquire(blocking=False):
             raise errors.queue_full()
         try:
-            with self._running:
+            call.acquire(self._running)
+            try:
                 yield
+            finally:
+                self._running.release()
         finally:
             self._slots.release()
 
@@ -116,10 +129,25 @@ def read_config(config):
     return [_model_config(model) for model in config.model_config_list.config]
 
 
+def _check_model(model):
+    """Raises on what TF Serving refuses (`tensorflow_serving/model_servers`)."""
+    # server_core.cc, UriIsRelativePath
+    if not re.match(r"/|[a-zA-Z][0-9a-zA-Z.]*://", model.base_path):
+        raise invalid(errors.RELATIVE_PATH, name=model.name, path=model.base_path)
+    # server_core.cc, GetPlatform and CreateStoragePathRoutes
+    platform, kind = model.model_platform, model.model_type
+    if kind and platform:
+        raise invalid(errors.TYPE_AND_PLATFORM, name=model.name)
+    if kind not in (0, model_server_config_pb2.TENSORFLOW):
+        raise invalid(errors.WRONG_TYPE, kind=kind)
+    if not kind and not platform:
+        raise invalid(errors.NO_PLATFORM, name=model.name)
+    if platform not in ("", "tensorflow"):
+        raise invalid(errors.WRONG_PLATFORM, name=model.name, platform=platform)
+
+
 def _model_config(model):
-    platform = model.model_platform or "tensorflow"
-    if platform != "tensorflow":
-        raise invalid(errors.WRONG_PLATFORM, platform=platform)
+    _check_model(model)
     policy = model.model_version_policy
     versions, latest = None, 1
     if policy.HasField("all"):

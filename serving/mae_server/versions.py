@@ -12,8 +12,11 @@ from typing import NamedTuple
 
 from keras_mae.utils.malloc import trim_malloc
 from mae_server import errors
-from mae_server.bundle import Bundle
+from mae_server.bundle import LOAD_DEFAULTS, Bundle
 from mae_server.errors import RequestError, invalid
+
+# versions are int64 in the protocol
+_MOST_VERSION = 2**63 - 1
 
 
 class ModelConfig(NamedTuple):
@@ -34,7 +37,8 @@ class ModelConfig(NamedTuple):
         with contextlib.suppress(OSError):
             folders = [path.name for path in Path(self.base_path).glob("*/")]
             # ASCII digits only, as TF Serving; int() would take others
-            found = sorted(int(n) for n in folders if re.fullmatch("0|[1-9][0-9]*", n))
+            numbers = [int(n) for n in folders if re.fullmatch("0|[1-9][0-9]{,18}", n)]
+            found = sorted(n for n in numbers if n <= _MOST_VERSION)
             if self.versions is None:
                 return set(found[-self.latest :])
             return set(found) & set(self.versions or found)
@@ -60,38 +64,53 @@ class Models:
 
     A new version is available before an old one is unloaded, and one that fails to load
     replaces nothing. A version is unloaded when its last request has ended.
+
+    A label names a version that is available. With `labels_may_wait`, a new label may
+    name one that is not there yet. `load_options` are those of every `Bundle`.
     """
 
-    def __init__(self, configs):
+    def __init__(self, configs, labels_may_wait=False, load_options=LOAD_DEFAULTS):
+        self._labels_may_wait = labels_may_wait
+        self._load_options = load_options
         self._changed = threading.Condition()
         self._polling = threading.Lock()
         self._stopped = threading.Event()
         self._configs = {}
+        self._labels = {}  # model -> label -> version
         self._versions = {}
         self._broken = {}  # path -> its files when it failed to load
         try:
             self.configure(configs)
         except RequestError as error:
+            self.close()
             raise ValueError(str(error)) from error
 
     def configure(self, configs):
-        """Replaces the configuration; keeps the old one if it raises `RequestError`."""
+        """Replaces the configuration, as TF Serving does (`server_core.cc`).
+
+        One that is refused (a name twice, a label of a version that is not available)
+        changes nothing. Where a model that it adds can't be loaded, it holds and
+        `RequestError` says so.
+        """
         names = [config.name for config in configs]
         for name in names:
-            if not name or names.count(name) > 1:
-                raise invalid(errors.NAME_EMPTY_OR_TWICE, name=name)
+            if not name:
+                raise invalid(errors.NO_MODEL_NAME)
+            if names.count(name) > 1:
+                raise invalid(errors.NAME_TWICE, name=name)
         with self._polling:
-            old, self._configs = self._configs, {c.name: c for c in configs}
+            labels = {config.name: self._checked_labels(config) for config in configs}
+            new = [config for config in configs if config.name not in self._configs]
+            with self._changed:
+                self._configs = {config.name: config for config in configs}
+                self._labels = labels
             try:
                 self._load_aspired()
-                for config in configs:
-                    self._check(config)
-            except RequestError:
-                self._configs = old
-                self._load_aspired()  # what the rejected one had replaced
-                raise
             finally:
                 self._unload_others()
+            missing = [row for config in new for row in self._not_loaded(config)]
+        if missing:
+            raise errors.not_available(missing)
 
     def poll(self):
         """Reads the folders once: loads new versions, unloads old ones."""
@@ -162,10 +181,22 @@ class Models:
             self._unload_others()
 
     def _labelled(self, name, label):
-        config = self._configs.get(name)
-        if config is None or label not in config.labels:
+        labels = self._labels.get(name, {})
+        if label not in labels:
             raise invalid(errors.LABEL_NOT_FOUND, label=label)
-        return config.labels[label]
+        return labels[label]
+
+    def _checked_labels(self, config):
+        """Returns a configuration's labels; raises if a version is not available."""
+        now = self._labels.get(config.name, {})
+        known = self._versions.get(config.name, {})
+        for label, number in config.labels.items():
+            # server_core.cc, UpdateModelVersionLabelMap
+            may_wait = self._labels_may_wait and now.get(label, number) == number
+            available = number in known and known[number].state == "AVAILABLE"
+            if not available and not may_wait:
+                raise errors.label_of_unavailable_version(config.name, number)
+        return dict(config.labels)
 
     def _load_aspired(self):
         """Loads versions that the policies select and that are not loaded."""
@@ -189,7 +220,7 @@ class Models:
         version.state = "LOADING"
         stamp = _stamp(version.path)
         try:
-            version.bundle = Bundle(version.path)
+            version.bundle = Bundle(version.path, self._load_options)
         except ValueError as error:
             version.error, version.state = str(error), "END"
             self._broken[version.path] = stamp
@@ -203,25 +234,15 @@ class Models:
         if available:
             self._unload(held)
 
-    def _check(self, config):
-        """Raises `RequestError` if a model, or a label of it, has no version loaded."""
-        known = self._versions[config.name]
-        folder = Path(config.base_path)
-        served = [
-            number
-            for number, held in known.items()
-            if held.state == "AVAILABLE" and held.path.parent == folder
-        ]
-        if not served:
-            paths = [folder / str(number) for number in sorted(config.aspired())]
-            raise invalid(
-                errors.NO_VERSION_LOADED,
-                folder=folder,
-                paths=" and ".join(map(str, paths)) or "no such folder",
-            )
-        for label, number in config.labels.items():
-            if number not in served:
-                raise errors.label_of_unavailable_version(config.name, number, label)
+    def _not_loaded(self, config):
+        """Returns `(name, version, error)` rows if no version of a model is there."""
+        known = self._versions.get(config.name, {})
+        if any(held.state == "AVAILABLE" for held in known.values()):
+            return []
+        rows = [(config.name, number, held.error) for number, held in known.items()]
+        # here TF Serving waits for one, for any time
+        text = f"{config.base_path} has no folder named by a version number"
+        return rows or [(config.name, 0, text)]
 
     def _unload_others(self):
         """Unloads versions that the policies no longer select and others replace."""

@@ -23,7 +23,8 @@ function say(text, isError = false) {
 }
 
 async function call(path, body) {
-  const options = body && { method: "POST", body: JSON.stringify(body) };
+  const headers = { "Content-Type": "application/json" };
+  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
   const response = await fetch(address + path, options).catch(() => {
     throw new Error("The server does not answer.");
   });

@@ -53,6 +53,7 @@ def server(request, tmp_path_factory):
     folder = models.build(tmp_path_factory.mktemp("conformance"))
     flags = [f"--model_config_file={folder / 'models.config'}"]
     flags += ["--file_system_poll_wait_seconds=0.2"]
+    flags += ["--allow_version_labels_for_unavailable_models=true"]
     with running(EMBEDDED, *flags, env=environment()) as (rest, grpc, process):
         yield Server(grpc, rest, folder)
     assert process.returncode == 0

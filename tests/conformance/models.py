@@ -6,6 +6,7 @@ Writes `mae` (versions 1 and 2), `classifier`, `echo` and `moving` (version 1 ea
 `models.config`, so that another server than the embedded one can be tested:
 
     tensorflow_model_server --port=8500 --rest_api_port=8501 \
+        --allow_version_labels_for_unavailable_models=true \
         --model_config_file=FOLDER/models.config
     pytest tests/conformance --endpoint=localhost:8500 \
         --rest-endpoint=localhost:8501 --models=FOLDER

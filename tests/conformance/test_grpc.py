@@ -81,6 +81,15 @@ def test_the_classify_api(caller):
     assert response.model_spec.version.value == 1
 
 
+def test_tensors_come_in_typed_fields(caller):
+    """tensorflow_serving/servables/tensorflow/predict_util.cc: kAsProtoField."""
+    _, response = caller.predict("echo", X)
+    doubled = response.outputs["doubled"]
+    assert list(doubled.float_val) == [2, 4, 6, 8] and not doubled.tensor_content
+    _, response = caller.predict("echo", {"n": np.int64([7])}, "count")
+    assert list(response.outputs["n"].int64_val) == [7]
+
+
 def test_output_filters(caller):
     assert set(caller.predict("echo", X)[0]) == {"doubled", "row_sum"}
     found, response = caller.predict("echo", X, outputs=["row_sum"])

@@ -129,7 +129,10 @@ def configuration(caller, folder):
 
 def test_labels_move_and_models_come_and_go(caller, folder, configuration):
     moved = configuration.replace('"stable" value: 1', '"stable" value: 2')
-    extra = f'config {{ name: "again" base_path: "{folder}/echo" }}\n}}'
+    extra = (
+        f'config {{ name: "again" base_path: "{folder}/echo" '
+        'model_platform: "tensorflow" }\n}'
+    )
     response = reload(caller, moved.rstrip().removesuffix("}") + extra)
     assert response.status.error_code == 0
     _, answer = caller.predict(
@@ -149,8 +152,19 @@ def test_labels_move_and_models_come_and_go(caller, folder, configuration):
         (lambda text: text.replace('"stable" value: 1', '"stable" value: 9'), 9),
         (lambda text: text.replace('"moving" base', '"echo" base'), 3),
         (lambda text: "custom_model_config {}", 3),
+        # server_core.cc: GetPlatform, CreateStoragePathRoutes, ValidateModelConfigList
+        (lambda text: text.replace(' model_platform: "tensorflow"', "", 1), 3),
+        (lambda text: text.replace('"tensorflow"', '"other"', 1), 3),
+        (lambda text: text.replace('base_path: "/', 'base_path: "', 1), 3),
     ],
-    ids=["label of no version", "listed twice", "custom"],
+    ids=[
+        "label of no version",
+        "listed twice",
+        "custom",
+        "no platform",
+        "unknown platform",
+        "relative path",
+    ],
 )
 def test_invalid_configuration_is_rejected(caller, configuration, change, code):
     with pytest.raises(grpc.RpcError) as caught:
@@ -158,3 +172,52 @@ def test_invalid_configuration_is_rejected(caller, configuration, change, code):
     assert caught.value.code().value[0] == code
     assert caller.predict("echo", X)[0]["row_sum"].tolist() == [2]
     assert caller.status("mae") == {1: "AVAILABLE", 2: "AVAILABLE"}
+
+
+@pytest.mark.parametrize("version, code", [(2, 0), (9, 9)])
+def test_a_label_answers_while_it_moves(caller, configuration, version, code):
+    """Whether the move is taken or refused, no request of the label fails."""
+    stop, errors, answers = threading.Event(), [], []
+
+    def ask():
+        empty = {"image_bytes": np.zeros(0, "S1")}
+        while not stop.is_set():
+            try:
+                caller.predict("mae", empty, label="stable")
+                answers.append(1)
+            except grpc.RpcError as error:
+                errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        moved = configuration.replace('"stable" value: 1', f'"stable" value: {version}')
+        for text in (moved, configuration) * 2:
+            before = len(answers)
+            wait_for(lambda before=before: len(answers) > before or errors)
+            try:
+                reload(caller, text)
+            except grpc.RpcError as error:
+                assert error.code().value[0] == code
+    finally:
+        stop.set()
+        thread.join()
+    assert not errors
+
+
+def test_a_new_model_that_does_not_load_is_an_unknown_error(
+    caller, folder, configuration
+):
+    """tensorflow_serving/model_servers/server_core.cc, WaitUntilModelsAvailable."""
+    broken = folder / "broken" / "1"
+    broken.mkdir(parents=True, exist_ok=True)
+    (broken / "saved_model.pb").write_bytes(b"broken")
+    extra = (
+        f'config {{ name: "broken" base_path: "{broken.parent}" '
+        'model_platform: "tensorflow" }\n}'
+    )
+    with pytest.raises(grpc.RpcError) as caught:
+        reload(caller, configuration.rstrip().removesuffix("}") + extra)
+    assert caught.value.code() == grpc.StatusCode.UNKNOWN
+    assert "1 model(s) did not become available" in caught.value.details()
+    assert caller.predict("echo", X)[0]["row_sum"].tolist() == [2]

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mae_server import flags as server_flags
+from mae_server import http_server
 from mae_server.process import running
 from tests.conformance.calls import Caller
 from tests.conformance.conftest import Server
@@ -75,7 +77,7 @@ def in_background(function, *arguments):
 @pytest.mark.slow
 def test_sigterm_finishes_pending_requests(folder, start):
     process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
-    body = {"inputs": {"n": [3000]}}
+    body = {"inputs": {"n": [7000]}}
     caller.post("slow:predict", {"inputs": {"n": [1]}})
     http_thread, http_answers = in_background(caller.post, "slow:predict", body)
     grpc_thread, grpc_answers = in_background(
@@ -86,7 +88,8 @@ def test_sigterm_finishes_pending_requests(folder, start):
     process.send_signal(signal.SIGTERM)
     http_thread.join()
     grpc_thread.join()
-    assert http_answers == [(200, {"outputs": [3000]})]
+    # that of gRPC ended first, and REST still has its grace
+    assert http_answers == [(200, {"outputs": [7000]})]
     assert grpc_answers[0][0]["n"].tolist() == [3000]
     assert process.wait(timeout=20) == 0
 
@@ -139,9 +142,110 @@ def test_batch_and_body_size_limits(folder, start):
 
 
 @pytest.mark.slow
+def test_the_grace_is_kept_whatever_runs(folder):
+    """A run of TensorFlow can't be stopped: the process ends without it."""
+    flags = (f"--model_base_path={folder / 'slow'}", "--model_name=slow")
+    with running(ROOT / SCRIPT, *flags, "--grace_seconds=1", env=environment()) as (
+        rest,
+        address,
+        process,
+    ):
+        caller = Caller(Server(address, rest, None))
+        caller.post("slow:predict", {"inputs": {"n": [1]}})
+        body = {"inputs": {"n": [400_000]}}
+
+        def ask():
+            # an error, or a connection that ends
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                assert caller.post("slow:predict", body)[0] >= 500
+
+        thread, _ = in_background(ask)
+        time.sleep(1)
+        assert thread.is_alive()
+        process.send_signal(signal.SIGTERM)
+        # far below the 400 s of the request, on the slowest machine
+        assert process.wait(timeout=100) == 1
+        thread.join()
+
+
+@pytest.mark.slow
+def test_deadlines_and_strangers_over_http(folder, start):
+    _, caller = start(
+        f"--model_base_path={folder / 'slow'}",
+        "--model_name=slow",
+        "--rest_api_timeout_in_ms=500",
+        "--threads=1",
+        "--enable_batching=true",
+        "--enable_serialization_as_tensor_content=true",
+    )
+    content = caller.predict("slow", {"n": np.int64([1, 2])})[1].outputs["n"]
+    assert content.tensor_content and not content.int64_val
+    status, answer = caller.post("slow:predict", {"inputs": {"n": [3000, 1]}})
+    assert (status, answer) == (504, {"error": "Timed out waiting for notification"})
+    for headers in (
+        {"Host": "evil.example"},
+        {"Origin": "http://evil.example"},
+        {"Content-Type": "text/plain"},
+    ):
+        status, answer = caller.http("POST", "/v1/models/slow:predict", b"{}", headers)
+        assert status in (403, 415) and "error" in answer
+
+
+@pytest.mark.slow
+def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
+    process, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
+    host, port = caller.server.rest.split(":")
+    with contextlib.ExitStack() as stack:
+
+        def connect(text):
+            made = stack.enter_context(socket.create_connection((host, int(port)), 100))
+            made.sendall(text)
+            return made
+
+        half = connect(b"POST /v1/models/echo:predict HTTP/1.1\r\nHost: ")
+        long = connect(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 99_000)
+        with contextlib.suppress(ConnectionError):
+            assert long.recv(100).startswith(b"HTTP/1.1 400")
+        assert caller.post("echo:predict", X)[0] == 200
+        # the server closes it, after its time
+        with contextlib.suppress(ConnectionError):
+            assert half.recv(100) == b""
+        many = [connect(b"") for _ in range(http_server.MOST_CONNECTIONS)]
+        last = connect(b"")
+        with contextlib.suppress(ConnectionError):
+            assert last.recv(100).startswith(b"HTTP/1.1 503")
+        for one in many:
+            one.close()
+    end = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(OSError, ValueError):
+            if caller.post("echo:predict", X)[0] == 200:
+                break
+        assert time.monotonic() < end
+    assert process.poll() is None
+
+
+def test_flags_of_tf_serving_are_taken(capsys):
+    words = ["--model_base_path=x", "--enable_batching", "--monitoring_config_file=y"]
+    words += ["--enable_model_warmup=false", "--version=true", "--port=1"]
+    kept = server_flags.for_this_server(words, {"enable_model_warmup", "version"})
+    assert kept == [
+        "--model_base_path=x",
+        "--no-enable_model_warmup",
+        "--version",
+        "--port=1",
+    ]
+    warned = capsys.readouterr().err.splitlines()
+    assert len(warned) == 2 and "--enable_batching does nothing" in warned[0]
+    parsed = server_flags.channel_arguments("grpc.max_connection_age_ms=2000,grpc.lb=x")
+    assert parsed == {"grpc.max_connection_age_ms": 2000, "grpc.lb": "x"}
+
+
+@pytest.mark.slow
 def test_config_file_is_reloaded(folder, start, tmp_path):
     file = tmp_path / "models.config"
-    text = f'config {{ name: "echo" base_path: "{folder}/echo" }}'
+    platform = 'model_platform: "tensorflow"'
+    text = f'config {{ name: "echo" base_path: "{folder}/echo" {platform} }}'
     file.write_text(f"model_config_list {{ {text} }}")
     _, caller = start(
         f"--model_config_file={file}",
@@ -152,7 +256,7 @@ def test_config_file_is_reloaded(folder, start, tmp_path):
     file.write_text("model_config_list { broken")
     time.sleep(1.5)
     assert caller.post("echo:predict", X)[0] == 200
-    more = f'config {{ name: "slow" base_path: "{folder}/slow" }}'
+    more = f'config {{ name: "slow" base_path: "{folder}/slow" {platform} }}'
     file.write_text(f"model_config_list {{ {text} {more} }}")
     end = time.monotonic() + 30
     while caller.get("slow")[0] == 404:
@@ -190,7 +294,9 @@ def test_wrong_flags_are_one_line(folder, tmp_path):
         port = taken.getsockname()[1]
         for flags, message in (
             ([], "either --model_base_path or --model_config_file"),
-            ([echo, f"--model_config_file={broken}"], "either --model_base_path"),
+            ([echo, f"--model_config_file={broken}"], "must be a ModelServerConfig"),
+            ([echo, "--grace_seconds=0"], "grace_seconds must be at least 1"),
+            ([echo, "--grpc_channel_arguments=x"], "must be name=value,..."),
             ([f"--model_config_file={broken}"], "must be a ModelServerConfig"),
             ([echo, "--port=70000"], "port must be in [0, 65535]"),
             ([echo, "--threads=0"], "threads must be at least 1"),

@@ -7,8 +7,13 @@ import threading
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.config import model_server_config_pb2
 
+from mae_server import versions
+from mae_server.calls import Call
 from mae_server.errors import RequestError
+from mae_server.service import read_config
 from mae_server.versions import ModelConfig, Models
 from tests.conformance.models import save_echo
 
@@ -79,9 +84,137 @@ def test_rejected_configuration_keeps_the_old_one(follow, echo, tmp_path):
     models, folder = follow
     shutil.copytree(echo, tmp_path / "other" / "1")
     config = ModelConfig("mae", tmp_path / "other", labels={"stable": 7})
-    with pytest.raises(RequestError, match="label stable"):
+    # tensorflow_serving/model_servers/server_core.cc, UpdateModelVersionLabelMap
+    message = "assign label to version 7 of model mae, which is not currently available"
+    with pytest.raises(RequestError, match=message):
         models.configure([config])
     assert models._versions["mae"][1].path == folder / "1"
     with models.use("mae") as (number, bundle):
         assert number == 1
-        assert bundle.run("serving_default", {"x": np.ones((1, 2), "float32")})
+        x = {"x": np.ones((1, 2), "float32")}
+        assert bundle.run("serving_default", x, (), Call())
+
+
+def labelled(models, label):
+    with models.use("mae", label=label) as (number, _):
+        return number
+
+
+@pytest.mark.slow
+def test_a_label_moves_only_to_an_available_version(follow, echo):
+    models, folder = follow
+    models.configure([ModelConfig("mae", folder, labels={"stable": 1})])
+    assert labelled(models, "stable") == 1
+    shutil.copytree(echo, folder / "2")
+    both = ModelConfig("mae", folder, versions=(), labels={"stable": 2})
+    # of the same reload: server_core.cc updates labels before it loads
+    with pytest.raises(RequestError, match="not currently available") as caught:
+        models.configure([both])
+    assert caught.value.code == "FAILED_PRECONDITION"
+    assert labelled(models, "stable") == 1 and states(models) == {1: "AVAILABLE"}
+    models.configure([both._replace(labels={"stable": 1})])
+    models.configure([both])
+    assert labelled(models, "stable") == 2
+    assert states(models) == {1: "AVAILABLE", 2: "AVAILABLE"}
+
+
+@pytest.mark.slow
+def test_a_label_answers_while_a_move_is_asked_for(follow, echo, monkeypatch):
+    models, folder = follow
+    models.configure([ModelConfig("mae", folder, labels={"stable": 1})])
+    shutil.copytree(echo, folder / "2")
+    seen = []
+    load = versions.Bundle
+
+    def slow_load(*arguments):
+        seen.append(labelled(models, "stable"))
+        return load(*arguments)
+
+    monkeypatch.setattr(versions, "Bundle", slow_load)
+    both = ModelConfig("mae", folder, versions=(), labels={"stable": 1})
+    models.configure([both])
+    models.configure([both._replace(labels={"stable": 2})])
+    assert seen == [1] and labelled(models, "stable") == 2
+
+
+@pytest.mark.slow
+def test_new_labels_may_wait_and_others_may_not(echo, tmp_path):
+    shutil.copytree(echo, tmp_path / "mae" / "1")
+    config = ModelConfig("mae", tmp_path / "mae", labels={"stable": 1})
+    with pytest.raises(ValueError, match="not currently available"):
+        Models([config])  # a first configuration is no exception
+    with contextlib.closing(Models([config], labels_may_wait=True)) as models:
+        assert labelled(models, "stable") == 1
+        with pytest.raises(RequestError, match="version 2 of model mae"):
+            models.configure([config._replace(labels={"stable": 2})])
+        models.configure([config._replace(labels={"stable": 1, "canary": 2})])
+        with pytest.raises(RequestError, match="Servable not found") as caught:
+            labelled(models, "canary")
+        assert caught.value.code == "NOT_FOUND"
+
+
+@pytest.mark.slow
+def test_a_model_that_does_not_load_is_an_answer_and_others_go_on(follow, tmp_path):
+    """As server_core.cc's WaitUntilModelsAvailable: the configuration holds."""
+    models, folder = follow
+    (tmp_path / "broken" / "3").mkdir(parents=True)
+    mae = ModelConfig("mae", folder)
+    with pytest.raises(RequestError, match="did not become available") as caught:
+        models.configure([mae, ModelConfig("broken", tmp_path / "broken")])
+    assert caught.value.code == "UNKNOWN"
+    assert "{name: broken version: 3} due to error: " in str(caught.value)
+    assert [state for _, state, _ in models.status("broken")] == ["END"]
+    assert states(models) == {1: "AVAILABLE"}
+    # it is no longer new
+    models.configure([mae, ModelConfig("broken", tmp_path / "broken")])
+
+
+def test_versions_beyond_int64_are_ignored(tmp_path):
+    for name in (2**63, 2**63 - 1, 10**30, 3):
+        (tmp_path / str(name)).mkdir()
+    every = ModelConfig("mae", tmp_path, versions=())
+    assert every.aspired() == {2**63 - 1, 3}
+    assert ModelConfig("mae", tmp_path).aspired() == {2**63 - 1}
+
+
+# tensorflow_serving/model_servers/server_core.cc: ValidateModelConfigList, GetPlatform,
+# CreateStoragePathRoutes
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ('base_path: "/m"', "Illegal setting neither ModelServerConfig::model_type"),
+        (
+            'base_path: "/m" model_platform: "tensorflow" model_type: TENSORFLOW',
+            "Illegal setting both",
+        ),
+        ('base_path: "/m" model_type: OTHER', "model_type choice 2 not supported"),
+        ('base_path: "/m" model_platform: "x"', "mae requests unsupported platform x"),
+        (
+            'base_path: "models/mae" model_platform: "tensorflow"',
+            r"absolute path or URI; got base_path\(\)=models/mae",
+        ),
+        ('model_platform: "tensorflow"', "absolute path or URI"),
+    ],
+)
+def test_what_production_refuses_is_refused(fields, message):
+    with pytest.raises(RequestError, match=message) as caught:
+        read_config(parsed(fields))
+    assert caught.value.code == "INVALID_ARGUMENT"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        'base_path: "/m" model_platform: "tensorflow"',
+        'base_path: "/m" model_type: TENSORFLOW',
+        'base_path: "gs://bucket/m" model_platform: "tensorflow"',
+    ],
+)
+def test_what_production_takes_is_taken(fields):
+    (config,) = read_config(parsed(fields))
+    assert config.name == "mae"
+
+
+def parsed(fields):
+    text = f'model_config_list {{ config {{ name: "mae" {fields} }} }}'
+    return text_format.Parse(text, model_server_config_pb2.ModelServerConfig())

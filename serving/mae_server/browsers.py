@@ -1,0 +1,47 @@
+"""Refuses what a web page of a stranger makes a browser send.
+
+A page may send requests to any address, though it can't read the answers. It can't
+choose some headers, though, and a name that it points to this machine stays in `Host`.
+"""
+
+import ipaddress
+import socket
+from urllib.parse import urlsplit
+
+# a page sends these without asking first, and no client of this protocol does
+_PLAIN = ("text/plain", "multipart/form-data")
+
+
+def allowed_names(host, more=()):
+    """Returns the names by which this server may be called, beside IP addresses."""
+    return {"localhost", socket.gethostname().lower(), host.lower(), *more}
+
+
+def refusal(method, headers, names):
+    """Returns `(status, message)` of a request to refuse, `None` of one to answer."""
+    host = headers.get("host", "")
+    if not _is_known(host, names):
+        return 403, "Host must be an IP address or a name in --allowed_hosts"
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        return 403, "a page of another site may not use this server"
+    if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        return 403, "a page of another site may not use this server"
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if method == "POST" and kind in _PLAIN:
+        return 415, "Content-Type must be application/json"
+    return None
+
+
+def _is_known(host, names):
+    if not host:  # HTTP/1.0, which no browser speaks
+        return True
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    try:
+        ipaddress.ip_address(name)
+        return True
+    except ValueError:
+        return name in names or "*" in names

@@ -1,0 +1,69 @@
+"""Flags of TF Serving's server: those that do nothing here, and how bools are given."""
+
+import sys
+
+# tensorflow_serving/model_servers/main.cc
+WITHOUT_EFFECT = frozenset(
+    {
+        "batching_parameters_file",
+        "enable_batching",
+        "enable_grpc_healthcheck_service",
+        "enable_per_model_batching_parameters",
+        "enable_profiler",
+        "enable_signature_method_name_check",
+        "flush_filesystem_caches",
+        "grpc_max_threads",
+        "grpc_socket_path",
+        "load_retry_interval_micros",
+        "max_num_load_retries",
+        "mixed_precision",
+        "monitoring_config_file",
+        "num_load_threads",
+        "num_tflite_interpreters_per_pool",
+        "num_tflite_pools",
+        "num_unload_threads",
+        "per_process_gpu_memory_fraction",
+        "platform_config_file",
+        "prefer_tflite_model",
+        "remove_unused_fields_from_bundle_metagraph",
+        "rest_api_enable_cors_support",
+        "rest_api_num_threads",
+        "skip_initialize_tpu",
+        "ssl_config_file",
+        "tensorflow_session_config_file",
+        "thread_pool_factory_config_file",
+        "use_alts_credentials",
+        "xla_cpu_compilation_enabled",
+        "xla_gpu_compilation_enabled",
+    }
+)
+
+
+def for_this_server(arguments, bools):
+    """Returns a command line without the flags above, of which it warns.
+
+    `--NAME=true` and `--NAME=false` of `bools` become `--NAME` and `--no-NAME`.
+    """
+    kept = []
+    for word in arguments:
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in WITHOUT_EFFECT:
+            print(f"Warning: --{name} does nothing in this server", file=sys.stderr)
+        elif word.startswith("--") and name in bools and value in ("true", "false"):
+            kept.append(f"--{name}" if value == "true" else f"--no-{name}")
+        else:
+            kept.append(word)
+    return kept
+
+
+def channel_arguments(text):
+    """Parses `name=value,...`, ints where they are ints, to a dict."""
+    pairs = [word.partition("=") for word in text.split(",") if word]
+    if not all(name and equals for name, equals, _ in pairs):
+        raise ValueError(
+            f"grpc_channel_arguments must be name=value,... Received: {text!r}"
+        )
+    return {
+        name: int(value) if value.lstrip("-").isdecimal() else value
+        for name, _, value in pairs
+    }

@@ -1,0 +1,167 @@
+"""HTTP: the REST API and the page in a server that bounds connections and time."""
+
+import asyncio
+from concurrent import futures
+from pathlib import Path
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mae_server import browsers, errors
+from mae_server.bodies import Bodies, BodyError
+from mae_server.calls import Call
+from mae_server.rest import RestApi, refused
+
+# others are closed at once
+MOST_CONNECTIONS = 400
+MOST_HEADER_BYTES = 2**15
+# to receive a request's headers, and to send waiting bytes of an answer
+HEADER_SECONDS, SEND_SECONDS = 10, 60
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n"
+
+
+class BoundedProtocol(H11Protocol):
+    """A connection that is closed if its client is slow, or one too many."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self._headers_timer = self._send_timer = None
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.write(_FULL)
+            transport.close()
+            return
+        self._time_headers()
+
+    def data_received(self, data):
+        super().data_received(data)
+        self._time_headers(bool(self.conn.trailing_data[0]))
+
+    def connection_lost(self, exc):
+        self._headers_timer = _stopped(self._headers_timer)
+        self._send_timer = _stopped(self._send_timer)
+        super().connection_lost(exc)
+
+    def pause_writing(self):
+        super().pause_writing()
+        self._send_timer = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self):
+        self._send_timer = _stopped(self._send_timer)
+        super().resume_writing()
+
+    def _time_headers(self, expected=True):
+        """Times a request's headers, from their first byte or the connection's."""
+        if self.conn.their_state is not h11.IDLE:
+            self._headers_timer = _stopped(self._headers_timer)
+        elif expected and self._headers_timer is None:
+            self._headers_timer = self.loop.call_later(
+                HEADER_SECONDS, self.transport.abort
+            )
+
+
+def _stopped(timer):
+    if timer is not None:
+        timer.cancel()
+
+
+class Api:
+    """Answers `/v1/...` requests in threads, and looks whether clients still wait."""
+
+    def __init__(self, service, names, seconds):
+        self._answer = RestApi(service)
+        self._names = names
+        self._seconds = seconds
+        self._bodies = Bodies()
+        # each request waits in a thread
+        self._pool = futures.ThreadPoolExecutor(service.max_threads)
+
+    async def __call__(self, request):
+        problem = browsers.refusal(request.method, request.headers, self._names)
+        if problem is not None:
+            return _closing(*problem)
+        try:
+            body = await self._bodies.read(request)
+        except BodyError as error:
+            return _closing(error.status, str(error))
+        path = request.scope["raw_path"].decode("latin-1")
+        call = Call(self._seconds)
+        work = asyncio.get_running_loop().run_in_executor(
+            self._pool, self._answer, request.method, path, body, call
+        )
+        # a thread holds the body, even if nobody waits for it
+        work.add_done_callback(lambda _: self._bodies.release(body))
+        return await self._wait(request, work, call)
+
+    async def _wait(self, request, work, call):
+        """Returns the answer; an error if the client leaves, or time is over."""
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait(
+                [work, gone], timeout=self._seconds, return_when="FIRST_COMPLETED"
+            )
+            if work.done():
+                status, text = work.result()
+            elif gone.done():
+                status, text = refused(errors.cancelled())
+            else:
+                status, text = refused(errors.deadline_exceeded())
+        except asyncio.CancelledError:  # the server's grace is over
+            status, text = refused(errors.stopping())
+        finally:
+            call.cancel()
+            gone.cancel()
+        return Response(text, status, media_type="application/json")
+
+
+async def _disconnected(request):
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _closing(status, text):
+    """Makes an error's answer; the connection ends, as the body is unread."""
+    return JSONResponse({"error": text}, status, {"Connection": "close"})
+
+
+def make_app(service, names, seconds):
+    """Builds the ASGI application: REST API and web page."""
+    api = Api(service, names, seconds)
+
+    async def answer(request):
+        return await api(request)
+
+    methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+    page = StaticFiles(directory=Path(__file__).parents[1] / "page", html=True)
+    return Starlette(
+        routes=[Route("/v1/{rest:path}", answer, methods=methods), Mount("/", page)]
+    )
+
+
+class HttpServer(uvicorn.Server):
+    """An HTTP server that calls `started`, and `stopping` when a signal ends it."""
+
+    def __init__(self, app, grace_seconds, started, stopping):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                log_level="error",
+                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+                timeout_graceful_shutdown=grace_seconds,
+            )
+        )
+        self._started, self._stopping = started, stopping
+
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        self._started()  # from now on signals are caught
+
+    def handle_exit(self, sig, frame):
+        self._stopping()
+        super().handle_exit(sig, frame)

@@ -1,0 +1,84 @@
+"""Splits requests of large images, to look at the caller between the parts.
+
+A run of TensorFlow can't be stopped. So a request is run in parts of few pixels, one
+image at least, and ends after the part in which its caller left.
+"""
+
+import io
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from PIL import Image
+
+# decoded and resized in about two seconds on two cores
+MOST_PIXELS = 16_000_000
+# other formats would be an error in the model
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+# inputs of models that keras_mae exports, whose rows are computed one by one
+_BYTES, _EXAMPLES, _PIXELS = "image_bytes", "inputs", "pixels"
+
+
+def split(inputs):
+    """Yields `inputs`, a dict of arrays, in parts that follow each other."""
+    sizes = _pixels_per_row(inputs)
+    if sizes is None or sum(sizes) <= MOST_PIXELS or _has_wrong_rows(inputs, sizes):
+        yield inputs
+        return
+    begin = total = 0
+    for index, size in enumerate([*sizes, MOST_PIXELS]):
+        if index > begin and total + size > MOST_PIXELS:
+            yield {name: array[begin:index] for name, array in inputs.items()}
+            begin, total = index, 0
+        total += size
+
+
+def join(parts):
+    """Joins the outputs of parts, dicts of arrays with a row for each image."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _pixels_per_row(inputs):
+    """Returns the pixels of each image, or `None` if there are no images."""
+    if _BYTES in inputs and np.ndim(inputs[_BYTES]) == 1:
+        return [_announced(encoded) for encoded in inputs[_BYTES]]
+    if _PIXELS in inputs and np.ndim(inputs[_PIXELS]) == 4:
+        count, height, width, _ = inputs[_PIXELS].shape
+        return [height * width] * count
+    if set(inputs) == {_EXAMPLES} and np.ndim(inputs[_EXAMPLES]) == 1:
+        return [_announced(_image_in(example)) for example in inputs[_EXAMPLES]]
+    return None
+
+
+def _has_wrong_rows(inputs, sizes):
+    """Whether the graph must see all rows together, because it will refuse them."""
+    if any(
+        np.ndim(array) == 0 or len(array) != len(sizes) for array in inputs.values()
+    ):
+        return True
+    removed = inputs["mask"].sum(axis=-1) if "mask" in inputs else np.zeros(1)
+    return bool((removed != removed[:1]).any())
+
+
+def _announced(encoded):
+    """Returns the pixels in an image's header; 0 for what is no image."""
+    if not isinstance(encoded, bytes):
+        return 0
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            return image.width * image.height
+    # each reader fails in its own ways, and a bomb is for the graph to refuse
+    except Exception:
+        return 0
+
+
+def _image_in(example):
+    """Returns the image in a serialized `tf.train.Example`."""
+    try:
+        features = tf.train.Example.FromString(example).features.feature
+        (encoded,) = features["image/encoded"].bytes_list.value
+        return encoded
+    except (DecodeError, TypeError, ValueError):
+        return None

@@ -1,0 +1,66 @@
+"""Messages of arrays and examples, as TF Serving writes and reads them."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.core.framework import tensor_pb2
+
+# dtype -> field of TensorProto (tensorflow/core/framework/tensor.proto)
+_FIELDS = {
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int64: "int64_val",
+    tf.bool: "bool_val",
+    tf.string: "string_val",
+    tf.uint32: "uint32_val",
+    tf.uint64: "uint64_val",
+    tf.float16: "half_val",
+    tf.bfloat16: "half_val",
+    **dict.fromkeys((tf.int8, tf.int16, tf.int32, tf.uint8, tf.uint16), "int_val"),
+}
+# of these a packed field is the array's own bytes
+_PACKED = {tf.float32: "<f4", tf.float64: "<f8"}
+
+
+def typed_tensor_proto(array):
+    """Makes a `TensorProto` with its values in a typed field, such as `float_val`.
+
+    So answers TF Serving by default: `Tensor::AsProtoField` in
+    tensorflow_serving/servables/tensorflow/predict_util.cc.
+    """
+    array = np.asarray(array)
+    dtype = tf.string if array.dtype.kind in "OSU" else tf.dtypes.as_dtype(array.dtype)
+    if dtype not in _FIELDS:
+        return tf.make_tensor_proto(array)
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)
+    proto.tensor_shape.CopyFrom(tf.TensorShape(array.shape).as_proto())
+    field = _FIELDS[dtype]
+    if dtype in _PACKED:
+        number = proto.DESCRIPTOR.fields_by_name[field].number
+        packed = array.astype(_PACKED[dtype]).tobytes()
+        # wire type 2: a length and so many bytes
+        proto.MergeFromString(bytes([number << 3 | 2]) + _varint(len(packed)) + packed)
+        return proto
+    if field == "half_val":
+        array = array.view("uint16")
+    getattr(proto, field).extend(array.ravel().tolist())
+    return proto
+
+
+def _varint(number):
+    """Writes a number as protocol buffers do, 7 bits a byte."""
+    octets = bytearray()
+    while number > 0x7F:
+        octets.append(number & 0x7F | 0x80)
+        number >>= 7
+    octets.append(number)
+    return bytes(octets)
+
+
+def examples_of(message):
+    """Returns the serialized examples of an `Input`, merged with its context."""
+    if message.WhichOneof("kind") == "example_list_with_context":
+        listed = message.example_list_with_context
+        # concatenated serialized messages are merged
+        context = listed.context.SerializeToString()
+        return [context + example.SerializeToString() for example in listed.examples]
+    return [example.SerializeToString() for example in message.example_list.examples]

@@ -1,0 +1,287 @@
+"""What a request may cost: memory of a document, of its errors, and time."""
+
+import asyncio
+import contextlib
+import io
+import threading
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from mae_server import (
+    bodies,
+    browsers,
+    errors,
+    http_server,
+    json_inputs,
+    splitting,
+)
+from mae_server.bundle import Bundle
+from mae_server.calls import Call
+from mae_server.errors import RequestError
+from mae_server.service import Service
+
+MIB = 2**20
+
+
+def peak(function):
+    """Returns the peak of Python's memory in a call, bytes."""
+    tracemalloc.start()
+    try:
+        function()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "item", [b"[],", b"{},", b"0,", b'{"":0},', b'"",', b"[[[]]],", b"[{},[0,0]],"]
+)
+def test_documents_of_many_values_are_refused_unparsed(item):
+    body = b'{"instances": [' + item * (60 * MIB // len(item)) + b"0]}"
+
+    def parse():
+        with pytest.raises(RequestError, match="would take more than") as caught:
+            json_inputs.parse(body)
+        assert caught.value.code == "INVALID_ARGUMENT"
+
+    assert peak(parse) < MIB
+
+
+@pytest.mark.parametrize(
+    "item", [b"[],", b"{},", b"0.5,", b'{"a":0},', b'"a",', b"[[[]]],", b"[{},[0,9]],"]
+)
+def test_parsing_takes_no_more_than_is_estimated(item):
+    body = b"[" + item * 20_000 + b"0]"
+    with pytest.raises(RequestError):
+        json_inputs.parse(body)
+    body = b'{"instances": ' + body + b"}"
+    estimate = json_inputs._memory_of(body)
+    # beside the objects: a copy of the text, and lists grow ahead
+    assert peak(lambda: json_inputs.parse(body)) < 1.3 * estimate + len(body) + 100_000
+
+
+def test_images_of_floats_and_a_long_text_are_parsed():
+    image = b"[" + b"[[0.125,0.25,0.5]]," * 100_000 + b"[[0,0,0]]]"
+    assert len(json_inputs.parse(b'{"inputs": ' + image + b"}")["inputs"]) == 100_001
+    text = b'{"inputs": "' + b"a" * 60 * MIB + b'"}'
+    assert len(json_inputs.parse(text)["inputs"]) == 60 * MIB
+
+
+HUGE, LONG = "x" * (8 * MIB), [0] * MIB
+
+
+@pytest.mark.parametrize(
+    "refuse",
+    [
+        lambda: json_inputs.read_inputs({"instances": HUGE}, {}),
+        lambda: json_inputs.read_inputs({"instances": {HUGE: [HUGE]}}, {}),
+        lambda: json_inputs.read_inputs({"instances": 1, "inputs": LONG}, {}),
+        lambda: json_inputs.signature_name({"signature_name": [[HUGE]]}),
+        lambda: json_inputs.from_base64({"b64": HUGE, "more": HUGE}),
+        lambda: raise_(errors.signature_not_found(HUGE)),
+        lambda: raise_(errors.model_not_found(HUGE)),
+        lambda: raise_(errors.invalid(errors.DUPLICATE_OUTPUT, name=HUGE)),
+    ],
+)
+def test_an_error_does_not_copy_the_document(refuse):
+    def catch():
+        with pytest.raises(RequestError) as caught:
+            refuse()
+        assert len(str(caught.value)) < 3000
+
+    assert peak(catch) < MIB
+
+
+def raise_(error):
+    raise error
+
+
+def test_a_short_value_is_quoted_whole():
+    for value in ({"a": [1, "x", None, True]}, [], {}, "text", 1.5):
+        with pytest.raises(RequestError) as caught:
+            json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, {})
+        assert json_inputs._text(value) in str(caught.value)
+    assert json_inputs._text({"a": [1, "x", None]}) == '{"a": [1, "x", null]}'
+
+
+def png(width, height):
+    file = io.BytesIO()
+    Image.new("L", (width, height)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_large_images_are_looked_at_one_by_one():
+    large, small = png(5000, 3000), png(10, 10)
+    encoded = np.array([small, small, large, large, b"none", small], object)
+    seeds = np.arange(6)
+    parts = list(splitting.split({"image_bytes": encoded, "seed": seeds}))
+    assert [part["seed"].tolist() for part in parts] == [[0, 1, 2], [3, 4, 5]]
+    joined = splitting.join(parts)
+    assert joined["image_bytes"].tolist() == encoded.tolist()
+    for whole in (
+        {"image_bytes": encoded[:3]},
+        {"image_bytes": encoded[:0]},
+        {"image_bytes": encoded, "seed": seeds[:2]},
+        {"image_bytes": encoded, "mask": np.eye(6, 4)},  # the graph refuses it
+        {"text": encoded},
+    ):
+        assert [*splitting.split(whole)] == [whole]
+    pixels = {"pixels": np.zeros((70, 500, 500, 1), "uint8")}
+    assert [len(part["pixels"]) for part in splitting.split(pixels)] == [64, 6]
+
+
+def test_images_in_examples_are_looked_at_too():
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png(5000, 3000)]))
+    features = tf.train.Features(feature={"image/encoded": feature})
+    example = tf.train.Example(features=features).SerializeToString()
+    inputs = {"inputs": np.array([example, b"\xff", example, example], object)}
+    assert [len(p["inputs"]) for p in splitting.split(inputs)] == [2, 1, 1]
+
+
+def test_a_call_ends_when_its_caller_leaves_or_its_time_is_over():
+    call = Call()
+    call.check()
+    assert call.seconds_left() is None and Call(1e15).seconds_left() is None
+    call.cancel()
+    with pytest.raises(RequestError) as caught:
+        call.check()
+    assert (caught.value.code, caught.value.http_status) == ("CANCELLED", 499)
+    with pytest.raises(RequestError) as caught:
+        Call(0).check()
+    assert (caught.value.code, caught.value.http_status) == ("DEADLINE_EXCEEDED", 504)
+
+
+def test_waiting_for_a_thread_ends_with_the_call():
+    service = Service(None, threads=1, max_enqueued=1)
+    waiting = Call()
+    with service.slot(Call()):
+        timer = threading.Timer(0.1, waiting.cancel)
+        timer.start()
+        with pytest.raises(RequestError, match="caller left"), service.slot(waiting):
+            pass
+        with pytest.raises(RequestError, match="Timed out"), service.slot(Call(0.1)):
+            pass
+    with service.slot(Call()):  # none of them kept its place
+        pass
+
+
+class Lengths(tf.Module):
+    """Answers how long encoded images are."""
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.string, "image_bytes")])
+    def serve(self, image_bytes):
+        return {"length": tf.strings.length(image_bytes)}
+
+
+def test_work_ends_between_images_when_the_caller_leaves(tmp_path, monkeypatch):
+    lengths = Lengths()
+    tf.saved_model.save(lengths, str(tmp_path), signatures=lengths.serve)
+    bundle = Bundle(tmp_path)
+    large = png(5000, 3000)
+    inputs = {"image_bytes": np.array([large] * 3, object)}
+    found = bundle.run("serving_default", inputs, (), Call())
+    assert found["length"].tolist() == [len(large)] * 3
+    call, run, runs = Call(), bundle._run, []
+
+    def leave_after_two(*arguments):
+        runs.append(run(*arguments))
+        if len(runs) == 2:
+            call.cancel()
+        return runs[-1]
+
+    monkeypatch.setattr(bundle, "_run", leave_after_two)
+    with pytest.raises(RequestError, match="The caller left"):
+        bundle.run("serving_default", inputs, (), call)
+    assert len(runs) == 2
+    bundle.close()
+
+
+class Sent:
+    """A request's headers, and chunks that come one after the other; then it leaves."""
+
+    method, scope = "POST", {"raw_path": b"/v1/models/mae:predict"}
+
+    def __init__(self, *chunks, **headers):
+        self.headers = headers
+        self._chunks = chunks
+
+    async def receive(self):
+        return {"type": "http.disconnect"}
+
+    async def stream(self):
+        for chunk in self._chunks:
+            if chunk is None:
+                await asyncio.sleep(60)
+            yield chunk
+
+
+def test_bodies_are_bounded_alone_together_and_in_time():
+    async def check():
+        held = bodies.Bodies(most_bytes_together=10, seconds=0.1)
+        with pytest.raises(bodies.BodyError) as caught:
+            await held.read(Sent(**{"content-length": "9" * 5000}))
+        assert caught.value.status == 413
+        first = await held.read(Sent(b"abc", b"def"))
+        assert first == b"abcdef"
+        for chunks, status in (((b"1234", b"5"), 503), ((b"1", None), 408)):
+            with pytest.raises(bodies.BodyError) as caught:
+                await held.read(Sent(*chunks))
+            assert caught.value.status == status
+        held.release(first)
+        assert await held.read(Sent(b"0123456789")) == b"0123456789"
+
+    asyncio.run(check())
+
+
+def test_pages_of_strangers_are_refused():
+    names = browsers.allowed_names("0.0.0.0", ["mae.example"])
+
+    def status(method="POST", host="localhost:8501", **headers):
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        refused = browsers.refusal(method, {"host": host, **headers}, names)
+        return refused and refused[0]
+
+    for host in ("localhost", "127.0.0.1:8501", "[::1]:8501", "192.168.0.7", "", 
+                 "MAE.example:80"):  # fmt: skip
+        assert status(host=host) is None, host
+    for host in ("evil.example", "evil.example:8501", "127.0.0.1.evil.example", "[::1"):
+        assert status(host=host) == status("GET", host=host) == 403, host
+    assert status(origin="http://localhost:8501") is None
+    for origin in ("http://evil.example", "null", "http://localhost:3000"):
+        assert status(origin=origin) == status("GET", origin=origin) == 403
+    assert status(sec_fetch_site="cross-site") == 403
+    assert status(sec_fetch_site="same-origin") is None
+    for kind in ("text/plain;charset=UTF-8", "multipart/form-data; boundary=x"):
+        assert status(content_type=kind) == 415
+    # curl's own
+    assert status(content_type="application/x-www-form-urlencoded") is None
+    assert status(content_type="application/json") is None
+    assert browsers.refusal("GET", {"host": "any"}, {"*"}) is None
+
+
+def test_a_client_that_leaves_ends_its_call():
+    ended = threading.Event()
+
+    def answer(method, path, body, call):
+        assert (method, path, body) == ("POST", Sent.scope["raw_path"].decode(), b"{}")
+        with contextlib.suppress(RequestError):
+            while True:
+                call.check()
+                time.sleep(0.01)
+        ended.set()
+        return 200, b""
+
+    api = http_server.Api(Service(None), {"localhost"}, 100)
+    api._answer = answer
+    response = asyncio.run(api(Sent(b"{}")))
+    assert response.status_code == 499
+    assert ended.wait(60)
+    api = http_server.Api(Service(None), {"localhost"}, 100)
+    assert asyncio.run(api(Sent(b"{}", origin="http://evil"))).status_code == 403
+    too_long = Sent(**{"content-length": str(65 * MIB)})
+    assert asyncio.run(api(too_long)).status_code == 413
