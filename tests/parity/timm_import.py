@@ -1,5 +1,6 @@
 """Imports timm where torchvision is absent, or does not fit the installed PyTorch."""
 
+import contextlib
 import importlib.abc
 import importlib.machinery
 import sys
@@ -32,15 +33,22 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         module.__getattr__ = stand_in
 
 
-def import_timm():
-    """Returns the module `timm`; its Vision Transformers need no torchvision."""
+@contextlib.contextmanager
+def without_torchvision():
+    """Lets imports of torchvision give stand-ins."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
-        import timm
+        yield
     finally:
         sys.meta_path.remove(finder)
         # others ask whether torchvision is installed
         for name in [name for name in sys.modules if name.startswith("torchvision")]:
             del sys.modules[name]
+
+
+def import_timm():
+    """Returns the module `timm`; its Vision Transformers need no torchvision."""
+    with without_torchvision():
+        import timm
     return timm
