@@ -5,6 +5,7 @@ image at least, and ends after the part in which its caller left.
 """
 
 import io
+import warnings
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,8 @@ from PIL import Image
 MOST_PIXELS = 16_000_000
 # other formats would be an error in the model
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+# of sizes that only the graph judges
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # inputs of models that keras_mae exports, whose rows are computed one by one
 _BYTES, _EXAMPLES, _PIXELS = "image_bytes", "inputs", "pixels"
 

@@ -135,6 +135,14 @@ def test_large_images_are_looked_at_one_by_one():
     assert [len(part["pixels"]) for part in splitting.split(pixels)] == [64, 6]
 
 
+# the server ignores it; pytest sets its own filters
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_looked_at_alone():
+    encoded = np.array([png(10_000, 9_000), png(10, 10)], object)
+    parts = list(splitting.split({"image_bytes": encoded}))
+    assert [len(part["image_bytes"]) for part in parts] == [1, 1]
+
+
 def test_images_in_examples_are_looked_at_too():
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png(5000, 3000)]))
     features = tf.train.Features(feature={"image/encoded": feature})
