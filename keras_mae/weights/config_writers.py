@@ -1,5 +1,6 @@
 """Writes a model's settings as other libraries' `config.json` and arguments."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -92,12 +93,22 @@ def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
     return config, notes
 
 
-def to_facebook(model: keras.Model) -> tuple[Any, list[str]]:
-    """Writes the arguments in facebook's file, and notes, as `to_timm`."""
+def to_facebook(
+    model: keras.Model, fixed: Iterable[tuple[str, Any]] = ()
+) -> tuple[Any, list[str]]:
+    """Writes the arguments in facebook's file, and notes, as `to_timm`.
+
+    `fixed` are pairs of settings and the values that a library has instead.
+    """
     sizes = sizes_of(model)
     notes = _check_fixed(sizes, ["activation", "qkv_bias"])
     if "decoder_hidden_dim" in sizes:
-        _check_alike(sizes, True)
+        alike = dict(sizes)
+        for name, value in fixed:
+            alike[name] = sizes[name.removeprefix("decoder_")]
+            if sizes[name] != value:
+                notes.append(f"{name} is {sizes[name]}; that library uses {value}")
+        _check_alike(alike, True)
     args = {
         theirs: sizes[ours]
         for ours, (theirs, _) in FACEBOOK_ARGS.items()

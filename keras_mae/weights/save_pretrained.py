@@ -106,18 +106,28 @@ def _prepare_mmpretrain(model):
 
 def _prepare_solo_learn(model):
     _import_torch()
-    _, notes = config_writers.to_facebook(model)
+    _check_no_head(model, "solo-learn")
+    _, notes = config_writers.to_facebook(model, SOLO_LEARN.settings)
     return export_weights(model, SOLO_LEARN), {}, (), notes
 
 
 def _prepare_lightly(model):
     _import_torch()
+    _check_no_head(model, "lightly")
     _, notes = config_writers.to_facebook(model)
     state = export_weights(model, LIGHTLY)
     # its encoder has one that MAE doesn't use
     width = state["backbone.vit.cls_token"].shape[-1]
     state["backbone.mask_token"] = np.zeros((1, 1, width), "float32")
     return state, {}, (), notes
+
+
+def _check_no_head(model, library):
+    if hasattr(model, "head"):
+        raise ValueError(
+            f"{library} has no names for a classifier's head; save its encoder, or "
+            "with format='facebook'"
+        )
 
 
 def _import_torch():

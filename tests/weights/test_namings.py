@@ -107,3 +107,20 @@ def test_a_head_on_batch_statistics_has_no_name_there(model, tmp_path):
     classifier = keras_mae.MAEClassifier(model.encoder, num_classes=5, batch_norm=True)
     with pytest.raises((PortError, ValueError), match="has no name for batch_norm"):
         classifier.save_pretrained(tmp_path, format="mmpretrain")
+
+
+def test_solo_learn_s_epsilon_survives_the_round_trip(model, tmp_path):
+    pytest.importorskip("torch")
+    report = model.save_pretrained(tmp_path / "one", format="solo-learn")
+    assert "decoder_layer_norm_epsilon is 1e-06; that library uses 1e-05" in str(report)
+    loaded = keras_mae.MAEPretrainer.from_pretrained(tmp_path / "one", **HEADS)
+    report = loaded.save_pretrained(tmp_path / "two", format="solo-learn")
+    assert report.notes == ()
+
+
+@pytest.mark.parametrize("library", ["solo-learn", "lightly"])
+def test_a_head_has_no_name_there(library, model, tmp_path):
+    pytest.importorskip("torch")
+    classifier = keras_mae.MAEClassifier(model.encoder, num_classes=5)
+    with pytest.raises(ValueError, match="no names for a classifier's head"):
+        classifier.save_pretrained(tmp_path, format=library)
