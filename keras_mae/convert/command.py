@@ -115,7 +115,9 @@ def convert(config: Config) -> None:
 
 def _copy_processor(config):
     """Copies the source's `preprocessor_config.json`."""
-    found = find_processor_file(config.source, revision=config.revision)
+    found = find_processor_file(
+        config.source, revision=config.revision, subfolder=config.subfolder
+    )
     place = Path(config.destination)
     folder = place.parent if place.suffix == ".keras" else place
     if found is None or (folder / CONFIG_NAME).exists():
