@@ -14,7 +14,12 @@ from keras_mae.layers.mlp import gelu_tanh
 from keras_mae.ops.patches import as_pair
 from keras_mae.presets import PRESETS
 from keras_mae.utils.typing import Size
-from keras_mae.weights.checkpoint import Checkpoint, PortError, raise_problems
+from keras_mae.weights.checkpoint import (
+    Checkpoint,
+    PortError,
+    raise_problems,
+    shorten,
+)
 from keras_mae.weights.format_detection import Description
 from keras_mae.weights.published import PUBLISHED
 
@@ -34,6 +39,8 @@ HUGGINGFACE: dict[str, tuple[str, Any]] = {
     "layer_norm_epsilon": ("layer_norm_eps", 1e-12),
     "qkv_bias": ("qkv_bias", True),
 }
+# of these, what no shape tells and weights without a configuration need
+_ASSUMED = ("layer_norm_epsilon", "activation")
 HUGGINGFACE_MAE: dict[str, tuple[str, Any]] = {
     "decoder_hidden_dim": ("decoder_hidden_size", 512),
     "decoder_depth": ("decoder_num_hidden_layers", 8),
@@ -130,10 +137,20 @@ def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str,
         settings = _from_huggingface(config, path)
     else:
         # one without a configuration was built with the library's defaults
-        names = ("layer_norm_epsilon", "activation")
-        settings = {name: HUGGINGFACE[name][1] for name in names}
+        settings = {name: HUGGINGFACE[name][1] for name in _ASSUMED}
     _check_shapes_agree(settings, description, path or checkpoint.source)
     return settings
+
+
+def assumptions(checkpoint: Checkpoint, description: Description) -> list[str]:
+    """Returns notes on settings that nothing beside the weights tells."""
+    stated = "model_type" in (checkpoint.config or {})
+    if description.naming.family != "huggingface" or stated:
+        return []
+    values = (f"{name} {HUGGINGFACE[name][1]}" for name in _ASSUMED)
+    return [
+        f"without a configuration, taken as transformers has it: {', '.join(values)}"
+    ]
 
 
 def _typed(value, like, name):
@@ -146,7 +163,7 @@ def _typed(value, like, name):
         str: ("a string", isinstance(value, str)),
     }[type(like)]
     if not fits:
-        raise PortError(f"{name} must be {kind}. Received: {value!r}")
+        raise PortError(f"{name} must be {kind}. Received: {shorten(repr(value))}")
     return value
 
 
@@ -154,7 +171,7 @@ def _size(value, name):
     try:
         return as_pair(value, name)
     except ValueError as error:
-        raise PortError(str(error)) from error
+        raise PortError(shorten(str(error))) from error
 
 
 def _from_huggingface(config, path):

@@ -255,6 +255,7 @@ def _fill(model, source, image_size, options, notes=()):
         resized=_resized(change, resize, shared),
         notes=(
             *description.notes,
+            *config_readers.assumptions(source.checkpoint, description),
             *(f"{key} is absent, and computed: sin-cos" for key in sorted(computed)),
             *notes,
             *_differences(model, source, tensors),
