@@ -10,7 +10,7 @@ import numpy as np
 from keras_mae.utils.typing import PathLike
 
 # in an error: lines, and characters of a line
-_MOST_PROBLEMS = 500
+_MOST_PROBLEMS = 80
 _LONGEST = 200
 
 
@@ -107,11 +107,15 @@ def wrap_arrays(content: Any, depth: int = 4) -> Any:
         return {key: wrap_arrays(item, depth - 1) for key, item in content.items()}
     if not hasattr(content, "shape") or not hasattr(content, "dtype"):
         return content
-    if hasattr(content, "detach"):
-        content = content.detach().cpu()
-        # NumPy has no bfloat16; float32 holds all of it
-        content = content.float() if "bfloat16" in str(content.dtype) else content
-    array = np.asarray(content)
+    try:
+        if hasattr(content, "detach"):
+            content = content.detach().cpu()
+            # NumPy has no bfloat16; float32 holds all of it
+            content = content.float() if "bfloat16" in str(content.dtype) else content
+        array = np.asarray(content)
+    # PyTorch's, of a tensor that is sparse, quantized, or without values
+    except (NotImplementedError, RuntimeError, TypeError):
+        return content
     if array.dtype == object:
         return content
     read = functools.partial(np.asarray, array)

@@ -1,5 +1,7 @@
 """Opens .safetensors, .pth, .bin and .h5 checkpoints lazily, without PyTorch."""
 
+import argparse
+import codecs
 import fnmatch
 import json
 import math
@@ -50,7 +52,7 @@ _NO_WEIGHTS = (
         "rng_state",
         "random_states",
     ),
-    *("trainer_state", "adapter_model"),
+    *("trainer_state", "adapter_model", "sampler", "zero_pp_rank", "bf16_zero_pp_rank"),
 )
 CONFIG_FILE = "config.json"
 _SAFETENSORS_DTYPES = {
@@ -58,8 +60,15 @@ _SAFETENSORS_DTYPES = {
     "F16": "float16",
     "F32": "float32",
     "F64": "float64",
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "I16": "int16",
+    "I32": "int32",
     "I64": "int64",
 }
+# of the training arguments that are kept
+_LONGEST_LIST = 16
 _HDF5 = b"\x89HDF"
 # beginnings of files that are no weights, and what they are
 _OTHERS = {
@@ -204,8 +213,12 @@ def _open_file(path, state_key=None):
         tensors = open_hdf5(path)
         _check_extent(path, tensors)
         return Checkpoint(str(path), tensors, "HDF5", file=str(path))
+    # before others, whose beginnings its length in eight bytes may look like
+    length = int.from_bytes(start[:8], "little")
+    safetensors = start[8:9] == b"{" and length < os.path.getsize(path)
+    text = start.removeprefix(codecs.BOM_UTF8).lstrip()
     for beginning, kind in _OTHERS.items():
-        if start.lstrip().startswith(beginning):
+        if not safetensors and text.startswith(beginning):
             raise PortError(f"{path} is {kind}")
     if start[8:9] == b"{":
         tensors = _open_safetensors(path)
@@ -232,6 +245,8 @@ def _from_content(content, state_key, container, source):
             "a file is executed. Save its state_dict() instead"
         ) from error
     args = content.get("args")
+    # in memory, what a file has as attributes alone
+    args = vars(args) if isinstance(args, argparse.Namespace) else args
     args = args if isinstance(args, Mapping) else {}
     return Checkpoint(
         source,
@@ -253,11 +268,17 @@ def _check_extent(path, state):
         )
 
 
+def _is_short(item):
+    if isinstance(item, str):
+        return item == shorten(item)
+    return isinstance(item, (bool, int, float, type(None)))
+
+
 def _plain(value):
-    """Keeps numbers, strings and lists of them; else the type's name."""
+    """Keeps numbers, short strings and short lists of them; else the type's name."""
     # errors print such values, and what a pickle builds may be endless
     items = value if isinstance(value, (list, tuple)) else [value]
-    if all(isinstance(item, (bool, int, float, str, type(None))) for item in items):
+    if len(items) <= _LONGEST_LIST and all(map(_is_short, items)):
         return value
     return f"<{type(value).__name__}>"
 

@@ -21,8 +21,9 @@ _OBJECT_STEPS = 3
 MOST_BYTES = 2**26
 _LONGEST_NAME = 512
 _OPCODES = {code.code.encode("latin-1"): code.name for code in pickletools.opcodes}
-# among longer ints, used as keys, many may share a hash
-_LARGEST_KEY = 2**31
+# among longer ints, used as keys, many may share a hash; a long text would be copied
+# and searched wherever the same key is used again
+_LARGEST_KEY, _LONGEST_KEY = 2**31, 256
 
 
 class Stub:
@@ -152,7 +153,7 @@ class Unpickler:
         if not arguments:
             return {}
         (items,) = arguments
-        self.spend(len(items))
+        self.spend(2 * len(items))
         pairs = items.items() if isinstance(items, dict) else items
         return {_as_key(key): value for key, value in pairs}
 
@@ -163,13 +164,16 @@ class Unpickler:
 
     def _set_items(self, items):
         if isinstance(self.stack[-1], dict):
+            self.spend(len(items))  # each is looked at again, in search of weights
             keys = map(_as_key, items[::2])
             self.stack[-1].update(zip(keys, items[1::2], strict=True))
 
 
 def _as_key(key):
     """Returns a key whose hash no file can choose; a stub stands for other kinds."""
-    if type(key) is str or (type(key) is int and abs(key) < _LARGEST_KEY):
+    if type(key) is str and len(key) <= _LONGEST_KEY:
+        return key
+    if type(key) is int and abs(key) < _LARGEST_KEY:
         return key
     return Stub(type(key).__name__)
 

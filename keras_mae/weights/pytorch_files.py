@@ -14,8 +14,8 @@ from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import LazyTensor, PortError
 from keras_mae.weights.pickles import MOST_BYTES, Stub, Unpickler
 
-# of a tensor: NumPy's limit
-_MOST_AXES = 64
+# of a tensor; weights have four at most, and errors print the shapes of many
+_MOST_AXES = 16
 # steps that a tensor counts for: many may share their arguments
 _TENSOR_STEPS = 64
 _LONGEST_KEY = 256
@@ -30,6 +30,15 @@ _DTYPES = {
     "torch.IntStorage": np.dtype("int32"),
     "torch.LongStorage": np.dtype("int64"),
     "torch.ShortStorage": np.dtype("int16"),
+}
+# kinds that no weights have -> bytes of an element, by which the old container goes on
+_OTHER_SIZES = {
+    "torch.ComplexDoubleStorage": 16,
+    "torch.ComplexFloatStorage": 8,
+    "torch.QInt32Storage": 4,
+    "torch.QInt8Storage": 1,
+    "torch.QUInt8Storage": 1,
+    "torch.UntypedStorage": 1,
 }
 # first pickle in a file of the container before PyTorch 1.6
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -156,12 +165,13 @@ class _Reader(Unpickler):
         if type(key) is not str or len(key) > _LONGEST_KEY:
             raise ValueError("a storage's key is malformed")
         name = stub.name.replace("torch.storage.", "torch.")
-        if name not in _DTYPES:
+        if name not in _DTYPES and name not in _OTHER_SIZES:
             return stub
-        storage = _Storage(_DTYPES[name], key, *self._sizes([count]))
+        dtype = _DTYPES.get(name) or np.dtype(f"V{_OTHER_SIZES[name]}")
+        storage = _Storage(dtype, key, *self._sizes([count]))
         if self.storages.setdefault(key, storage) != storage:
             raise ValueError(f"storage {key} is defined twice")
-        return storage
+        return storage if name in _DTYPES else stub
 
     def _sizes(self, numbers):
         if len(numbers) > _MOST_AXES or not all(

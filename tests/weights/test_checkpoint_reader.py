@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import keras_mae
-from keras_mae.weights import PortError
+from keras_mae.weights import PortError, export_weights
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.key_mapping import FACEBOOK
 from keras_mae.weights.pickles import Stub
@@ -625,3 +625,58 @@ def test_gelu_python_is_exact_gelu(folder):
     )
     model = keras_mae.MAEPretrainer.from_pretrained(folder)
     assert model.encoder.get_config()["activation"] == "gelu"
+
+
+def test_a_header_that_begins_like_html_is_none(make_model, tmp_path):
+    state = export_weights(make_model().encoder, FACEBOOK)
+    path = tmp_path / "model.safetensors"
+    # the header's length in eight bytes, of which the first two would be " <"
+    wanted = int.from_bytes(b" <", "little")
+    save_file(state, path, metadata={"a": ""})
+    length = int.from_bytes(path.read_bytes()[:8], "little")
+    save_file(state, path, metadata={"a": "x" * (wanted - length)})
+    assert path.read_bytes()[:2] == b" <"
+    assert open_checkpoint(path).tensors.keys() == state.keys()
+
+
+def test_strangers_of_other_types_can_be_left_out(make_model, tmp_path):
+    state = export_weights(make_model().encoder, FACEBOOK)
+    types = ("bool", "uint8", "int8", "int16", "int32", "int64")
+    strangers = {f"aux.{name}": np.zeros(3, name) for name in types}
+    save_file(state | strangers, tmp_path / "model.safetensors")
+    encoder = keras_mae.MAEEncoder.from_pretrained(
+        tmp_path, num_heads=2, ignore=("aux.*",)
+    )
+    assert set(encoder.port_report.left_out) == set(strangers)
+
+
+@pytest.mark.parametrize(
+    "name", ["sampler.bin", "zero_pp_rank_0_mp_rank_00_optim_states.pt"]
+)
+def test_what_training_leaves_is_never_taken_for_weights(name, tmp_path):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(PortError, match="has none of"):
+        open_checkpoint(tmp_path)
+
+
+def test_assumptions_about_weights_alone_are_reported(make_model):
+    state = export_weights(make_model())
+    model = keras_mae.MAEPretrainer.from_pretrained(
+        state, num_heads=2, decoder_num_heads=2
+    )
+    assert "layer_norm_epsilon 1e-12, activation gelu" in str(model.port_report)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "uint16", "float8_e5m2"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_of_no_weights_are_passed_over(dtype, legacy, make_model, tmp_path):
+    torch = pytest.importorskip("torch")
+    encoder = export_weights(make_model().encoder, FACEBOOK)
+    state = {key: torch.tensor(value) for key, value in encoder.items()}
+    other = torch.zeros(3).to(getattr(torch, dtype))
+    path = tmp_path / "run.pth"
+    content = {"first": other, "model": state, "last": other}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    tensors = open_checkpoint(path).tensors
+    for key, value in encoder.items():
+        np.testing.assert_array_equal(tensors[key].read(), value)
