@@ -17,7 +17,7 @@ from keras_mae.weights.key_mapping import (
     port_rows,
     torch_shape,
 )
-from keras_mae.weights.naming_detection import find_naming, markers
+from keras_mae.weights.naming_detection import find_naming, markers, without_inserted
 
 # counts the batches that a running mean has seen; nothing is computed from it
 COUNTER = "head.0.num_batches_tracked"
@@ -58,7 +58,7 @@ class Description(NamedTuple):
 def describe_checkpoint(checkpoint: Checkpoint) -> Description:
     """Detects how a checkpoint names its keys, its parts, and its sizes."""
     source = checkpoint.source
-    naming, tensors, strangers, notes = find_naming(checkpoint.tensors, source)
+    naming, tensors, strangers, notes, prefix = find_naming(checkpoint.tensors, source)
     contents = _find_contents(tensors, naming)
     try:
         rows = port_rows(contents, naming)
@@ -66,8 +66,12 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Description:
         raise PortError(f"{source}: {error}") from error
     wanted = {key for row in rows for key in row.keys}
     absent = {row.keys[0] for row in rows if row.kind == "positions"} - tensors.keys()
+    others = {
+        without_inserted(key).removeprefix(prefix): kind
+        for key, kind in checkpoint.others.items()
+    }
     # a table that is there, but is no tensor, is not absent
-    absent -= checkpoint.others.keys()
+    absent -= others.keys()
     left_out = set()
     for key, tensor in [*tensors.items(), *strangers.items()]:
         if key not in wanted and _may_stay(key, tensor, naming):
@@ -76,8 +80,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Description:
     strangers = {key: t for key, t in strangers.items() if key not in left_out}
     problems = key_differences(wanted - absent, used) + key_differences((), strangers)
     problems += [
-        f"{key} must be a tensor. Received: {checkpoint.others[key]}"
-        for key in sorted(wanted & checkpoint.others.keys())
+        f"{key} must be a tensor. Received: {others[key]}"
+        for key in sorted(wanted & others.keys())
     ]
     problems += [
         f"dtype of {key}: expected floats, received {tensors[key].dtype}"

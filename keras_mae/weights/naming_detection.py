@@ -31,6 +31,7 @@ class NamedTensors(NamedTuple):
     tensors: dict[str, LazyTensor]
     strangers: dict[str, LazyTensor]  # whose keys lack the prefix of all others
     notes: list[str]
+    prefix: str  # before all keys, of which it was taken off
 
 
 def markers(naming: Naming, variable: str = "kernel") -> list[str]:
@@ -66,13 +67,20 @@ def find_naming(tensors: Mapping[str, LazyTensor], source: str) -> NamedTensors:
     inserted = [part for part in _INSERTED if any(part in key for key in tensors)]
     taken_off = [place.prefix] if place.prefix else []
     notes = [f"taken off the keys: {shorten(part)}" for part in inserted + taken_off]
-    return NamedTensors(place.naming, inside, strangers, notes)
+    return NamedTensors(place.naming, inside, strangers, notes, place.prefix)
+
+
+def without_inserted(key: str) -> str:
+    """Takes off a key what `torch.compile` and others put into it."""
+    if any(part in key for part in _INSERTED):
+        return _INSERTED_PATTERN.sub("", key)
+    return key
 
 
 def _without_inserted(tensors, source):
     renamed = {}
     for key, tensor in tensors.items():
-        name = _INSERTED_PATTERN.sub("", key)
+        name = without_inserted(key)
         if name in renamed:
             raise PortError(
                 f"{source}: {shorten(name)} appears twice, with and "

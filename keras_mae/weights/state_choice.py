@@ -27,12 +27,8 @@ class State(NamedTuple):
 def find_states(content: Any) -> Iterator[State]:
     """Yields all dicts that hold tensors, the outermost first."""
     queue: list[tuple[str, Any, int]] = [("", content, 0)]
-    seen: set[int] = set()
-    while queue and len(seen) < _MOST:
-        name, items, depth = queue.pop(0)
-        if not isinstance(items, Mapping) or id(items) in seen:
-            continue
-        seen.add(id(items))
+    seen = {id(content)}
+    for name, items, depth in queue if isinstance(content, Mapping) else ():
         named = {key: item for key, item in items.items() if isinstance(key, str)}
         tensors = {k: item for k, item in named.items() if isinstance(item, LazyTensor)}
         if tensors:
@@ -42,9 +38,13 @@ def find_states(content: Any) -> Iterator[State]:
                 if key not in tensors
             }
             yield State(name, tensors, others)
-        if depth < _DEEPEST:
-            inner = ((f"{name}.{key}".strip("."), item) for key, item in named.items())
-            queue += [(key, item, depth + 1) for key, item in inner]
+        for key, item in named.items() if depth < _DEEPEST else ():
+            # names are made of few: each may be long
+            if len(seen) == _MOST:
+                break
+            if isinstance(item, Mapping) and id(item) not in seen:
+                seen.add(id(item))
+                queue.append((f"{name}.{key}".strip("."), item, depth + 1))
 
 
 def choose_state(
@@ -60,8 +60,10 @@ def choose_state(
     states = {state.name: state for state in find_states(content)}
     if not states:
         raise PortError(f"{source} does not hold a dict of tensors")
+    if state_key in states:
+        return states[state_key], []
     if state_key is not None:
-        return _named(states, state_key, source), []
+        states = _behind(states, state_key, source)
     fitting = [name for name, state in states.items() if fits(state.tensors)]
     # where none fits, the error about the largest will say what is missing
     found = fitting or [max(states, key=lambda name: len(states[name].tensors))]
@@ -76,25 +78,31 @@ def choose_state(
         [f"the weights are the averaged copy, {chosen}"] if _averaged(chosen) else []
     )
     notes += [
-        f"an averaged copy of the weights is there too: state_key={name!r} reads it"
+        f"{'an averaged copy of the weights' if _averaged(name) else 'another model'} "
+        f"is there too: state_key={name!r} reads it"
         for name in fitting
-        if _averaged(name) and name != chosen
+        if name != chosen
     ]
     return states[chosen], notes
 
 
-def _named(states, state_key, source):
-    if state_key in states:
-        return states[state_key]
-    for state in states.values():
-        start = len(state_key)
-        tensors = {
-            key[start:]: tensor
-            for key, tensor in state.tensors.items()
-            if key.startswith(state_key)
-        }
+def _behind(states, state_key, source):
+    """Returns the parts of state dicts whose keys begin with `state_key`."""
+    found = {}
+    for name, state in states.items():
+        start = state_key.removeprefix(f"{name}.")
+        tensors, others = (
+            {
+                key.removeprefix(start): item
+                for key, item in items.items()
+                if key.startswith(start)
+            }
+            for items in state[1:]
+        )
         if tensors:
-            return State(state_key, tensors, {})
+            found[name] = State(name, tensors, others)
+    if found:
+        return found
     raise PortError(
         f"{source}: state_key must be the name of a state dict, or what its keys begin "
         f"with. {_listed(states, states)}. Received: {state_key!r:.60}"

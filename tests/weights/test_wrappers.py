@@ -1,5 +1,6 @@
 """State dicts inside other things: wrappers' names and prefixes, strangers beside."""
 
+import argparse
 import functools
 
 import numpy as np
@@ -67,6 +68,36 @@ def test_plain_weights_go_before_averaged_ones(state):
     assert_holds(loaded, shifted(state))
 
 
+def test_another_model_beside_the_weights_is_named(state):
+    loaded = read({"teacher": shifted(state), "model": state})
+    assert_holds(loaded, state)
+    assert "another model is there too: state_key='teacher'" in str(loaded.port_report)
+
+
+def test_a_key_s_beginning_means_the_plain_weights(state):
+    content = {
+        "ema": prefixed(shifted(state), "teacher.") | prefixed(state, "student."),
+        "model": prefixed(state, "teacher.") | prefixed(state, "student."),
+    }
+    loaded = read(content, state_key="teacher.")
+    assert_holds(loaded, state)
+    assert "state_key='ema' reads it" in str(loaded.port_report)
+    assert_holds(read(content, state_key="ema.teacher."), shifted(state))
+
+
+@pytest.mark.parametrize("options", [{}, {"state_key": "module."}])
+def test_a_table_that_is_no_tensor_is_not_computed(options, model, state):
+    weights = prefixed(export_weights(model.encoder, FACEBOOK), "module.")
+    weights["module.pos_embed"] = ["not", "a", "tensor"]
+    with pytest.raises(PortError, match=r"pos_embed must be a tensor\. Received: list"):
+        read(
+            weights,
+            keras_mae.MAEEncoder,
+            image_size=model.encoder.image_size,
+            **options,
+        )
+
+
 def test_several_are_listed(state):
     content = {"student": state, "teacher": shifted(state), "head": {"w": np.ones(2)}}
     count = len(state)
@@ -84,12 +115,22 @@ def test_several_are_listed(state):
 def test_a_dict_in_memory_is_read_as_the_same_in_a_file(state, tmp_path):
     torch = pytest.importorskip("torch")
     tensors = {key: torch.tensor(value) for key, value in state.items()}
-    content = {"teacher": tensors, "epoch": 3, "args": {"norm_pix_loss": True}}
+    arguments = argparse.Namespace(norm_pix_loss=True)
+    content = {"teacher": tensors, "epoch": 3, "args": arguments}
     torch.save(content, tmp_path / "run.pth")
     for source in (content, tmp_path / "run.pth"):
         loaded = read(source)
         assert_holds(loaded, state)
         assert loaded.norm_pix_loss
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta"])
+def test_tensors_without_plain_values_are_refused_by_name(kind, state):
+    torch = pytest.importorskip("torch")
+    tensor = torch.tensor(state["norm.weight"])
+    tensor = tensor.to_sparse() if kind == "sparse" else tensor.to("meta")
+    with pytest.raises(PortError, match=r"norm\.weight must be a tensor"):
+        read(state | {"norm.weight": tensor})
 
 
 PREFIXES = (
