@@ -39,7 +39,8 @@ class Validation(keras.callbacks.Callback):
         self._iterator: Iterator | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        results = self._evaluate(self.model)
+        with averaged_weights(self.model):
+            results = self._evaluate(self.model)
         if logs is not None:
             logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
 
@@ -52,9 +53,8 @@ class Validation(keras.callbacks.Callback):
         model.reset_metrics()
         if self._iterator is None:
             self._iterator = iter(self.batches)
-        with averaged_weights(model):
-            for _ in range(0, self.steps, model.steps_per_execution):
-                results = model.test_function(self._iterator)
+        for _ in range(0, self.steps, model.steps_per_execution):
+            results = model.test_function(self._iterator)
         # over all replicas, as `evaluate` returns them
         metrics = model.get_metrics_result()
         return metrics if set(metrics) == set(results) else results

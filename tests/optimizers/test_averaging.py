@@ -5,6 +5,7 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_mae
 from keras_mae.callbacks.checkpoints import (
@@ -12,6 +13,7 @@ from keras_mae.callbacks.checkpoints import (
     list_checkpoints,
     restore_checkpoint,
 )
+from keras_mae.callbacks.validation import Validation
 from keras_mae.optimizers import averaged_weights
 from tests.optimizers.test_layer_decay import FIT, assert_same_summary, run
 from tests.parity.timm_import import import_timm
@@ -109,6 +111,24 @@ def test_averages_are_lent_to_the_model(make_model, images):
         np.testing.assert_array_equal(value, mine)
     for value, average in zip(averages(model), lent, strict=True):
         np.testing.assert_array_equal(value, average)
+
+
+def test_validation_evaluates_the_averages_and_gives_the_weights_back(
+    make_model, images
+):
+    model = compiled(make_model)
+    for _ in range(3):
+        model.train_on_batch(images)
+    batches = tf.data.Dataset.from_tensors(images).repeat()
+    validation, logs, own = Validation(batches, steps=1), {}, weights(model)
+    validation.set_model(model)
+    validation.on_epoch_end(0, logs)
+    with averaged_weights(model):
+        wanted = model.evaluate(images, batch_size=len(images), verbose=0)
+    assert logs["val_loss"] == pytest.approx(wanted, rel=1e-5)
+    with_own = model.evaluate(images, batch_size=len(images), verbose=0)
+    assert abs(with_own - wanted) > 1e-4 * wanted  # one of both alone is right
+    np.testing.assert_array_equal(weights(model)[0], own[0])
 
 
 @pytest.mark.parametrize("ema", [-0.1, 1.0])
