@@ -20,11 +20,10 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks.checkpoints import list_checkpoints
-from keras_mae.models.features import extract_features
+from keras_mae.models.features import PooledFeatures, extract_features
 from keras_mae.ops.neighbors import (
     KNN_NEIGHBORS,
     KNN_TEMPERATURE,
@@ -145,7 +144,7 @@ def evaluate_features(training, model, processor):
 def load_features(training, model, processor):
     """Returns features and labels of training and held-out images, cached on disk."""
     config, source = training.config, training.source
-    function = tf.function(lambda images: model.pooled(images, training=False))
+    pooled = PooledFeatures(model.encoder, config.pooling, model.head_norm)
 
     def compute():
         arrays = {}
@@ -158,7 +157,7 @@ def load_features(training, model, processor):
                 corrupt=training.corrupt,
             )
             steps = data.evaluation_steps(source, config.batch_size, is_training)
-            features, labels = extract_features(function, batches, steps)
+            features, labels = extract_features(pooled.predict_on_batch, batches, steps)
             training.corrupt.check()
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays

@@ -18,22 +18,26 @@ def pooled_tokens(encoder, images, pooling, norm=None, **options):
 class PooledFeatures(keras.Model):
     """The features that a fresh `MAEClassifier` around an encoder would see.
 
-    It has no weights beside the encoder's, which it leaves as they are.
+    It has no weights beside the encoder's, which it leaves as they are, and those of
+    `norm`: a classifier's norm of the mean token, where it is not a fresh one.
     """
 
-    def __init__(self, encoder, pooling="mean"):
+    def __init__(self, encoder, pooling="mean", norm=None):
         super().__init__(autocast=False, dtype=encoder.dtype_policy)
         self.encoder = encoder
         self.pooling = pooling
-        # a norm with scale 1 and shift 0 is that of a fresh classifier
-        self.head_norm = keras.layers.LayerNormalization(
-            epsilon=encoder.get_config()["layer_norm_epsilon"],
-            center=False,
-            scale=False,
-            dtype=encoder.dtype_policy,
-        )
-        self.head_norm.build((None, encoder.hidden_dim))
-        # XLA rounds otherwise than training/linear_probe.py; on JAX both use it
+        if norm is None:
+            # a norm with scale 1 and shift 0 is that of a fresh classifier
+            norm = keras.layers.LayerNormalization(
+                epsilon=encoder.get_config()["layer_norm_epsilon"],
+                center=False,
+                scale=False,
+                dtype=encoder.dtype_policy,
+            )
+            norm.build((None, encoder.hidden_dim))
+        self.head_norm = norm
+        # XLA on TensorFlow would compile a model that runs once a batch, and rounds
+        # otherwise
         self.compile(jit_compile=keras.backend.backend() == "jax")
         self.built = True
 

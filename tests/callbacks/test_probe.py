@@ -44,6 +44,12 @@ def test_features_are_those_of_a_fresh_classifier(make_model, images):
         wanted = classifier.pooled(images, training=False)
         wanted = keras.ops.convert_to_numpy(wanted)
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5)
+    # one that was trained, as training/linear_probe.py may be given
+    norm = keras_mae.MAEClassifier(encoder, 2).head_norm
+    norm.beta.assign(norm.beta + 3)
+    shifted = PooledFeatures(encoder, norm=norm).predict_on_batch(images)
+    mean = PooledFeatures(encoder).predict_on_batch(images)
+    np.testing.assert_allclose(shifted, mean + 3, rtol=0, atol=1e-5)
     assert [layer.trainable for layer in encoder._flatten_layers()] == frozen
 
 
