@@ -301,7 +301,8 @@ class Training:
         `batches(input_context, step)` returns the training batches from `step` on;
         `extra` are callbacks of the process that writes; `validation` is a pair of
         distributed batches and their number; `first` are callbacks that every process
-        calls before the others.
+        calls before the others, and whose `on_epoch_begin` sets what belongs to an
+        epoch, as its mask ratio.
         """
         saving = self._saving()
         sometimes = [name for one in extra for name in getattr(one, "log_names", ())]
@@ -315,7 +316,7 @@ class Training:
         try:
             # a run begun by 0.1 has no epoch_seconds
             columns = ("epoch_seconds", *sometimes)
-            step = self._start(model, processor, columns)
+            step = self._start(model, processor, columns, first)
             print(
                 f"{model.name}: {parameters(model)} parameters, {self.replicas} "
                 f"replica(s); from step {step}"
@@ -390,7 +391,7 @@ class Training:
         writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
         return [*watching, *map(IgnoreWriteErrors, writing), *self._trackers]
 
-    def _start(self, model, processor, columns):
+    def _start(self, model, processor, columns, first):
         """Restores the newest checkpoint or starts anew; returns the step."""
         run, config, chief = self.run, self.config, is_chief(self.strategy)
         seen = {"images": self.source.epoch_size, "held_out": len(self.source.held_out)}
@@ -421,6 +422,10 @@ class Training:
         resumed = newest is not None
         if resumed:
             checkpoints.restore_checkpoint(model, newest)
+        for callback in first:
+            # what they set is saved with the model, before its epoch begins
+            callback.set_model(model)
+            callback.on_epoch_begin(step // self.steps)
         run_on_all_workers(self.strategy, prepare)
         return step
 

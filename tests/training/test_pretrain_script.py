@@ -244,6 +244,9 @@ def test_blocks_by_a_schedule(tmp_path):
     assert all(float(row["data_wait"]) > 0 for row in rows)
     model = keras.models.load_model(tmp_path / "model.keras")
     assert (model.mask_sampling, model.mask_ratio) == ("block", 0.75)
+    # a run that has ended keeps its ratio, which --model and others read
+    pretrain(*SMALL, *flags, f"--output={tmp_path}", "--resume")
+    assert keras.models.load_model(tmp_path / "model.keras").mask_ratio == 0.75
 
 
 @pytest.mark.slow
