@@ -230,9 +230,15 @@ class Checkpoints(keras.callbacks.Callback):
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
             if step != self._saved_step:
                 self.try_to_save(step)
-            newest = self.folder / _PATTERN.format(step)
-            if self.write and newest.exists():
-                link_or_copy(newest, self.folder / f"epoch-{epoch + 1:04d}.keras")
+            if self.write:
+                self._keep_milestone(step, epoch + 1)
+
+    def _keep_milestone(self, step, number):
+        path = self.folder / f"epoch-{number:04d}.keras"
+        try:
+            link_or_copy(self.folder / _PATTERN.format(step), path)
+        except OSError as error:  # as after a failed save, printed before
+            print(f"Cannot save {path}: {error}", file=sys.stderr, flush=True)
 
     def _save_if_due(self, step):
         # other workers go on: the one that writes may need them to finish its step

@@ -281,3 +281,22 @@ def test_milestones_stay(make_model, images, tmp_path):
     assert int(milestone.optimizer.iterations) == 4
     with pytest.raises(ValueError, match="keep_every must be positive"):
         checkpoints.Checkpoints(tmp_path, tmp_path / "model.keras", keep_every=0)
+
+
+def test_a_milestone_that_cannot_be_written_does_not_end_training(
+    make_model, tmp_path, capsys, monkeypatch
+):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    model = make_model(depth=1)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    saving = saver(tmp_path, keep_every=1)
+    saving.set_model(model)
+    saving.on_train_begin()
+    saving.save(0)
+    monkeypatch.setattr(checkpoints, "link_or_copy", full)
+    saving.on_epoch_end(0)
+    saving.on_train_end()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Cannot save" in line and "epoch-0001.keras: [Errno 28]" in line
