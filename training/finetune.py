@@ -140,6 +140,8 @@ def load_evaluated(config, num_classes):
     size = None if config.image_size is None else (config.image_size,) * 2
     check_unchanged("image_size", size, model.encoder.image_size)
     check_unchanged("pooling", config.pooling, model.pooling)
+    own = model.encoder.get_config()["residual_dtype"]
+    check_unchanged("residual_dtype", config.residual_dtype, own)
     return with_precision(model, config.precision) if config.precision else model
 
 

@@ -270,6 +270,7 @@ def test_eval_precision(measured):
     [
         ("--image_size=64", r"image_size must be \(32, 32\). Received: \(64, 64\)"),
         ("--pooling=cls", "pooling must be mean. Received: cls"),
+        ("--residual_dtype=float32", "residual_dtype must be None. Received: float32"),
     ],
 )
 def test_eval_does_not_change_the_model(flag, message, measured):
