@@ -42,7 +42,7 @@ from keras_mae.utils.flags import flag, run_script
 # flags that a resumed run may change
 MAY_DIFFER = (
     *("picture_every", "pictures", "validation_images"),
-    *("probe_every", "probe_method", "probe_dataset"),
+    *("probe_every", "probe_method", "probe_dataset", "num_classes"),
 )
 
 
@@ -115,6 +115,11 @@ class PretrainConfig(TrainingConfig):
         "--dataset",
         None,
     )
+    num_classes: int | None = flag(
+        "number of classes of --probe_every, if its images only number them "
+        "(TFRecord, tar)",
+        None,
+    )
 
     def resolved(self, on_tpu=False):
         """Returns a config whose defaults are set, but for those of --model."""
@@ -136,6 +141,11 @@ def main(config):
     config = config.resolved(on_tpu=config.compile_for is not None)
     if config.compile_for is not None:
         return compile_for(config)
+    if config.probe_every is None and config.probe_dataset is not None:
+        raise ValueError(
+            "probe_dataset needs --probe_every. "
+            f"Received: probe_dataset={config.probe_dataset} alone"
+        )
     training = Training(
         config,
         at_least_one=("pictures", "validation_images"),
@@ -273,10 +283,11 @@ def make_probe(training, processor):
     if config.probe_dataset is not None:
         source = data.load_source(config.probe_dataset, data_dir=config.data_dir)
     try:
-        source = data.with_labels(source)
+        source = data.with_labels(source, config.num_classes)
     except ValueError as error:
         raise ValueError(
-            f"--probe_every needs labelled images: give --probe_dataset. {error}"
+            "--probe_every needs labelled images, else give --probe_dataset. "
+            f"Received: {error}"
         ) from error
     # sums are rounded by the size of a batch
     size = LINEAR_PROBING["small"]["batch_size"]

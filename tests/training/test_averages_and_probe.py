@@ -126,6 +126,8 @@ def test_finetuning_evaluates_and_keeps_the_averages(whole, tmp_path):
         (["--probe_every=0"], "every must be at least 1. Received: 0"),
         (["--probe_every=1", "--dataset=photos"], "give --probe_dataset"),
         (["--probe_every=1", "--probe_method=svm"], "invalid choice"),
+        (["--probe_every=1", "--num_classes=9"], "must be in [0, 9)"),
+        (["--probe_dataset=digits"], "probe_dataset needs --probe_every"),
         (
             ["--probe_every=1", "--dataset=photos", "--probe_dataset=digits",
              "--image_size=32", "--pictures=1"],
