@@ -80,6 +80,7 @@ class Throughput(keras.callbacks.Callback):
         if self._timed and not self._is_wrapped():
             self._train_function = self.model.train_function
             self.model.train_function = self._fetch_and_train
+            self._first = True  # its first step traces and compiles
         self._step = optimizer_iterations(self.model)
         self._last = time.perf_counter()
 

@@ -71,6 +71,26 @@ def test_epoch_seconds_include_time_between_steps(monkeypatch):
     assert logs["images_per_second"] == pytest.approx(20.0)
 
 
+def test_the_first_step_of_a_new_function_does_not_count(monkeypatch):
+    """Another mask ratio makes one, whose first step compiles."""
+    clock = Clock(monkeypatch, waiting=0.0, training=0.1)
+    speed = Throughput(2, total_steps=16, flops_per_image=1e9, peak_flops=1e12)
+    speed.set_model(clock)
+    speed.on_train_begin()
+    for epoch in range(2):
+        # as `make_train_function(force=True)`
+        clock.train_function = Clock.train_function.__get__(clock)
+        speed.on_epoch_begin(epoch)
+        for step in range(4):
+            clock.now += 60.0 * (step == 0)
+            clock.train_function(clock)
+            logs = {}
+            speed.on_train_batch_end(step, logs)
+        speed.on_epoch_end(epoch, logs)
+        assert logs["images_per_second"] == pytest.approx(20.0)
+    assert logs["epoch_seconds"] == pytest.approx(60.4)
+
+
 def test_fit_reports_speed(make_model, images):
     model = make_model()
     model.compile(optimizer=keras.optimizers.SGD(1e-3))
