@@ -29,6 +29,7 @@ def test_every_flag_is_explained_and_used(script):
     ):
         # what all trainings share, their flags among it
         shared = (
+            "runs/training_config",
             "runs/training_run",
             "runs/classification",
             "recipes",

@@ -31,7 +31,8 @@ from keras_mae.runs.classification import (
     ClassifierTraining,
     recipe_flag,
 )
-from keras_mae.runs.training_run import ema_flag, exit_on_lost_worker
+from keras_mae.runs.training_config import ema_flag
+from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import plot_confusion_matrix
 

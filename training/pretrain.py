@@ -31,12 +31,8 @@ from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.preprocessing.pretrained_processor import load_processor
 from keras_mae.recipes import LINEAR_PROBING
-from keras_mae.runs.training_run import (
-    Training,
-    TrainingConfig,
-    ema_flag,
-    exit_on_lost_worker,
-)
+from keras_mae.runs.training_config import TrainingConfig, ema_flag
+from keras_mae.runs.training_run import Training, exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
 
 # flags that a resumed run may change

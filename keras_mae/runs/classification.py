@@ -8,7 +8,8 @@ from keras_mae import data
 from keras_mae.callbacks.checkpoints import BestCheckpoint
 from keras_mae.models import MAEClassifier
 from keras_mae.models.loading import load_classifier
-from keras_mae.runs.training_run import Training, TrainingConfig
+from keras_mae.runs.training_config import TrainingConfig
+from keras_mae.runs.training_run import Training
 from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag
 
