@@ -55,7 +55,8 @@ def extract_features(function, batches, steps=None):
     """
     features, labels = [], []
     for images, targets, *weights in itertools.islice(iter(batches), steps):
-        value = ops.convert_to_numpy(function(images)).astype("float32")
+        # JAX's steps don't take the tensors of tf.data
+        value = ops.convert_to_numpy(function(np.asarray(images))).astype("float32")
         targets = np.asarray(targets)
         one_hot = targets.ndim > 1 and targets.shape[-1] > 1
         ids = targets.argmax(axis=-1) if one_hot else targets.reshape(-1)

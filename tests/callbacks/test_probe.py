@@ -5,6 +5,7 @@ import csv
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import keras_mae
 from keras_mae.callbacks import FeatureProbe
@@ -66,7 +67,9 @@ def test_the_logs_have_what_the_features_give(make_model, labelled):
     assert logs["probe_seconds"] > 0
     # images of weight 0 are padding; labels may be one-hot
     one_hot = np.eye(2)[labelled[1]]
-    batches = [(labelled[0][8:12], one_hot[8:12], [0, 0, 1, 1])]
+    batches = tf.data.Dataset.from_tensors(
+        (labelled[0][8:12], one_hot[8:12], [0, 0, 1, 1])
+    )
     few = FeatureProbe(batches, [(labelled[0][12:], one_hot[12:])], k=3)
     few.set_model(model)
     scores = knn_scores(features[10:12], labelled[1][10:12], features[12:], 2, k=3)
