@@ -60,7 +60,12 @@ class AveragesWeights:
 
     def _overwrite_model_variables_with_average_value(self, trainable_variables):
         for variable, average in _averaged(self):
-            variable.assign(ops.cast(average, variable.dtype))
+            _assign_copy(variable, average)
+
+
+def _assign_copy(variable, average):
+    # JAX would give both the same array, which the next compiled step deletes
+    variable.assign(ops.copy(ops.cast(average, variable.dtype)))
 
 
 def _averaged(optimizer):
@@ -119,7 +124,7 @@ def averaged_weights(model: keras.Model) -> Iterator[None]:
     own = [ops.convert_to_numpy(variable) for variable, _ in pairs]
     try:
         for variable, average in pairs:
-            variable.assign(ops.cast(average, variable.dtype))
+            _assign_copy(variable, average)
         yield
     finally:
         for (variable, _), value in zip(pairs, own, strict=True):
