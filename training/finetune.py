@@ -183,7 +183,9 @@ def evaluate(training, model, processor):
         for images, one_hot, weights in itertools.islice(batches, steps):
             real = weights.numpy() > 0
             labels.extend(one_hot.numpy().argmax(axis=-1)[real])
-            predicted.extend(model.predict_on_batch(images).argmax(axis=-1)[real])
+            # JAX's steps don't take the tensors of tf.data
+            logits = model.predict_on_batch(images.numpy())
+            predicted.extend(logits.argmax(axis=-1)[real])
         path = Path(training.config.output, "confusion.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         plot_confusion_matrix(labels, predicted, training.class_names).save(path)
