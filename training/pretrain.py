@@ -285,6 +285,11 @@ def make_probe(training, processor):
             "--probe_every needs labelled images, else give --probe_dataset. "
             f"Received: {error}"
         ) from error
+    if len(source.mean) != processor.num_channels:
+        raise ValueError(
+            f"probe_dataset must have images of {processor.num_channels} channels, as "
+            f"--dataset has. Received: {config.probe_dataset}, of {len(source.mean)}"
+        )
     # sums are rounded by the size of a batch
     size = LINEAR_PROBING["small"]["batch_size"]
     labelled, held_out = (

@@ -131,7 +131,7 @@ def test_finetuning_evaluates_and_keeps_the_averages(whole, tmp_path):
         (
             ["--probe_every=1", "--dataset=photos", "--probe_dataset=digits",
              "--image_size=32", "--pictures=1"],
-            "The data set has 1 channels. Received: an image processor for 3",
+            "must have images of 3 channels, as --dataset has. Received: digits, of 1",
         ),
     ],
 )  # fmt: skip
