@@ -25,7 +25,7 @@ COUNTER = "head.0.num_batches_tracked"
 # its pretraining put in place of patches, a model the statistics of its images
 _UNUSED = re.compile(
     rf"{re.escape(COUNTER)}|(vit\.)?pooler\.dense\.(weight|bias)"
-    r"|vit/pooler/dense/(kernel|bias):0|(.*\.)?mask_token"
+    r"|vit/pooler/dense/(kernel|bias):0|(.*\.)?mask_token|n_averaged"
 )
 _STATISTICS = re.compile(r"(.*[._])?(mean|std)")
 _MOST_CHANNELS = 64
@@ -88,6 +88,8 @@ def describe_checkpoint(checkpoint: Checkpoint) -> Description:
         for key in sorted(wanted & set(tensors))
         if tensors[key].dtype.name not in _FLOATS
     ]
+    if problems and all(line.startswith("unused key") for line in problems):
+        problems.append("ignore= leaves out keys that the model doesn't need")
     raise_problems(f"{source} ({naming.title}) doesn't fit", problems)
     sizes, evidence = _find_sizes(tensors, contents, rows)
     _check_extent(sizes, evidence, tensors, source)

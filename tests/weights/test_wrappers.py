@@ -175,6 +175,8 @@ def test_strangers_are_left_out_by_name_alone(model, state):
     source = prefixed(encoder, "backbone.") | strangers
     with pytest.raises(PortError, match=r"unused key: decode_head\.conv\.bias \(2,\)"):
         read(source, keras_mae.MAEEncoder)
+    with pytest.raises(PortError, match=r"ignore= leaves out keys"):
+        read(source, keras_mae.MAEEncoder)
     loaded = read(source, keras_mae.MAEEncoder, ignore=("fpn.*", "decode_head.*"))
     assert set(loaded.port_report.left_out) == set(strangers)
     assert_holds(loaded, state)
@@ -191,6 +193,7 @@ def test_what_an_encoder_has_no_use_for_is_no_error(model, state):
         "mask_token": np.zeros((1, 1, 8)),
         "pixel_mean": np.zeros((1, 3, 1, 1)),
         "normalize.std": np.ones(3),
+        "n_averaged": np.int64(9),  # of PyTorch's AveragedModel
     }
     loaded = read(encoder | extra, keras_mae.MAEEncoder)
     assert set(loaded.port_report.left_out) == set(extra)
