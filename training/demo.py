@@ -85,7 +85,10 @@ def main(config):
     models = f"--model_base_path={output / 'models' / 'mae'}"
     with (
         timed("serving and querying"),
-        running(ROOT / "serving/local_server.py", models) as (rest, _, _),
+        # the first request traces the model, which takes long on a slow machine
+        running(
+            ROOT / "serving/local_server.py", models, "--rest_api_timeout_in_ms=600000"
+        ) as (rest, _, _),
     ):
         address = f"http://{rest}/v1/models/mae"
         results["served"] = query(address, source, model, held_out, probe)

@@ -154,7 +154,10 @@ class BackendStep(BaseStep):
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync == 1:
             return value
-        return context.all_reduce("SUM", value)
+        if self._is_on_tpu():
+            return context.all_reduce("SUM", value)
+        # over workers, TensorFlow can't reduce a tensor that has no device
+        return tf.reduce_sum(context.all_gather(value[None], axis=0))
 
     def unscaled(self, loss: Tensor) -> Tensor:
         return loss * tf.distribute.get_strategy().num_replicas_in_sync
