@@ -94,7 +94,7 @@ class Dense(keras.layers.Dense):
             # a file from before LoRA: its update begins at 0, and can be trained
             values = [ops.convert_to_numpy(self.lora_kernel_a), 0]
             super().load_own_variables(store)
-            values[1] = ops.zeros_like(self.lora_kernel_b)
+            values[1] = ops.zeros(self.lora_kernel_b.shape)
         for name, value in zip(_LORA, values, strict=True):
             getattr(self, name).assign(value)
 
