@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
 from keras_mae.data.parallelism import PARALLEL_CALLS
+from keras_mae.data.storage import real_path
 from keras_mae.data.tfrecord_reader import (
     NeededRecords,
     list_records,
@@ -52,8 +53,8 @@ class ImageRecords(EncodedImages):
         """Leaves out files that another collection has."""
         if not isinstance(others, ImageRecords):
             return self
-        out = {_real(shard.path) for shard in others.shards}
-        kept = [shard for shard in self.shards if _real(shard.path) not in out]
+        out = {real_path(shard.path) for shard in others.shards}
+        kept = [shard for shard in self.shards if real_path(shard.path) not in out]
         return ImageRecords(kept, self._key, self.label_key, self.class_names)
 
     def training_items(self, order):
@@ -183,10 +184,6 @@ def shuffled_records(shards, read, count, epoch, seed):
     seed = tf.stack([tf.constant(seed, tf.int64), epoch])
     seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
     return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
-
-
-def _real(path):
-    return os.path.realpath(path) if os.path.exists(path) else path
 
 
 def load_tfrecord(pattern, divide=True):

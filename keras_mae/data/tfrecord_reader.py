@@ -1,10 +1,11 @@
 """Reads TFRecord files: all records of a file, or only those that are still needed."""
 
-import os
 import struct
 
 import numpy as np
 import tensorflow as tf
+
+from keras_mae.data.storage import open_unbuffered
 
 # before a record: its length (8 bytes) and a checksum (4); after it another (4)
 _LENGTH = struct.Struct("<Q")
@@ -36,9 +37,7 @@ def _numbered(shard, begin, count, *others):
 def record_offsets(path):
     """Yields where a file's records begin, by seeking from length to length."""
     offset, count, size = 0, 0, tf.io.gfile.stat(path).length
-    # unbuffered: a buffer would read what is skipped
-    local = os.path.exists(path)
-    with open(path, "rb", 0) if local else tf.io.gfile.GFile(path, "rb") as file:
+    with open_unbuffered(path) as file:
         while offset < size:
             yield offset
             file.seek(offset)

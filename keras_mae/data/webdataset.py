@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.image_table import ImageTable, Table
+from keras_mae.data.storage import open_unbuffered, real_path
 
 # of a sample's images, in order of preference, and of its labels
 _IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp")
@@ -63,7 +64,7 @@ class ShardTable(Table):
 
     def read(self, number):
         shard, offset, size = self._places[number].tolist()
-        with _open(self.paths[shard]) as file:
+        with open_unbuffered(self.paths[shard]) as file:
             file.seek(offset)
             return file.read(size)
 
@@ -73,7 +74,7 @@ class ShardTable(Table):
 
     @cached_property
     def _real_paths(self):
-        return [os.path.realpath(p) if os.path.exists(p) else p for p in self.paths]
+        return [real_path(path) for path in self.paths]
 
     @property
     def names(self):
@@ -103,7 +104,7 @@ class ShardTable(Table):
                 )
         values = []
         for shard, labels in itertools.groupby(self._labels, lambda m: m.shard):
-            with _open(self.paths[shard]) as file:
+            with open_unbuffered(self.paths[shard]) as file:
                 values += [_read_label(file, self.paths[shard], m) for m in labels]
         if all(isinstance(value, int) for value in values):
             return values
@@ -177,13 +178,6 @@ def _expand_braces(pattern):
         )
 
 
-def _open(path):
-    # unbuffered: a buffer would read what is skipped
-    if os.path.exists(path):
-        return open(path, "rb", 0)
-    return tf.io.gfile.GFile(path, "rb")
-
-
 def _index_shard(shard, path):
     """Lists a shard's samples, `(image, label or None)`, from its headers."""
     samples = {}
@@ -205,7 +199,10 @@ def _index_shard(shard, path):
 def _members(shard, path):
     """Yields a tar file's regular files; raises if it is damaged or truncated."""
     try:
-        with _open(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with (
+            open_unbuffered(path) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
             end = -1
             while (found := tar.next()) is not None:
                 tar.members.clear()  # else it keeps them all

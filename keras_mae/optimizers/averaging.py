@@ -22,6 +22,8 @@ class AveragesWeights:
     warms up; else the first weights would stay in the average for long.
     """
 
+    # endings of the names of variables that are float32 under every precision
+    float32_slots: tuple[str, ...] = ("_average",)
     # those of the optimizer
     use_ema: bool
     ema_momentum: float
@@ -37,7 +39,7 @@ class AveragesWeights:
         dtype: str | None = None,
         **kwargs: Any,
     ) -> keras.Variable:
-        if (kwargs.get("name") or "").endswith("_average"):
+        if (kwargs.get("name") or "").endswith(self.float32_slots):
             dtype = "float32"
         return super().add_variable(  # type: ignore[misc]
             shape, initializer, dtype, **kwargs

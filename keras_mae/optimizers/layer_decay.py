@@ -64,6 +64,9 @@ class FineTuningAdamW(MatrixDecayAdamW):
     ```
     """
 
+    # a bfloat16 second moment can't change by a thousandth, 1 - beta_2
+    float32_slots = (*MatrixDecayAdamW.float32_slots, "_velocity")
+
     def __init__(
         self, *args: Any, layer_decay: float, depth: int, **kwargs: Any
     ) -> None:
@@ -80,18 +83,6 @@ class FineTuningAdamW(MatrixDecayAdamW):
             # a wrong depth raises here, not in the middle of the first update
             lr_scale(variable.path, self.layer_decay, self.depth)
         super().build(variables)
-
-    def add_variable(
-        self,
-        shape: Sequence[int],
-        initializer: str = "zeros",
-        dtype: str | None = None,
-        **kwargs: Any,
-    ) -> keras.Variable:
-        # a bfloat16 second moment can't change by a thousandth, 1 - beta_2
-        if (kwargs.get("name") or "").endswith("_velocity"):
-            dtype = "float32"
-        return super().add_variable(shape, initializer, dtype, **kwargs)
 
     def update_step(
         self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor
