@@ -7,7 +7,6 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
-from keras_mae.ops.fusion import fusion_enabled
 from keras_mae.utils.typing import Tensor
 
 
@@ -43,8 +42,8 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities, `None` where fused; with `first_query` N -
-        `first_query` of the N outputs.
+        attention probabilities; with `first_query` N - `first_query` of the N
+        outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -96,12 +95,7 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
         if first_query:
             query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
-        if fusion_enabled() and not (training and self.dropout_rate):
-            from keras_mae.ops.fused_kernels import attend
-
-            x, attention = attend(query, key, value), None
-        else:
-            x, attention = self._attend(query, key, value, training)
+        x, attention = self._attend(query, key, value, training)
         x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
         x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
         return self.proj(x), attention

@@ -1,4 +1,4 @@
-"""`keras.layers.Dense`: fused on CPUs, quantized, and with LoRA that is kept apart."""
+"""`keras.layers.Dense`, quantized, and with LoRA that is kept apart."""
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -7,36 +7,17 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_mae.ops.fusion import fusible, fusion_enabled
-from keras_mae.utils.typing import Tensor
-
 _LORA = ("lora_kernel_a", "lora_kernel_b")
 
 
 class Dense(keras.layers.Dense):
-    """A `Dense` layer whose bias and activation are one pass in a `fusion_scope`.
+    """A `Dense` layer that saves LoRA's matrices.
 
     Keras merges LoRA's matrices into the kernel when it saves, and loads them as zeros,
     from which no gradient leads away. Here they are saved beside the kernel.
     """
 
     lora_enabled: bool
-
-    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        if not fusion_enabled():
-            return super().call(inputs, training=training)
-        rows = ops.reshape(inputs, (-1, inputs.shape[-1]))  # (B * N, D)
-        x = ops.matmul(rows, self.kernel)
-        if self.activation in (None, keras.activations.linear):
-            if self.bias is not None:
-                from keras_mae.ops.fused_kernels import add_bias
-
-                x = add_bias(x, ops.convert_to_tensor(self.bias))
-        elif self.bias is not None:
-            x = _activate(x, self.bias, activation=self.activation)
-        else:
-            x = self.activation(x)
-        return ops.reshape(x, (*ops.shape(inputs)[:-1], self.units))
 
     def quantize(
         self, mode: str | None = None, type_check: bool = True, config: Any = None
@@ -124,10 +105,3 @@ class Dense(keras.layers.Dense):
             delattr(self, name)
         self._tracker.lock()
         self._mark_variables()
-
-
-@fusible
-def _activate(x, bias, activation):
-    # float32: the bias's gradient is a sum over all rows
-    y = ops.cast(x, "float32") + ops.cast(bias, "float32")
-    return ops.cast(activation(y), x.dtype)

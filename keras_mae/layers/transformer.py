@@ -7,9 +7,10 @@ import keras
 from keras import ops
 
 from keras_mae.layers.attention import SelfAttention
+from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.layers.mlp import MLP
-from keras_mae.layers.normalization import LayerNormalization
+from keras_mae.ops.fusion import fusion_enabled
 from keras_mae.ops.rematerialization import rematerialized
 from keras_mae.ops.tracing import LayerTraceCache
 from keras_mae.utils.typing import Tensor
@@ -85,7 +86,7 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         initializer = keras.initializers.serialize(self.kernel_initializer)
         norm = {"epsilon": layer_norm_epsilon, **policy}
-        self.norm1 = LayerNormalization(name="norm1", **norm)
+        self.norm1 = keras.layers.LayerNormalization(name="norm1", **norm)
         self.attention = SelfAttention(
             hidden_dim,
             num_heads,
@@ -95,7 +96,7 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
             name="attention",
             **policy,
         )
-        self.norm2 = LayerNormalization(name="norm2", **norm)
+        self.norm2 = keras.layers.LayerNormalization(name="norm2", **norm)
         self.mlp = MLP(
             hidden_dim,
             mlp_dim,
@@ -121,6 +122,8 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
     ) -> Any:
         if self.residual_dtype is not None:
             x = ops.cast(x, self.residual_dtype)
+        if fusion_enabled() and self._can_fuse(training):
+            return self._fused(x, factors, first_query), None
         y, attention = self.attention(
             self.norm1(x), training=training, first_query=first_query
         )
@@ -130,6 +133,41 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         x = _add(x, y, None if factors is None else factors[:, :1])
         y = self.dropout2(self.mlp(self.norm2(x)), training=training)
         return _add(x, y, None if factors is None else factors[:, 1:]), attention
+
+    def _can_fuse(self, training):
+        """Whether the block computes no more than `fused_block`."""
+        if training and (self.dropout_rate or self.attention_dropout_rate):
+            return False
+        norm = keras.layers.LayerNormalization
+        parts = [(self.norm1, norm), (self.norm2, norm)]
+        parts += [(self.attention, SelfAttention), (self.mlp, MLP)]
+        return all(_is_plain(*part) for part in parts) and all(
+            _is_plain(layer, Dense) for layer in self._dense().values()
+        )
+
+    def _dense(self):
+        attention, mlp = self.attention, self.mlp
+        layers = {"qkv": attention.qkv, "proj": attention.proj}
+        return {**layers, "fc1": mlp.fc1, "fc2": mlp.fc2}
+
+    def _fused(self, x, factors, first_query):
+        from keras_mae.ops.fused_block import BlockOptions, fused_block
+
+        weights = {}
+        for number, norm in enumerate((self.norm1, self.norm2), 1):
+            weights |= {f"gamma{number}": norm.gamma, f"beta{number}": norm.beta}
+        for name, layer in self._dense().items():
+            weights[name] = ops.cast(layer.kernel, self.compute_dtype)
+            if layer.bias is not None:
+                weights[f"{name}_bias"] = ops.cast(layer.bias, self.compute_dtype)
+        options = BlockOptions(
+            num_heads=self.num_heads,
+            epsilon=self.layer_norm_epsilon,
+            activation=self.mlp.activation,
+            dtype=self.compute_dtype,
+            first_query=first_query,
+        )
+        return fused_block(x, weights, options, factors)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -145,6 +183,15 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
             "residual_dtype": self.residual_dtype,
         }
+
+
+def _is_plain(layer, kind):
+    """Whether a layer computes what its class does, in floats."""
+    return (
+        type(layer) is kind
+        and "call" not in vars(layer)
+        and not getattr(layer, "quantization_mode", None)
+    )
 
 
 def _add(x, y, factors):

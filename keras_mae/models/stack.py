@@ -8,7 +8,6 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts, parts_of
-from keras_mae.layers.normalization import LayerNormalization
 from keras_mae.layers.transformer import TransformerBlock, check_float_dtype, run_blocks
 from keras_mae.models.mixins import Adaptable
 from keras_mae.utils.typing import Tensor
@@ -107,7 +106,7 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
         norm: dict[str, Any] = {"dtype": self.dtype_policy, "name": "norm"}
         if final_norm:
             norm["epsilon"] = layer_norm_epsilon
-            self.norm = LayerNormalization(**norm)
+            self.norm = keras.layers.LayerNormalization(**norm)
         else:
             self.norm = keras.layers.Identity(**norm)
 

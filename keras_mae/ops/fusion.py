@@ -47,7 +47,7 @@ def should_fuse(compiled, parameters):
 
 @contextlib.contextmanager
 def fusion_scope(enabled):
-    """Switches fusion for the `fusible` functions that are called in the block."""
+    """Switches fusion for the transformer blocks that are called in the block."""
     token = _FUSION.set(enabled)
     try:
         yield
@@ -58,16 +58,6 @@ def fusion_scope(enabled):
 def fusion_enabled():
     """Whether this is called in an enabled `fusion_scope`."""
     return _FUSION.get()
-
-
-def fusible(function):
-    """Decorates a function of tensors to be compiled by XLA in a `fusion_scope`.
-
-    Its gradient is compiled as well and recomputes what it needs from the inputs, so
-    that nothing else is kept. The function takes tensors and hashable keyword
-    arguments, returns a tensor or a tuple of them, and uses no variables or randomness.
-    """
-    return with_alternative(function, _compile_with_gradient, fusion_enabled)
 
 
 def with_alternative(function, make_alternative, condition):
@@ -95,28 +85,3 @@ def to_tf_tensor(variable):
 
     # Keras's own gives TensorFlow's variable, which a custom gradient must not see
     return tf.convert_to_tensor(keras.ops.convert_to_tensor(variable))
-
-
-def _compile_with_gradient(function):
-    import tensorflow as tf
-
-    forward = tf.function(function, jit_compile=True, autograph=False)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def backward(tensors, upstream):
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            outputs = function(*tensors)
-        return tape.gradient(outputs, tensors, output_gradients=upstream)
-
-    @tf.custom_gradient
-    def compute(*tensors):
-        outputs = forward(*tensors)
-
-        def differentiate(*upstream):
-            several = isinstance(outputs, (list, tuple))
-            return backward(list(tensors), list(upstream) if several else upstream[0])
-
-        return outputs, differentiate
-
-    return compute

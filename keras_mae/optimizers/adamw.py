@@ -110,7 +110,7 @@ class MatrixDecayAdamW(AveragesWeights, keras.optimizers.AdamW):
         rate = ops.cast(learning_rate, "float32")
         corrections = self._corrections()
         if in_cpu_graph() and all(one.dtype == "float32" for one in variables):
-            from keras_mae.ops.fused_kernels import adamw_in_place
+            from keras_mae.optimizers.adamw_in_place import adamw_in_place
 
             adamw_in_place(
                 *(variables, gradient, rate, corrections.betas, corrections.powers),

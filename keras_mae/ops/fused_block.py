@@ -1,0 +1,320 @@
+"""A transformer block for TensorFlow on CPUs, fused between its matrix products.
+
+The products are oneDNN's. XLA compiles what is between two of them into one pass,
+forward and backward, and sums over an axis are products with ones, which vectorize.
+For the gradient the block keeps its input, the middle of its residual stream, queries,
+keys and values, attention's output and the MLP's hidden layer: norms, activations and
+attention's probabilities are computed again. Values and gradients differ from the plain
+block's by rounding.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from keras_mae.ops.fusion import to_tf_tensor
+from keras_mae.utils.typing import Tensor
+
+_compiled = functools.partial(tf.function, jit_compile=True, autograph=False)
+
+
+class BlockOptions(NamedTuple):
+    """What a block is beside its weights."""
+
+    num_heads: int
+    epsilon: float
+    activation: Callable
+    dtype: str  # of the products
+    first_query: int = 0
+
+
+def fused_block(
+    x: Tensor,
+    weights: Mapping[str, Any],
+    options: BlockOptions,
+    factors: Tensor | None = None,
+) -> Tensor:
+    """Computes a pre-norm transformer block, as `TransformerBlock` describes.
+
+    `weights` are `gamma1`, `beta1`, `qkv`, `proj`, `gamma2`, `beta2`, `fc1` and `fc2`,
+    the norms' in float32, and the biases `qkv_bias`, ..., which may be missing.
+    """
+    tensors = {name: to_tf_tensor(value) for name, value in weights.items()}
+    if factors is not None:
+        factors = tf.cast(factors, x.dtype)[:, :, None, None]  # (B, 2, 1, 1)
+
+    # by position: a custom gradient knows no dicts
+    @tf.custom_gradient
+    def compute(x, *values):
+        given = dict(zip(tensors, values, strict=True))
+        output, kept = _forward(x, given, factors, options)
+
+        def differentiate(upstream):
+            gradient, by_name = _backward(upstream, given, factors, options, kept)
+            return gradient, *(by_name[name] for name in tensors)
+
+        return output, differentiate
+
+    return compute(x, *tensors.values())
+
+
+class _Kept(NamedTuple):
+    """What the gradient needs of the forward pass; statistics are `(B * N, 1)`."""
+
+    x: Tensor  # (B, N, D)
+    mean1: Tensor
+    scale1: Tensor
+    query: Tensor  # (B, heads, Q, head_dim), scaled
+    key: Tensor  # (B, heads, N, head_dim)
+    value: Tensor
+    attended: Tensor  # (B, Q, D)
+    middle: Tensor  # (B, Q, D), after the first residual connection
+    mean2: Tensor
+    scale2: Tensor
+    hidden: Tensor  # (B * Q, mlp_dim), without bias
+
+
+def _forward(x, weights, factors, options):
+    first, dtype = options.first_query, options.dtype
+    normed, mean1, scale1 = _norm(
+        x, weights["gamma1"], weights["beta1"], options.epsilon, dtype
+    )
+    length, width = tf.shape(x)[1], x.shape[-1]
+    heads = options.num_heads
+    qkv = tf.reshape(
+        tf.matmul(normed, weights["qkv"]), (-1, length, 3, heads, width // heads)
+    )  # (B, N, 3, heads, head_dim)
+    query, key, value = _split_heads(qkv, weights.get("qkv_bias"))
+    if first:
+        query = query[:, :, first:]  # (B, heads, Q, head_dim)
+    attended = tf.matmul(_probabilities(query, key), value)
+    attended = tf.reshape(
+        tf.transpose(attended, (0, 2, 1, 3)), (-1, length - first, width)
+    )  # (B, Q, D)
+    branch = tf.matmul(_rows(attended), weights["proj"])
+    middle = _add_branch(
+        x[:, first:] if first else x,
+        tf.reshape(branch, tf.shape(attended)),
+        weights.get("proj_bias"),
+        None if factors is None else factors[:, 0],
+    )
+    normed, mean2, scale2 = _norm(
+        middle, weights["gamma2"], weights["beta2"], options.epsilon, dtype
+    )
+    hidden = tf.matmul(normed, weights["fc1"])
+    active = _activate(hidden, weights.get("fc1_bias"), options.activation)
+    branch = tf.matmul(active, weights["fc2"])
+    output = _add_branch(
+        middle,
+        tf.reshape(branch, tf.shape(attended)),
+        weights.get("fc2_bias"),
+        None if factors is None else factors[:, 1],
+    )
+    kept = (x, mean1, scale1, query, key, value, attended, middle, mean2, scale2)
+    return output, _Kept(*kept, hidden)
+
+
+def _backward(upstream, weights, factors, options, kept):
+    """Returns the gradient of the input, and a dict of those of the weights."""
+    found = {}
+    branch = _branch_gradient(
+        upstream, None if factors is None else factors[:, 1], options.dtype
+    )
+    active = tf.matmul(branch, weights["fc2"], transpose_b=True)
+    active, hidden, found["fc1_bias"] = _activate_again(
+        kept.hidden, weights.get("fc1_bias"), active, options.activation
+    )
+    found["fc2"] = tf.matmul(active, branch, transpose_a=True)
+    found["fc2_bias"] = _column_sums(branch)
+    norm = weights["gamma2"], weights["beta2"]
+    normed = _norm_again(kept.middle, *norm, kept.mean2, kept.scale2, options.dtype)
+    found["fc1"] = tf.matmul(normed, hidden, transpose_a=True)
+    middle, found["gamma2"], found["beta2"] = _norm_gradient(
+        *(kept.middle, weights["gamma2"], kept.mean2, kept.scale2),
+        tf.matmul(hidden, weights["fc1"], transpose_b=True),
+        upstream,
+    )
+    branch = _branch_gradient(
+        middle, None if factors is None else factors[:, 0], options.dtype
+    )
+    found["proj"] = tf.matmul(_rows(kept.attended), branch, transpose_a=True)
+    found["proj_bias"] = _column_sums(branch)
+    attended = tf.matmul(branch, weights["proj"], transpose_b=True)
+    qkv, found["qkv_bias"] = _attention_gradient(attended, options, kept)
+    norm = weights["gamma1"], weights["beta1"]
+    normed = _norm_again(kept.x, *norm, kept.mean1, kept.scale1, options.dtype)
+    found["qkv"] = tf.matmul(normed, qkv, transpose_a=True)
+    if options.first_query:
+        middle = tf.pad(middle, ((0, 0), (options.first_query, 0), (0, 0)))
+    gradient, found["gamma1"], found["beta1"] = _norm_gradient(
+        *(kept.x, weights["gamma1"], kept.mean1, kept.scale1),
+        tf.matmul(qkv, weights["qkv"], transpose_b=True),
+        middle,
+    )
+    return gradient, found
+
+
+def _attention_gradient(upstream, options, kept):
+    """Returns the gradient of the qkv product's rows, and of its bias.
+
+    That of FlashAttention (Dao et al. 2022, appendix B.2).
+    """
+    batch, _, length, head_dim = tf.unstack(tf.shape(kept.query))
+    by_head = (batch, length, options.num_heads, head_dim)
+    output = tf.reshape(kept.attended, by_head)
+    upstream = tf.reshape(upstream, by_head)  # (B, Q, heads, head_dim)
+    shared = _shared_score_gradient(output, upstream)
+    upstream = tf.transpose(upstream, (0, 2, 1, 3))  # (B, heads, Q, head_dim)
+    attention = _probabilities(kept.query, kept.key)
+    value = tf.matmul(attention, upstream, transpose_a=True)
+    scores = tf.matmul(upstream, kept.value, transpose_b=True)
+    scores = _score_gradient(attention, scores, shared)
+    query = tf.matmul(scores, kept.key)
+    if options.first_query:
+        query = tf.pad(query, ((0, 0), (0, 0), (options.first_query, 0), (0, 0)))
+    key = tf.matmul(scores, kept.query, transpose_a=True)
+    qkv = _merge_heads(query, key, value)
+    return qkv, _column_sums(qkv)
+
+
+def _rows(x):
+    return tf.reshape(x, (-1, x.shape[-1]))  # (R, D)
+
+
+def _row_means(x):
+    width = x.shape[-1]
+    return tf.matmul(x, tf.fill((width, 1), 1.0 / width))  # (R, 1)
+
+
+@_compiled
+def _column_sums(x):
+    ones = tf.ones((1, tf.shape(x)[0]), x.dtype)
+    return tf.matmul(ones, x)[0]  # (D,), added up in float32
+
+
+@_compiled
+def _norm(x, gamma, beta, epsilon, dtype):
+    """Normalizes rows in float32 (Ba et al. 2016, eq. 4): `(R, D)`, means, scales."""
+    rows = tf.cast(_rows(x), "float32")
+    mean = _row_means(rows)
+    centred = rows - mean
+    scale = tf.math.rsqrt(_row_means(centred * centred) + epsilon)
+    return tf.cast(centred * scale * gamma + beta, dtype), mean, scale
+
+
+@_compiled
+def _norm_again(x, gamma, beta, mean, scale, dtype):
+    centred = tf.cast(_rows(x), "float32") - mean
+    return tf.cast(centred * scale * gamma + beta, dtype)
+
+
+@_compiled
+def _norm_gradient(x, gamma, mean, scale, upstream, residual):
+    """Adds a norm's gradient to that of the connection around it."""
+    normalized = (tf.cast(_rows(x), "float32") - mean) * scale
+    upstream = tf.cast(upstream, "float32")
+    inner = upstream * gamma
+    shared = _row_means(inner) + normalized * _row_means(inner * normalized)
+    gradient = tf.reshape(scale * (inner - shared), tf.shape(x))
+    return (
+        residual + tf.cast(gradient, x.dtype),
+        tf.reduce_sum(upstream * normalized, 0),
+        tf.reduce_sum(upstream, 0),
+    )
+
+
+@_compiled
+def _split_heads(qkv, bias):
+    """Turns `(B, N, 3, heads, head_dim)` into scaled queries, keys, and values."""
+    if bias is not None:
+        qkv += tf.reshape(bias, qkv.shape[2:])
+    query, key, value = tf.unstack(tf.transpose(qkv, (2, 0, 3, 1, 4)))
+    return query * qkv.shape[-1] ** -0.5, key, value  # (B, heads, N, head_dim) each
+
+
+def _merge_heads(query, key, value):
+    """Turns the gradients of `_split_heads` into that of its rows."""
+    query *= query.shape[-1] ** -0.5
+    # XLA's transpose of this kind is half as fast
+    qkv = tf.transpose(tf.stack([query, key, value]), (1, 3, 0, 2, 4))
+    return tf.reshape(qkv, (-1, math.prod(qkv.shape[2:])))  # (B * N, 3 * D)
+
+
+@functools.cache
+def _softmax_runs_in_float32():
+    """Whether a softmax of bfloat16 runs in float32, as oneDNN's does."""
+    with tf.init_scope():
+        scores = tf.cast(tf.linspace(-4.0, 4.0, 512), "bfloat16")
+        wide = tf.nn.softmax(tf.cast(scores, "float32"))
+        same = tf.nn.softmax(scores) == tf.cast(wide, "bfloat16")
+        return bool(tf.reduce_all(same))
+
+
+def _probabilities(query, key):
+    scores = tf.matmul(query, key, transpose_b=True)
+    if not _softmax_runs_in_float32():
+        scores = tf.cast(scores, "float32")
+    return tf.cast(tf.nn.softmax(scores), query.dtype)  # (B, heads, Q, N)
+
+
+@_compiled
+def _shared_score_gradient(output, upstream):
+    """Sums softmax's gradient over the keys, by a sum over the output's width."""
+    product = tf.cast(output, "float32") * tf.cast(upstream, "float32")
+    return tf.transpose(tf.reduce_sum(product, -1), (0, 2, 1))[..., None]
+
+
+@_compiled
+def _score_gradient(attention, upstream, shared):
+    wide = tf.cast(attention, "float32")
+    return tf.cast(wide * (tf.cast(upstream, "float32") - shared), attention.dtype)
+
+
+@_compiled
+def _add_branch(x, branch, bias, factor):
+    if bias is not None:
+        branch += bias
+    branch = tf.cast(branch, x.dtype)
+    return x + (branch if factor is None else branch * factor)
+
+
+@_compiled
+def _scale_branch(upstream, factor, dtype):
+    return tf.cast(_rows(upstream * factor), dtype)
+
+
+def _branch_gradient(upstream, factor, dtype):
+    """Returns the gradient of a branch's rows, `(R, D)`."""
+    if factor is not None:
+        return _scale_branch(upstream, factor, dtype)
+    return tf.cast(_rows(upstream), dtype)
+
+
+def _active(hidden, bias, activation):
+    # float32: the bias's gradient is a sum over all rows
+    wide = tf.cast(hidden, "float32")
+    if bias is not None:
+        wide += tf.cast(bias, "float32")
+    return activation(wide)
+
+
+@_compiled
+def _activate(hidden, bias, activation):
+    return tf.cast(_active(hidden, bias, activation), hidden.dtype)
+
+
+@_compiled
+def _activate_again(hidden, bias, upstream, activation):
+    """Returns the activation, and the gradients before it and of the bias."""
+    wide = tf.cast(hidden, "float32")
+    with tf.GradientTape() as tape:
+        tape.watch(wide)
+        active = _active(wide, bias, activation)
+    gradient = tape.gradient(active, wide, tf.cast(upstream, "float32"))
+    total = tf.matmul(tf.ones((1, tf.shape(gradient)[0])), gradient)[0]  # (mlp_dim,)
+    dtype = hidden.dtype
+    total = total if bias is None else tf.cast(total, bias.dtype)
+    return tf.cast(active, dtype), tf.cast(gradient, dtype), total

@@ -1,0 +1,32 @@
+"""AdamW in TensorFlow's own kernel, which updates weights and moments in place."""
+
+import keras
+import tensorflow as tf
+
+
+def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
+    """Updates a weight and its two moments by AdamW, without copies.
+
+    The kernel adds epsilon before it corrects the second moment's bias: `epsilon` is
+    PyTorch's times `sqrt(1 - powers[1])` (Loshchilov and Hutter 2019, algorithm 2), and
+    `powers` are the betas to the power of the update's number, from 1.
+    """
+    weight, *moments = (
+        one.value if isinstance(one, keras.Variable) else one for one in variables
+    )
+    if decay:
+        # as late as possible: each product is as large as the weight
+        with tf.control_dependencies([gradient]):
+            weight.assign_sub(weight * (rate * decay))
+    tf.raw_ops.ResourceApplyAdam(
+        var=weight.handle,
+        m=moments[0].handle,
+        v=moments[1].handle,
+        beta1_power=powers[0],
+        beta2_power=powers[1],
+        lr=rate,
+        beta1=betas[0],
+        beta2=betas[1],
+        epsilon=epsilon,
+        grad=tf.cast(gradient, "float32"),
+    )
