@@ -8,7 +8,6 @@ import tensorflow as tf
 from mae_server import errors, splitting, warmup
 from mae_server.errors import RequestError, invalid, type_name
 
-CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 # silences a deprecation of the only loader whose memory can be freed
 tf.get_logger().setLevel("ERROR")
 

@@ -152,10 +152,7 @@ INVALID_TENSOR_SHAPE = "tensor parsing error: {name}: invalid or too large shape
 
 # signatures, and the tensors given to them
 SIGNATURE_NOT_FOUND_REST = 'Serving signature name: "{name}" not found in signature def'
-SIGNATURE_NOT_FOUND_CLASSIFY = "No signature was found with the name: {name}"
-NOT_A_CLASSIFY_SIGNATURE = (
-    "Expected classification signature method_name to be {wanted}. Was: {got}"
-)
+SIGNATURE_NOT_FOUND_EXAMPLES = "No signature was found with the name: {name}"
 EMPTY_INPUT = "Input is empty."
 WRONG_INPUTS = (
     "input size does not match signature: {got_count}!={wanted_count} "
@@ -172,6 +169,36 @@ OUTPUT_NOT_FOUND = (
 )
 DUPLICATE_OUTPUT = "duplicate output tensor alias: {name}"
 BATCH_TOO_LARGE = "Task size {size} is larger than maximum input batch size {limit}"
+
+# Classify, Regress and MultiInference: signatures, outputs, tasks
+NOT_ONE_INPUT = "Expected one input Tensor."
+NOT_ONE_OUTPUT = "Expected one output Tensor."
+NOT_TWO_OUTPUTS = "Expected one or two output Tensors, found {got}"
+NO_CLASSIFICATION_INPUTS = "No classification inputs found in SignatureDef: {signature}"
+NO_CLASSES_OR_SCORES = (
+    "Expected classification signature outputs to contain at least one of "
+    '"classes" or "scores". Signature was: {signature}'
+)
+NO_REGRESSION_INPUTS = "No regression inputs found in SignatureDef: {signature}"
+NO_REGRESSION_OUTPUTS = "No regression outputs found in SignatureDef: {signature}"
+NOT_BATCH_OF_CLASSES = "Expected Tensor shape: [batch_size num_classes] but got {shape}"
+CLASSES_DTYPE = "Expected {name} Tensor of {wanted}. Got: {got}"
+CLASSES_COUNT = "Expected {name} output batch size of {wanted}. Got: {got}"
+CLASSES_AND_SCORES = (
+    "Tensors class and score should match in dim_size(1). Got {got} vs. {other}"
+)
+NOT_BATCH_OF_VALUES = (
+    "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+    "{shape}"
+)
+VALUES_COUNT = "Input batch size did not match output batch size: {wanted} vs. {got}"
+VALUES_DTYPE = "Expected output Tensor of DT_FLOAT.  Got: {got}"
+NO_TASK_MODEL = "Found ModelSpec with an empty model name."
+SEVERAL_TASK_MODELS = (
+    "All ModelSpecs in a MultiInferenceRequest must access the same model name."
+)
+SIGNATURE_TWICE = "Duplicate evaluation of signature: {name}"
+SIGNATURE_NOT_FOUND_TASK = "Requested signature not found in model graph: {name}"
 
 # models and labels
 NO_MODEL_NAME = "ModelSpec has no name specified."

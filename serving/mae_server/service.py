@@ -7,8 +7,7 @@ import threading
 import numpy as np
 from tensorflow_serving.config import model_server_config_pb2
 
-from mae_server import errors
-from mae_server.bundle import CLASSIFY_METHOD
+from mae_server import errors, inference
 from mae_server.calls import Call, Calls
 from mae_server.errors import invalid
 from mae_server.versions import ModelConfig
@@ -60,24 +59,49 @@ class Service:
     def classify(self, spec, signature_name, examples, call=None):
         """Runs a Classify signature on serialized `tf.train.Example`s.
 
-        Returns version, signature name, and `(label, score)` pairs for each example.
+        Returns version, signature name, and `(label, score)` pairs for each example;
+        `""` and 0 where the signature gives scores or classes alone.
         """
+        return self._infer(inference.CLASSIFY, spec, signature_name, examples, call)
+
+    def regress(self, spec, signature_name, examples, call=None):
+        """Runs a Regress signature on serialized `tf.train.Example`s.
+
+        Returns version, signature name, and a float32 for each example.
+        """
+        return self._infer(inference.REGRESS, spec, signature_name, examples, call)
+
+    def multi_inference(self, tasks, examples, call=None):
+        """Runs Classify and Regress signatures of a model on the same examples.
+
+        `tasks` are `(spec, signature_name, method)`. Returns the version, and for each
+        task its signature's name and what `classify` or `regress` would return.
+        """
+        spec = tasks[0][0] if tasks else ("", None, None)
+        with self.models.use(*spec) as (version, bundle):
+            wanted = _check_tasks(tasks, bundle.signatures)
+            results = [
+                (name, self._run(bundle, name, method, outputs, examples, call))
+                for name, method, outputs in wanted
+            ]
+            return version, results
+
+    def _infer(self, method, spec, signature_name, examples, call):
         name = signature_name or DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
-                raise invalid(errors.SIGNATURE_NOT_FOUND_CLASSIFY, name=name)
-            method = bundle.signatures[name].method_name
-            if method != CLASSIFY_METHOD:
-                raise invalid(
-                    errors.NOT_A_CLASSIFY_SIGNATURE, wanted=CLASSIFY_METHOD, got=method
-                )
-            if not examples:
-                raise invalid(errors.EMPTY_INPUT)
-            inputs = {"inputs": np.array(examples, object)}
-            self._check_batch(inputs)
-            found = bundle.run(name, inputs, (), call or Call())
-            pairs = zip(found["classes"], found["scores"], strict=True)
-            return version, name, [_scored(*pair) for pair in pairs]
+                raise invalid(errors.SIGNATURE_NOT_FOUND_EXAMPLES, name=name)
+            outputs = inference.outputs_of(method, bundle.signatures[name])
+            found = self._run(bundle, name, method, outputs, examples, call)
+            return version, name, found
+
+    def _run(self, bundle, name, method, outputs, examples, call):
+        if not examples:
+            raise invalid(errors.EMPTY_INPUT)
+        inputs = {"inputs": np.array(examples, object)}
+        self._check_batch(inputs)
+        found = bundle.run(name, inputs, outputs, call or Call())
+        return inference.read(method, found, len(examples))
 
     def metadata(self, spec):
         """Returns the version, and its `SignatureDef`s by name."""
@@ -108,9 +132,21 @@ class Service:
             raise invalid(errors.BATCH_TOO_LARGE, size=size, limit=self._max_batch_size)
 
 
-def _scored(labels, scores):
-    labels = [label.decode() for label in labels]
-    return list(zip(labels, scores, strict=True))
+def _check_tasks(tasks, signatures):
+    """Returns `(signature_name, method, outputs)` of each task of MultiInference."""
+    wanted = {}
+    for (model, _, _), signature_name, method in tasks:
+        name = signature_name or DEFAULT_SIGNATURE
+        if not model:
+            raise invalid(errors.NO_TASK_MODEL)
+        if model != tasks[0][0][0]:
+            raise invalid(errors.SEVERAL_TASK_MODELS)
+        if name in wanted:
+            raise invalid(errors.SIGNATURE_TWICE, name=name)
+        if name not in signatures:
+            raise invalid(errors.SIGNATURE_NOT_FOUND_TASK, name=name)
+        wanted[name] = (name, method, inference.outputs_of(method, signatures[name]))
+    return list(wanted.values())
 
 
 def _check_filter(outputs, signature):
