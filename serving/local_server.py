@@ -7,8 +7,7 @@ model. Model folders are polled: a new version is available before the old one i
 unloaded. The server binds to loopback by default.
 
 For production use TF Serving. This server takes its flags and folders, and refuses the
-configurations that it refuses, but has no batching and no metrics: flags without effect
-are a warning.
+configurations that it refuses, but has no batching: flags without effect are a warning.
 """
 
 import os
@@ -33,6 +32,8 @@ from mae_server.bundle import LoadOptions
 from mae_server.errors import RequestError
 from mae_server.flags import channel_arguments, for_this_server
 from mae_server.http_server import HttpServer, make_app
+from mae_server.metrics import PATH as METRICS_PATH
+from mae_server.metrics import monitoring_config
 from mae_server.rpc import make_grpc_server
 from mae_server.service import Service, read_config
 from mae_server.stopping import Stopping
@@ -70,6 +71,11 @@ class ServerConfig:
     grace_seconds: int = flag("seconds to finish requests after SIGTERM", 30)
     allow_version_labels_for_unavailable_models: bool = flag(
         "let new labels name versions that are not loaded yet", False
+    )
+    enable_grpc_healthcheck_service: bool = flag("answer grpc.health.v1 too", False)
+    monitoring_config_file: str | None = flag(
+        "MonitoringConfig text file, which says where REST gives Prometheus's metrics",
+        None,
     )
     enable_serialization_as_tensor_content: bool = flag(
         "answer gRPC in tensor_content, not in typed fields", False
@@ -160,6 +166,20 @@ def load_options(config):
     )
 
 
+def metrics_path(file):
+    """Returns the REST path of the metrics that a file turns on, `None` without."""
+    if file is None:
+        return None
+    try:
+        config = text_format.Parse(Path(file).read_text(), monitoring_config())
+    except (OSError, ValueError, text_format.ParseError) as error:
+        raise ValueError(
+            f"--monitoring_config_file must be a MonitoringConfig: {error}"
+        ) from error
+    path = config.prometheus_config.path or METRICS_PATH
+    return path if config.prometheus_config.enable else None
+
+
 def bind(host, port):
     """Binds the socket of the REST API."""
     try:
@@ -188,10 +208,16 @@ def main(config):
         config.port,
         channel_options,
         config.enable_serialization_as_tensor_content,
+        config.enable_grpc_healthcheck_service,
     )
     stopping = Stopping(server, config.grace_seconds)
     names = allowed_names(config.host, config.allowed_hosts.lower().split(","))
-    app = make_app(service, names, config.rest_api_timeout_in_ms / 1000)
+    app = make_app(
+        service,
+        names,
+        config.rest_api_timeout_in_ms / 1000,
+        metrics_path(config.monitoring_config_file),
+    )
     try:
         listening = bind(config.host, config.rest_api_port)
         addresses = (

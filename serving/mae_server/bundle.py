@@ -6,7 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from mae_server import errors, splitting, warmup
-from mae_server.errors import RequestError, invalid, type_name
+from mae_server.errors import LoadError, RequestError, invalid, type_name
 
 # silences a deprecation of the only loader whose memory can be freed
 tf.get_logger().setLevel("ERROR")
@@ -41,17 +41,12 @@ class Bundle:
                 meta_graph = tf.compat.v1.saved_model.load(
                     self._session, list(options.tags), str(path)
                 )
-            self.signatures = {
-                name: signature
-                for name, signature in meta_graph.signature_def.items()
-                if name != "__saved_model_init_op"
-            }
+            self.signatures = dict(meta_graph.signature_def)
             if options.warm_up:
                 warmup.warm_up(self, path / warmup.PATH, options.warm_up_repeats)
         except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
             self.close()
-            text = getattr(error, "message", str(error)).splitlines()[0]
-            raise ValueError(f"Cannot load SavedModel {path}: {text}") from error
+            raise _load_error(path, options.tags, error) from error
 
     def run(self, signature_name, inputs, outputs, call):
         """Runs a signature on arrays by name; computes all outputs if none is named.
@@ -63,6 +58,9 @@ class Bundle:
         for index, (name, info) in enumerate(sorted(signature.inputs.items())):
             _check_fits(index, name, inputs[name], info)
         wanted = outputs or sorted(signature.outputs)
+        for name in wanted:
+            if ":" not in signature.outputs[name].name:  # __saved_model_init_op
+                raise invalid(errors.NOT_A_TENSOR, name=signature.outputs[name].name)
         fetches = {name: signature.outputs[name].name for name in wanted}
         parts = []
         for part in splitting.split(inputs):
@@ -84,9 +82,41 @@ class Bundle:
         self._session.close()
 
 
+def _load_error(path, tags, error):
+    """Gives a failed load the code and message of TF Serving's loader."""
+    if isinstance(error.__cause__, RequestError):  # of a warm-up request
+        return LoadError(error.__cause__.code, str(error))
+    if isinstance(error, tf.errors.OpError):
+        found = RequestError.from_tensorflow(error)
+        return LoadError(found.code, str(found).splitlines()[0])
+    # tensorflow/cc/saved_model/reader.cc
+    file = next(iter(path.glob("saved_model.pb*")), None)
+    if file is None:
+        text = (
+            "Could not find SavedModel .pb or .pbtxt at supplied export directory "
+            f"path: {path}. Check that the directory exists and that you have the "
+            "right permissions for accessing it."
+        )
+        return LoadError("NOT_FOUND", text)
+    if isinstance(error, OSError):
+        return LoadError("DATA_LOSS", f"Can't parse {file} as binary proto")
+    if isinstance(error, RuntimeError):
+        text = (
+            f"Could not find meta graph def matching supplied tags: {{ "
+            f"{' '.join(tags)} }}. To inspect available tag-sets in the SavedModel, "
+            "please use the SavedModel CLI: `saved_model_cli`"
+        )
+        return LoadError("NOT_FOUND", text)
+    return LoadError("INVALID_ARGUMENT", str(error).splitlines()[0])
+
+
 def _check_names(wanted, given):
     if set(wanted) == set(given):
         return
+    if len(wanted) == len(given):
+        name = min(set(wanted) - set(given))
+        got = ",".join(sorted(given))
+        raise invalid(errors.MISSING_INPUT, name=name, feed=wanted[name].name, got=got)
     extra = ",".join(sorted(set(given) - set(wanted)))
     missing = ",".join(sorted(set(wanted) - set(given)))
     raise invalid(

@@ -159,6 +159,12 @@ WRONG_INPUTS = (
     "len({{{got}}}) != len({{{wanted}}}). Sent extra: {{{extra}}}. Missing but "
     "required: {{{missing}}}."
 )
+MISSING_INPUT = (
+    "Signature input alias: {name}(feed name: {feed}) not found in request and no "
+    "default value provided. Inputs expected to be in the request {{{got}}}, or "
+    "default input alias set: "
+)
+NOT_A_TENSOR = "FetchOutputs {name}: output index too large, must be < 0"
 WRONG_TENSOR_DTYPE = "Expects arg[{index}] to be {wanted} but {got} is provided"
 WRONG_TENSOR_SHAPE = (
     "Shape of tensor {name} [{got}] is not compatible with expected shape [{wanted}]."
@@ -229,6 +235,14 @@ NAME_TWICE = "Illegal to list model {name} multiple times in config list"
 # Errors with other codes
 
 
+class LoadError(ValueError):
+    """A SavedModel that can't be loaded: name of a gRPC status code, and a message."""
+
+    def __init__(self, code, message):
+        super().__init__(message)
+        self.code = code
+
+
 def signature_not_found(name):
     return RequestError(
         "FAILED_PRECONDITION", f'Serving signature key "{shortened(name)}" not found.'
@@ -261,10 +275,10 @@ def label_of_unavailable_version(name, version):
 
 
 def not_available(models):
-    """Of models that a configuration adds: name, version and error of each."""
+    """Of models that a configuration adds: name, version, code and error of each."""
     rows = "".join(
-        f"{{{{name: {name} version: {version}}} due to error: {error}}}, "
-        for name, version, error in models
+        f"{{{{name: {name} version: {version}}} due to error: {code}: {error}}}, "
+        for name, version, code, error in models
     )
     text = f"{len(models)} model(s) did not become available: {{{rows}}}"
     return RequestError("UNKNOWN", text)

@@ -7,7 +7,6 @@ WITHOUT_EFFECT = frozenset(
     {
         "batching_parameters_file",
         "enable_batching",
-        "enable_grpc_healthcheck_service",
         "enable_per_model_batching_parameters",
         "enable_profiler",
         "enable_signature_method_name_check",
@@ -17,7 +16,6 @@ WITHOUT_EFFECT = frozenset(
         "load_retry_interval_micros",
         "max_num_load_retries",
         "mixed_precision",
-        "monitoring_config_file",
         "num_load_threads",
         "num_tflite_interpreters_per_pool",
         "num_tflite_pools",

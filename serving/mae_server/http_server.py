@@ -128,18 +128,27 @@ def _closing(status, text):
     return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 
-def make_app(service, names, seconds):
-    """Builds the ASGI application: REST API and web page."""
+def make_app(service, names, seconds, metrics_path=None):
+    """Builds the ASGI application: REST API, metrics and web page."""
     api = Api(service, names, seconds)
 
     async def answer(request):
         return await api(request)
 
+    async def measure(request):
+        problem = browsers.refusal(request.method, request.headers, names)
+        if problem is not None:
+            return _closing(*problem)
+        # of charset it says nothing, as TF Serving
+        headers = {"Content-Type": "text/plain"}
+        return Response(service.metrics.text(), headers=headers)
+
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
     page = StaticFiles(directory=Path(__file__).parents[1] / "page", html=True)
-    return Starlette(
-        routes=[Route("/v1/{rest:path}", answer, methods=methods), Mount("/", page)]
-    )
+    routes = [Route("/v1/{rest:path}", answer, methods=methods), Mount("/", page)]
+    if metrics_path is not None:
+        routes.insert(0, Route(metrics_path, measure))
+    return Starlette(routes=routes)
 
 
 class HttpServer(uvicorn.Server):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from mae_server import errors, json_inputs, json_outputs
+from mae_server import errors, json_inputs, json_outputs, metrics
 from mae_server.errors import RequestError, invalid
 
 _WHICH = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
@@ -25,7 +25,9 @@ class RestApi:
 
     def __call__(self, method, path, body, call):
         try:
-            return 200, self._answer(method, path, body, call)
+            labels = metrics.rest_labels(method, path)
+            with self._service.metrics.request(*labels, "REST"):
+                return 200, self._answer(method, path, body, call)
         except RequestError as error:
             return refused(error)
         except RecursionError:
@@ -81,11 +83,11 @@ class RestApi:
                 "version": str(version),
                 "state": state,
                 "status": {
-                    "error_code": "UNKNOWN" if error else "OK",
+                    "error_code": code,
                     "error_message": error,
                 },
             }
-            for version, state, error in self._service.models.status(*spec)
+            for version, state, code, error in self._service.models.status(*spec[:2])
         ]
         return json.dumps({"model_version_status": rows}, indent=1).encode()
 

@@ -1,21 +1,26 @@
 """gRPC API of TF Serving's protocol, by its own stubs."""
 
+import functools
 from concurrent import futures
 
 import grpc
 import numpy as np
 import tensorflow as tf
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from tensorflow.core.protobuf import error_codes_pb2
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
-from mae_server import errors
+from mae_server import errors, inference
 from mae_server.calls import Call
 from mae_server.errors import RequestError, invalid
 from mae_server.tensor_protos import examples_of, typed_tensor_proto
@@ -31,11 +36,13 @@ _OPTIONS = {
 }
 
 
-def make_grpc_server(service, host, port, options=(), as_content=False):
+def make_grpc_server(
+    service, host, port, options=(), as_content=False, with_health=False
+):
     """Returns a `grpc.Server`, not yet started, and its port (0: a free one).
 
     `options` are pairs of further channel arguments; `as_content` writes the answers'
-    tensors to `tensor_content`.
+    tensors to `tensor_content`; `with_health` adds gRPC's health service.
     """
     options = {**_OPTIONS, **dict(options)}
     server = grpc.server(
@@ -51,6 +58,8 @@ def make_grpc_server(service, host, port, options=(), as_content=False):
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         ModelService(service), server
     )
+    if with_health:
+        health_pb2_grpc.add_HealthServicer_to_server(_health(), server)
     try:
         bound = server.add_insecure_port(f"{host}:{port}")
     except RuntimeError:
@@ -58,6 +67,29 @@ def make_grpc_server(service, host, port, options=(), as_content=False):
     if not bound:
         raise ValueError(f"Cannot bind gRPC port {port} on {host}")
     return server, bound
+
+
+def _health():
+    """Makes a health service with the names of tensorflow_serving's server.cc."""
+    servicer = health.HealthServicer()
+    for name in ("", "ModelService", "PredictionService"):
+        servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    return servicer
+
+
+def _counted(method):
+    """Counts a method's requests, as tensorflow_serving's prediction_service_impl.cc.
+
+    It counts Predict, Classify and Regress alone.
+    """
+
+    @functools.wraps(method)
+    def answer(self, request, call):
+        labels = (request.model_spec.name, method.__name__, "GRPC")
+        with self._service.metrics.request(*labels):
+            return method(self, request, call)
+
+    return answer
 
 
 def _answered(method):
@@ -85,7 +117,10 @@ def _spec(request):
     """Returns model name, version and label of a request."""
     if not request.HasField("model_spec"):
         raise invalid(errors.NO_MODEL_SPEC)
-    spec = request.model_spec
+    return _fields(request.model_spec)
+
+
+def _fields(spec):
     version = spec.version.value if spec.HasField("version") else None
     return spec.name, version, spec.version_label or None
 
@@ -96,8 +131,20 @@ def _fill_spec(response, name, version, signature_name=""):
     response.model_spec.signature_name = signature_name
 
 
+def _fill_classes(result, rows):
+    for row in rows:
+        classes = result.classifications.add().classes
+        for label, score in row:
+            classes.add(label=label, score=float(score))
+
+
+def _fill_values(result, values):
+    for value in values:
+        result.regressions.add(value=float(value))
+
+
 class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
-    """Predict, Classify and GetModelMetadata; other calls are unimplemented."""
+    """Predict, Classify, Regress, MultiInference and GetModelMetadata."""
 
     def __init__(self, service, max_bytes, as_content):
         self._service = service
@@ -105,6 +152,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         self._to_proto = tf.make_tensor_proto if as_content else typed_tensor_proto
 
     @_answered
+    @_counted
     def Predict(self, request, call):
         spec = _spec(request)
         with self._service.slot(call):
@@ -122,6 +170,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             return response
 
     @_answered
+    @_counted
     def Classify(self, request, call):
         spec = _spec(request)
         with self._service.slot(call):
@@ -133,10 +182,43 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             )
         response = classification_pb2.ClassificationResponse()
         _fill_spec(response, spec[0], version, name)
-        for row in rows:
-            classes = response.result.classifications.add().classes
-            for label, score in row:
-                classes.add(label=label, score=float(score))
+        _fill_classes(response.result, rows)
+        return response
+
+    @_answered
+    @_counted
+    def Regress(self, request, call):
+        spec = _spec(request)
+        with self._service.slot(call):
+            version, name, values = self._service.regress(
+                spec,
+                request.model_spec.signature_name,
+                examples_of(request.input),
+                call,
+            )
+        response = regression_pb2.RegressionResponse()
+        _fill_spec(response, spec[0], version, name)
+        _fill_values(response.result, values)
+        return response
+
+    @_answered
+    def MultiInference(self, request, call):
+        tasks = [
+            (_fields(task.model_spec), task.model_spec.signature_name, task.method_name)
+            for task in request.tasks
+        ]
+        with self._service.slot(call):
+            version, results = self._service.multi_inference(
+                tasks, examples_of(request.input), call
+            )
+        response = inference_pb2.MultiInferenceResponse()
+        for (spec, _, method), (name, found) in zip(tasks, results, strict=True):
+            result = response.results.add()
+            _fill_spec(result, spec[0], version, name)
+            if method == inference.CLASSIFY:
+                _fill_classes(result.classification_result, found)
+            else:
+                _fill_values(result.regression_result, found)
         return response
 
     @_answered
@@ -179,11 +261,14 @@ class ModelService(model_service_pb2_grpc.ModelServiceServicer):
     @_answered
     def GetModelStatus(self, request, call):
         response = get_model_status_pb2.GetModelStatusResponse()
-        for version, state, error in self._service.models.status(*_spec(request)):
-            row = response.model_version_status.add(version=version)
-            row.state = get_model_status_pb2.ModelVersionStatus.State.Value(state)
-            row.status.error_code = 2 if error else 0  # UNKNOWN, OK
-            row.status.error_message = error
+        # get_model_status_impl.cc looks at no label
+        name, version, _ = _spec(request)
+        for status in self._service.models.status(name, version):
+            row = response.model_version_status.add(version=status.version)
+            state = get_model_status_pb2.ModelVersionStatus.State.Value(status.state)
+            row.state = state
+            row.status.error_code = error_codes_pb2.Code.Value(status.code)
+            row.status.error_message = status.error
         return response
 
     @_answered

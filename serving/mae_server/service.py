@@ -10,6 +10,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from mae_server import errors, inference
 from mae_server.calls import Call, Calls
 from mae_server.errors import invalid
+from mae_server.metrics import Metrics
 from mae_server.versions import ModelConfig
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -24,6 +25,7 @@ class Service:
 
     def __init__(self, models, threads=4, max_enqueued=100, max_batch_size=1024):
         self.models = models
+        self.metrics = Metrics()
         self.in_hand = Calls()  # of gRPC, whose server knows only connections
         # each request waits in a thread; four more refuse those that may not wait
         self.max_threads = threads + max_enqueued + 4
@@ -50,11 +52,9 @@ class Service:
                 raise errors.signature_not_found(name)
             _check_filter(outputs, signature)
             self._check_batch(inputs)
-            return (
-                version,
-                name,
-                bundle.run(name, inputs, list(outputs), call or Call()),
-            )
+            with self.metrics.runtime(spec[0], "Predict"):
+                found = bundle.run(name, inputs, list(outputs), call or Call())
+            return version, name, found
 
     def classify(self, spec, signature_name, examples, call=None):
         """Runs a Classify signature on serialized `tf.train.Example`s.
@@ -84,6 +84,7 @@ class Service:
                 (name, self._run(bundle, name, method, outputs, examples, call))
                 for name, method, outputs in wanted
             ]
+            self.metrics.examples(spec[0], len(examples))
             return version, results
 
     def _infer(self, method, spec, signature_name, examples, call):
@@ -92,7 +93,9 @@ class Service:
             if name not in bundle.signatures:
                 raise invalid(errors.SIGNATURE_NOT_FOUND_EXAMPLES, name=name)
             outputs = inference.outputs_of(method, bundle.signatures[name])
-            found = self._run(bundle, name, method, outputs, examples, call)
+            api = "Classify" if method == inference.CLASSIFY else "Regress"
+            with self.metrics.runtime(spec[0], api):
+                found = self._run(bundle, name, method, outputs, examples, call)
             return version, name, found
 
     def _run(self, bundle, name, method, outputs, examples, call):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from keras_mae.utils.malloc import trim_malloc
 from mae_server import errors
 from mae_server.bundle import LOAD_DEFAULTS, Bundle
-from mae_server.errors import RequestError, invalid
+from mae_server.errors import LoadError, RequestError, invalid
 
 # versions are int64 in the protocol
 _MOST_VERSION = 2**63 - 1
@@ -45,16 +45,26 @@ class ModelConfig(NamedTuple):
         return set()
 
 
+class Status(NamedTuple):
+    """A version's number and state; code and message of an error that ended it."""
+
+    version: int
+    state: str
+    code: str
+    error: str
+
+
 class Version:
     """A version of a model: `START`, `LOADING`, `AVAILABLE`, `UNLOADING` or `END`.
 
-    `error` says why it was not loaded; `users` counts the requests that hold it.
+    `code` and `error` say why it was not loaded; `users` counts the requests that hold
+    it.
     """
 
     def __init__(self, path):
         self.path = Path(path)
         self.state = "START"
-        self.error = ""
+        self.code, self.error = "OK", ""
         self.bundle = None
         self.users = 0
 
@@ -158,11 +168,9 @@ class Models:
                 held.users -= 1
                 self._changed.notify_all()
 
-    def status(self, name, version=None, label=None):
-        """Returns `(version, state, error)` of all versions seen, newest first."""
+    def status(self, name, version=None):
+        """Returns a `Status` of each version seen, newest first."""
         with self._changed:
-            if label:
-                version = self._labelled(name, label)
             known = self._versions.get(name, {})
             if version is not None:
                 if version not in known:
@@ -170,7 +178,10 @@ class Models:
                 known = {version: known[version]}
             if not known:
                 raise errors.no_versions(name)
-            rows = [(number, held.state, held.error) for number, held in known.items()]
+            rows = [
+                Status(number, held.state, held.code, held.error)
+                for number, held in known.items()
+            ]
             return sorted(rows, reverse=True)
 
     def close(self):
@@ -221,10 +232,11 @@ class Models:
         stamp = _stamp(version.path)
         try:
             version.bundle = Bundle(version.path, self._load_options)
-        except ValueError as error:
-            version.error, version.state = str(error), "END"
+        except LoadError as error:
+            version.code, version.error = error.code, str(error)
+            version.state = "END"
             self._broken[version.path] = stamp
-            print(error, flush=True)
+            print(f"Cannot load SavedModel {version.path}: {error}", flush=True)
             return
         self._broken.pop(version.path, None)
         with self._changed:
@@ -235,14 +247,17 @@ class Models:
             self._unload(held)
 
     def _not_loaded(self, config):
-        """Returns `(name, version, error)` rows if no version of a model is there."""
+        """Returns rows for `not_available` if no version of a model is there."""
         known = self._versions.get(config.name, {})
         if any(held.state == "AVAILABLE" for held in known.values()):
             return []
-        rows = [(config.name, number, held.error) for number, held in known.items()]
+        rows = [
+            (config.name, number, held.code, held.error)
+            for number, held in known.items()
+        ]
         # here TF Serving waits for one, for any time
         text = f"{config.base_path} has no folder named by a version number"
-        return rows or [(config.name, 0, text)]
+        return rows or [(config.name, 0, "NOT_FOUND", text)]
 
     def _unload_others(self):
         """Unloads versions that the policies no longer select and others replace."""

@@ -8,14 +8,17 @@ import json
 import grpc
 import numpy as np
 import tensorflow as tf
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from PIL import Image
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
     get_model_status_pb2,
+    inference_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 LIMIT = 512 * 2**20
@@ -50,6 +53,7 @@ class Caller:
             self._channel
         )
         self.models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self):
         return self
@@ -59,12 +63,17 @@ class Caller:
 
     def http(self, method, path, body=b"", headers=None):
         """Sends a request by HTTP; returns the status and the parsed body."""
+        status, _, text = self.raw(method, path, body, headers)
+        return status, json.loads(text)
+
+    def raw(self, method, path, body=b"", headers=None):
+        """Sends a request by HTTP; returns status, content type and body's bytes."""
         connection = http.client.HTTPConnection(self.server.rest, timeout=60)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            text = response.read()
-            return response.status, json.loads(text)
+            kind = response.getheader("Content-Type", "")
+            return response.status, kind, response.read()
         finally:
             connection.close()
 
@@ -91,13 +100,24 @@ class Caller:
         """Calls Classify on dicts from feature name to bytes."""
         request = classification_pb2.ClassificationRequest()
         fill(request.model_spec, name, signature)
-        examples = [example(row) for row in features]
-        if context is None:
-            request.input.example_list.examples.extend(examples)
-        else:
-            request.input.example_list_with_context.examples.extend(examples)
-            request.input.example_list_with_context.context.CopyFrom(example(context))
+        fill_examples(request.input, features, context)
         return self.prediction.Classify(request, timeout=60)
+
+    def regress(self, name, features, signature="", context=None):
+        """Calls Regress on dicts from feature name to floats."""
+        request = regression_pb2.RegressionRequest()
+        fill(request.model_spec, name, signature)
+        fill_examples(request.input, features, context)
+        return self.prediction.Regress(request, timeout=60)
+
+    def multi_inference(self, tasks, features):
+        """Calls MultiInference; tasks are (model, signature, `classify` or such)."""
+        request = inference_pb2.MultiInferenceRequest()
+        for name, signature, method in tasks:
+            task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
+            fill(task.model_spec, name, signature)
+        fill_examples(request.input, features)
+        return self.prediction.MultiInference(request, timeout=60)
 
     def metadata(self, name, *fields, **which):
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
@@ -112,14 +132,33 @@ class Caller:
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         return {row.version: state(row.state) for row in response.model_version_status}
 
+    def health(self, service=""):
+        """Calls grpc.health.v1's Check; returns the status's name."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = self._health.Check(request, timeout=60)
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
 
 def example(row):
-    """Makes a `tf.train.Example` of a dict from feature name to bytes."""
-    features = {
-        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        for name, value in row.items()
-    }
-    return tf.train.Example(features=tf.train.Features(feature=features))
+    """Makes a `tf.train.Example` of a dict from feature name to bytes or float."""
+    made = tf.train.Example()
+    for name, value in row.items():
+        feature = made.features.feature[name]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            feature.float_list.value.append(value)
+    return made
+
+
+def fill_examples(message, features, context=None):
+    """Fills an `Input` with examples, and what all of them have in common."""
+    examples = [example(row) for row in features]
+    if context is None:
+        message.example_list.examples.extend(examples)
+    else:
+        message.example_list_with_context.examples.extend(examples)
+        message.example_list_with_context.context.CopyFrom(example(context))
 
 
 def fill(spec, name, signature="", version=None, label=""):

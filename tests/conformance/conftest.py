@@ -12,7 +12,7 @@ from tests.scripts import ROOT, environment
 EMBEDDED = ROOT / "serving/local_server.py"
 
 # installed by the extras serve and test
-NEEDED = ("grpc", "tensorflow_serving", "starlette", "uvicorn", "hypothesis")
+NEEDED = ("grpc", "grpc_health", "tensorflow_serving", "starlette", "uvicorn", "hypothesis")
 if any(importlib.util.find_spec(name) is None for name in NEEDED):
     collect_ignore_glob = ["test_*.py"]
 
@@ -51,9 +51,8 @@ def server(request, tmp_path_factory):
     from tests.conformance import models
 
     folder = models.build(tmp_path_factory.mktemp("conformance"))
-    flags = [f"--model_config_file={folder / 'models.config'}"]
-    flags += ["--file_system_poll_wait_seconds=0.2"]
-    flags += ["--allow_version_labels_for_unavailable_models=true"]
+    flags = [flag.format(folder=folder) for flag in models.FLAGS]
+    flags.append("--file_system_poll_wait_seconds=0.2")
     with running(EMBEDDED, *flags, env=environment()) as (rest, grpc, process):
         yield Server(grpc, rest, folder)
     assert process.returncode == 0

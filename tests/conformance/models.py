@@ -2,14 +2,9 @@
 
 Run: python -m tests.conformance.models FOLDER
 
-Writes `mae` (versions 1 and 2), `classifier`, `echo` and `moving` (version 1 each) and
-`models.config`, so that another server than the embedded one can be tested:
-
-    tensorflow_model_server --port=8500 --rest_api_port=8501 \
-        --allow_version_labels_for_unavailable_models=true \
-        --model_config_file=FOLDER/models.config
-    pytest tests/conformance --endpoint=localhost:8500 \
-        --rest-endpoint=localhost:8501 --models=FOLDER
+Writes `mae` (versions 1 and 2), `classifier`, `echo`, `examples` and `moving` (version 1
+each), `models.config` and `monitoring.config`, so that another server than the embedded
+one can be tested: docs/serving.md, "Conformance tests".
 """
 
 import shutil
@@ -35,9 +30,24 @@ model_config_list {{
     name: "classifier" base_path: "{folder}/classifier" model_platform: "tensorflow"
   }}
   config {{ name: "echo" base_path: "{folder}/echo" model_platform: "tensorflow" }}
+  config {{
+    name: "examples" base_path: "{folder}/examples" model_platform: "tensorflow"
+  }}
   config {{ name: "moving" base_path: "{folder}/moving" model_platform: "tensorflow" }}
 }}
 """
+MONITORING = "prometheus_config { enable: true }"
+# what the real server and the embedded one are started with, beside ports
+FLAGS = (
+    "--model_config_file={folder}/models.config",
+    # the labels of the first configuration name versions that are still to be loaded
+    "--allow_version_labels_for_unavailable_models=true",
+    # a version that doesn't load is END at once, not after five minutes
+    "--max_num_load_retries=0",
+    "--file_system_poll_wait_seconds=1",
+    "--enable_grpc_healthcheck_service=true",
+    "--monitoring_config_file={folder}/monitoring.config",
+)
 SIZES = {"patch_size": 8, "depth": 1}
 
 
@@ -87,6 +97,55 @@ def save_echo(path):
     tf.saved_model.save(echo, str(path), signatures=signatures)
 
 
+class Examples(tf.Module):
+    """Signatures on `tf.train.Example`s with a float `x`."""
+
+    def __init__(self):
+        super().__init__()
+        self.signatures = {
+            name: tf.function(
+                function, input_signature=[tf.TensorSpec((None,), tf.string, "inputs")]
+            ).get_concrete_function()
+            for name, function in {
+                "serving_default": lambda inputs: {"outputs": self.x(inputs)},
+                "column": lambda inputs: {"outputs": self.x(inputs)[:, None]},
+                "both": lambda inputs: {**self.classes(inputs), **self.scores(inputs)},
+                "classes": self.classes,
+                "scores": self.scores,
+                "flat_scores": lambda inputs: {"scores": self.x(inputs)},
+                "wide": lambda inputs: {"outputs": self.scores(inputs)["scores"]},
+                "doubles": lambda inputs: {
+                    "outputs": tf.cast(self.x(inputs), tf.float64)
+                },
+                "other": lambda inputs: {"sum": self.x(inputs)},
+            }.items()
+        }
+        renamed = tf.function(
+            lambda text: {"outputs": self.x(text)},
+            input_signature=[tf.TensorSpec((None,), tf.string, "text")],
+        )
+        self.signatures["renamed"] = renamed.get_concrete_function()
+
+    def x(self, inputs):
+        features = {"x": tf.io.FixedLenFeature((), tf.float32)}
+        return tf.io.parse_example(inputs, features)["x"]  # (B,)
+
+    def scores(self, inputs):
+        x = self.x(inputs)
+        return {"scores": tf.stack([x, 1 - x], axis=1)}  # (B, 2)
+
+    def classes(self, inputs):
+        x = self.x(inputs)
+        names = [tf.fill(tf.shape(x), name) for name in ("größer", "no")]
+        return {"classes": tf.stack(names, axis=1)}  # (B, 2)
+
+
+def save_examples(path):
+    """Writes the SavedModel of `Examples`."""
+    model = Examples()
+    tf.saved_model.save(model, str(path), signatures=model.signatures)
+
+
 def build(folder):
     """Writes all models and the configuration that serves them."""
     folder = Path(folder).absolute()
@@ -103,6 +162,8 @@ def build(folder):
     )
     for name in ("echo", "moving"):
         save_echo(folder / name / "1")
+    save_examples(folder / "examples" / "1")
+    (folder / "monitoring.config").write_text(MONITORING)
     (folder / "models.config").write_text(CONFIG.format(folder=folder))
     return folder
 

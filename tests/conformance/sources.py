@@ -2,7 +2,7 @@
 
 `@source("FILE: NAME", ...)` stands on every test, and `case("FILE: NAME", ...)` makes a
 row of `pytest.mark.parametrize` with its own. FILE lies in `tensorflow_serving/` (or is
-a whole path in TensorFlow, from `tensorflow/`), NAME is a function, message, field or flag in it.
+a path from `tensorflow/`, in TensorFlow), NAME is a function, message, field or flag.
 """
 
 import pytest

@@ -36,7 +36,7 @@ def follow(tmp_path, echo):
 
 
 def states(models):
-    return {number: state for number, state, _ in models.status("mae")}
+    return {number: state for number, state, *_ in models.status("mae")}
 
 
 @pytest.mark.nightly
@@ -61,7 +61,7 @@ def test_invalid_warmup_requests_fail_the_version(follow, echo):
         writer.write(b"\xff\xff no request")
     models.poll()
     assert states(models) == {1: "AVAILABLE", 2: "END"}
-    assert "warm-up request failed" in models.status("mae", 2)[0][2]
+    assert "warm-up request failed" in models.status("mae", 2)[0].error
 
 
 def test_polling_survives_unexpected_errors(follow, capfd):
@@ -163,7 +163,7 @@ def test_a_model_that_does_not_load_is_an_answer_and_others_go_on(follow, tmp_pa
         models.configure([mae, ModelConfig("broken", tmp_path / "broken")])
     assert caught.value.code == "UNKNOWN"
     assert "{name: broken version: 3} due to error: " in str(caught.value)
-    assert [state for _, state, _ in models.status("broken")] == ["END"]
+    assert [row.state for row in models.status("broken")] == ["END"]
     assert states(models) == {1: "AVAILABLE"}
     # it is no longer new
     models.configure([mae, ModelConfig("broken", tmp_path / "broken")])
