@@ -12,7 +12,14 @@ from tests.scripts import ROOT, environment
 EMBEDDED = ROOT / "serving/local_server.py"
 
 # installed by the extras serve and test
-NEEDED = ("grpc", "grpc_health", "tensorflow_serving", "starlette", "uvicorn", "hypothesis")
+NEEDED = (
+    "grpc",
+    "grpc_health",
+    "tensorflow_serving",
+    "starlette",
+    "uvicorn",
+    "hypothesis",
+)
 if any(importlib.util.find_spec(name) is None for name in NEEDED):
     collect_ignore_glob = ["test_*.py"]
 

@@ -2,9 +2,9 @@
 
 Run: python -m tests.conformance.models FOLDER
 
-Writes `mae` (versions 1 and 2), `classifier`, `echo`, `examples` and `moving` (version 1
-each), `models.config` and `monitoring.config`, so that another server than the embedded
-one can be tested: docs/serving.md, "Conformance tests".
+Writes `mae` (versions 1 and 2), `classifier`, `echo`, `examples` and `moving` (version
+1 each), `models.config` and `monitoring.config`, so that another server than the
+embedded one can be tested: docs/serving.md, "Conformance tests".
 """
 
 import shutil
@@ -102,7 +102,7 @@ class Examples(tf.Module):
 
     def __init__(self):
         super().__init__()
-        self.signatures = {
+        self.functions = {
             name: tf.function(
                 function, input_signature=[tf.TensorSpec((None,), tf.string, "inputs")]
             ).get_concrete_function()
@@ -124,7 +124,7 @@ class Examples(tf.Module):
             lambda text: {"outputs": self.x(text)},
             input_signature=[tf.TensorSpec((None,), tf.string, "text")],
         )
-        self.signatures["renamed"] = renamed.get_concrete_function()
+        self.functions["renamed"] = renamed.get_concrete_function()
 
     def x(self, inputs):
         features = {"x": tf.io.FixedLenFeature((), tf.float32)}
@@ -143,7 +143,7 @@ class Examples(tf.Module):
 def save_examples(path):
     """Writes the SavedModel of `Examples`."""
     model = Examples()
-    tf.saved_model.save(model, str(path), signatures=model.signatures)
+    tf.saved_model.save(model, str(path), signatures=model.functions)
 
 
 def build(folder):

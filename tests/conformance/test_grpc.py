@@ -1,4 +1,4 @@
-"""gRPC by the official stubs: predict, filters, classify, metadata, status, errors."""
+"""gRPC by the official stubs: each call, its answers and its errors."""
 
 import grpc
 import numpy as np
@@ -7,15 +7,19 @@ import tensorflow as tf
 from tensorflow_serving.apis import (
     classification_pb2,
     get_model_metadata_pb2,
+    get_model_status_pb2,
     predict_pb2,
+    regression_pb2,
 )
 
 from tests.conformance import models
 from tests.conformance.calls import picture
+from tests.conformance.sources import case, source
 
 X = {"x": np.float32([[1, 2], [3, 4]])}
 
 
+@source("servables/tensorflow/predict_util.cc: RunPredict")
 def test_features_of_encoded_pictures(caller):
     pictures = [picture(seed) for seed in range(2)]
     found, response = caller.predict("mae", {"image_bytes": [p for _, p in pictures]})
@@ -27,6 +31,7 @@ def test_features_of_encoded_pictures(caller):
     assert response.model_spec.signature_name == "serving_default"
 
 
+@source("servables/tensorflow/predict_util.cc: RunPredict")
 def test_masks_noise_and_seeds(caller):
     image, png = picture()
     pixels = models.processor()(image)
@@ -51,6 +56,7 @@ def test_masks_noise_and_seeds(caller):
             assert found["reconstruction"].shape == (1, 32, 32, 3)
 
 
+@source("servables/tensorflow/predict_util.cc: RunPredict")
 def test_classes_labels_and_probabilities(caller):
     image, png = picture(5)
     logits = np.asarray(models.classifier()(models.processor()(image)))[0]
@@ -64,6 +70,10 @@ def test_classes_labels_and_probabilities(caller):
     np.testing.assert_allclose(found["probabilities"][0], wanted, atol=1e-4)
 
 
+@source(
+    "servables/tensorflow/classifier.cc: PostProcessClassificationResult",
+    "servables/tensorflow/util.cc: InputToSerializedExampleTensor",
+)
 def test_the_classify_api(caller):
     image, png = picture(5)
     logits = np.asarray(models.classifier()(models.processor()(image)))[0]
@@ -81,8 +91,8 @@ def test_the_classify_api(caller):
     assert response.model_spec.version.value == 1
 
 
+@source("servables/tensorflow/predict_util.cc: kAsProtoField")
 def test_tensors_come_in_typed_fields(caller):
-    """tensorflow_serving/servables/tensorflow/predict_util.cc: kAsProtoField."""
     _, response = caller.predict("echo", X)
     doubled = response.outputs["doubled"]
     assert list(doubled.float_val) == [2, 4, 6, 8] and not doubled.tensor_content
@@ -90,6 +100,7 @@ def test_tensors_come_in_typed_fields(caller):
     assert list(response.outputs["n"].int64_val) == [7]
 
 
+@source("servables/tensorflow/predict_util.cc: PreProcessPrediction")
 def test_output_filters(caller):
     assert set(caller.predict("echo", X)[0]) == {"doubled", "row_sum"}
     found, response = caller.predict("echo", X, outputs=["row_sum"])
@@ -102,6 +113,7 @@ def test_output_filters(caller):
                outputs=outputs)  # fmt: skip
 
 
+@source("servables/tensorflow/predict_util.cc: kAsProtoField")
 def test_numbers_that_are_not_finite(caller):
     x = np.float32([[np.nan, np.inf]])
     found, _ = caller.predict("echo", {"x": x})
@@ -130,6 +142,7 @@ def test_numbers_that_are_not_finite(caller):
         ("echo", "", {"x": np.zeros((0, 2), "f4")}),
     ],
 )
+@source("servables/tensorflow/predict_util.cc: RunPredict")
 def test_an_empty_batch(caller, name, signature, inputs):
     inputs = {
         key: tf.make_tensor_proto(value, tf.string) if value.dtype == object else value
@@ -139,6 +152,10 @@ def test_an_empty_batch(caller, name, signature, inputs):
     assert {len(value) for value in found.values()} == {0}
 
 
+@source(
+    "model_servers/server_core.cc: ServableRequestFromModelSpec",
+    "model_servers/get_model_status_impl.cc: GetModelStatusWithModelSpec",
+)
 def test_versions_and_labels(caller):
     for which, version in (
         ({}, 2),
@@ -151,8 +168,11 @@ def test_versions_and_labels(caller):
         assert response.model_spec.version.value == version
     assert caller.status("mae") == {1: "AVAILABLE", 2: "AVAILABLE"}
     assert caller.status("mae", version=1) == {1: "AVAILABLE"}
+    # labels are not looked at
+    assert caller.status("mae", label="stable") == {1: "AVAILABLE", 2: "AVAILABLE"}
 
 
+@source("servables/tensorflow/get_model_metadata_impl.cc: SavedModelGetSignatureDef")
 def test_metadata(caller):
     response = caller.metadata("classifier", "signature_def")
     assert response.model_spec.version.value == 1
@@ -160,8 +180,12 @@ def test_metadata(caller):
     assert response.metadata["signature_def"].Unpack(unpacked)
     method = unpacked.signature_def["classify_examples"].method_name
     assert method == "tensorflow/serving/classify"
+    assert response.model_spec.signature_name == ""
+    # all of the MetaGraph's
+    assert "__saved_model_init_op" in unpacked.signature_def
 
 
+@source("model_servers/server.cc: SetMaxMessageSize")
 def test_messages_larger_than_grpc_default_limit(caller):
     pixels = np.zeros((800, 32, 32, 3), "float32")  # 9.8 MB
     found, response = caller.predict("mae", {"pixels": pixels}, "features_from_pixels")
@@ -179,85 +203,260 @@ def expect(code, message, function, *arguments, **options):
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 
 
+FAILED = grpc.StatusCode.FAILED_PRECONDITION
+SPEC = "model_servers/server_core.cc: ServableRequestFromModelSpec"
+SIZE = "servables/tensorflow/predict_util.cc: VerifyRequestInputsSize"
+VALUES = "tensorflow/cc/saved_model/util.cc: GetInputValues"
+ARGUMENTS = "tensorflow/core/framework/function.cc: FunctionCallFrame::SetArgs"
+DECODE = "tensorflow/core/kernels/image/decode_image_op.cc: Compute"
+NO_SERVABLE = "core/basic_manager.cc: GetUntypedServableHandle"
+
+
 @pytest.mark.parametrize(
     "code, message, name, inputs, options",
     [
-        (NOT_FOUND, "Servable not found for request: Latest(no)", "no", X, {}),
-        (NOT_FOUND, "Specific(mae, 50)", "mae", X, {"version": 50}),
-        (INVALID, "Unrecognized servable version", "mae", X, {"label": "old"}),
-        (INVALID, "ModelSpec has no name specified", "", X, {}),
-        (
-            grpc.StatusCode.FAILED_PRECONDITION,
-            'Serving signature key "X" not found.',
-            "echo",
-            X,
-            {"signature": "X"},
-        ),
-        (INVALID, "input size does not match signature", "echo", {}, {}),
-        (INVALID, "input size does not match", "echo", {**X, "y": X["x"]}, {}),
-        (INVALID, "", "echo", {"y": X["x"]}, {}),
-        (INVALID, "to be float but string is provided", "echo", {"x": ["a"]}, {}),
-        (INVALID, "", "echo", {"x": X["x"].astype("f8")}, {}),
-        (INVALID, "", "echo", {"x": X["x"][0]}, {}),
-        (INVALID, "", "echo", {"x": np.zeros((2, 3), "f4")}, {}),
-        (INVALID, "Unknown image file format", "mae", {"image_bytes": ["x"]}, {}),
-        (INVALID, "Input is empty", "mae", {"image_bytes": [b""]}, {}),
-        (INVALID, "", "mae", {"image_bytes": [[b"x"]]}, {}),
+        case(NO_SERVABLE, NOT_FOUND, "Servable not found for request: Latest(no)", "no",
+             X, {}),
+        case(NO_SERVABLE, NOT_FOUND, "Specific(mae, 50)", "mae", X, {"version": 50}),
+        case("model_servers/server_core.cc: GetModelVersionForLabel", INVALID,
+             "Unrecognized servable version label: old", "mae", X, {"label": "old"}),
+        case(SPEC, INVALID, "ModelSpec has no name specified", "", X, {}),
+        case("servables/tensorflow/predict_util.cc: RunPredict", FAILED,
+             'Serving signature key "X" not found.', "echo", X, {"signature": "X"}),
+        case(SIZE, INVALID, "input size does not match signature: 0!=1", "echo",
+             {}, {}),
+        case(SIZE, INVALID, "Sent extra: {y}. Missing but required: {}.", "echo",
+             {**X, "y": X["x"]}, {}),
+        case(VALUES, INVALID, "Signature input alias: x(feed name: ", "echo",
+             {"y": X["x"]}, {}),
+        case(ARGUMENTS, INVALID, "to be float but string is provided", "echo",
+             {"x": ["a"]}, {}),
+        case(ARGUMENTS, INVALID, "to be float but double is provided", "echo",
+             {"x": X["x"].astype("f8")}, {}),
+        case("tensorflow/core/kernels/reduction_ops_common.cc: Simplify", INVALID, "",
+             "echo", {"x": X["x"][0]}, {}),
+        case(DECODE, INVALID, "Unknown image file format", "mae",
+             {"image_bytes": ["x"]}, {}),
+        case(DECODE, INVALID, "Input is empty", "mae", {"image_bytes": [b""]}, {}),
     ],
-)
+)  # fmt: skip
 def test_errors_of_the_table(caller, code, message, name, inputs, options):
     expect(code, message, caller.predict, name, inputs, **options)
 
 
+@source("servables/tensorflow/predict_util.cc: RunPredict")
 def test_an_image_without_its_batch_axis_is_an_error_not_an_abort(caller):
     pixels = {"pixels": np.zeros((32, 32, 3), "float32")}
-    expect(INVALID, "", caller.predict, "mae", pixels, "features_from_pixels")
+    with pytest.raises(grpc.RpcError):
+        caller.predict("mae", pixels, "features_from_pixels")
     assert caller.status("mae")[2] == "AVAILABLE"
 
 
-def test_tensors_larger_than_their_data(caller):
-    for dims, values in (([2**40, 2], [1.0]), ([-1, 2], [1.0]), ([3, 2], [1.0] * 9)):
-        proto = tf.make_tensor_proto(np.float32(values))
-        del proto.tensor_shape.dim[:]
-        for size in dims:
-            proto.tensor_shape.dim.add(size=size)
-        expect(INVALID, "", caller.predict, "echo", {"x": proto})
+@source("tensorflow/cc/saved_model/util.cc: GetInputValues")
+def test_a_tensor_of_negative_size_is_an_error(caller):
+    proto = tf.make_tensor_proto(np.float32([1.0]))
+    proto.tensor_shape.dim[0].size = -1
+    message = "tensor parsing error: x"
+    expect(INVALID, message, caller.predict, "echo", {"x": proto})
 
 
-def test_errors_of_metadata_and_status(caller):
-    expect(INVALID, "at least one metadata_field", caller.metadata, "mae")
-    expect(INVALID, "Metadata field", caller.metadata, "mae", "x")
-    expect(NOT_FOUND, "Servable not found", caller.metadata, "no", "signature_def")
-    expect(NOT_FOUND, "Could not find any versions of model no", caller.status, "no")
-    expect(NOT_FOUND, "Could not find version 50", caller.status, "mae", version=50)
+METADATA = "servables/tensorflow/get_model_metadata_impl.cc: "
+STATUS = "model_servers/get_model_status_impl.cc: GetModelStatusWithModelSpec"
 
 
-def test_errors_of_classify(caller):
-    row = [{"image/encoded": picture()[1]}]
-    for arguments, message in (
-        (("classifier", row, ""), "Expected classification signature method_name"),
-        (("classifier", row, "X"), "No signature was found with the name: X"),
-        (("classifier", []), "Input is empty"),
-        (("classifier", [{}]), ""),
-    ):
-        expect(INVALID, message, caller.classify, *arguments)
-    expect(NOT_FOUND, "Servable not found", caller.classify, "no", row)
+@pytest.mark.parametrize(
+    "code, message, call, name, fields, version",
+    [
+        case(METADATA + "ValidateGetModelMetadataRequest", INVALID,
+             "at least one metadata_field", "metadata", "mae", [], None),
+        case(METADATA + "ValidateGetModelMetadataRequest", INVALID,
+             "Metadata field x is not supported", "metadata", "no", ["x"], None),
+        case(METADATA + "SavedModelGetSignatureDef", NOT_FOUND, "Servable not found",
+             "metadata", "no", ["signature_def"], None),
+        case(STATUS, NOT_FOUND, "Could not find any versions of model no", "status",
+             "no", [], None),
+        case(STATUS, NOT_FOUND, "Could not find version 50 of model mae", "status",
+             "mae", [], 50),
+    ],
+)  # fmt: skip
+def test_errors_of_metadata_and_status(
+    caller, code, message, call, name, fields, version
+):
+    function = getattr(caller, call)
+    expect(code, message, function, name, *fields, version=version)
 
 
+CLASSIFIER = "servables/tensorflow/classifier.cc: "
+PREPROCESS = CLASSIFIER + "PreProcessClassification"
+POSTPROCESS = CLASSIFIER + "PostProcessClassificationResult"
+
+
+@pytest.mark.parametrize(
+    "message, name, signature, count",
+    [
+        case(CLASSIFIER + "GetClassificationSignatureDef",
+             "No signature was found with the name: X", "examples", "X", 1),
+        case(PREPROCESS, "No classification inputs found in SignatureDef: ",
+             "classifier", "", 1),
+        case(PREPROCESS, "No classification inputs found", "examples", "renamed", 1),
+        case(PREPROCESS, "Expected one or two output Tensors, found 3", "classifier",
+             "classify", 1),
+        case(PREPROCESS, 'at least one of "classes" or "scores"', "examples", "", 1),
+        case(POSTPROCESS, "[batch_size num_classes] but got [2]", "examples",
+             "flat_scores", 2),
+        case("servables/tensorflow/util.cc: InputToSerializedExampleTensor",
+             "Input is empty", "examples", "both", 0),
+    ],
+)  # fmt: skip
+def test_errors_of_classify(caller, message, name, signature, count):
+    expect(INVALID, message, caller.classify, name, [{"x": 0.5}] * count, signature)
+
+
+@source("core/basic_manager.cc: GetUntypedServableHandle")
+def test_classify_of_an_unknown_model(caller):
+    message = "Servable not found for request: Latest(no)"
+    expect(NOT_FOUND, message, caller.classify, "no", [{"x": 0.5}])
+
+
+@source(
+    "tensorflow/core/util/example_proto_fast_parsing.cc: FastParseSerializedExample"
+)
+def test_an_example_without_its_feature(caller):
+    message = "Feature: image/encoded (data type: string) is required"
+    expect(INVALID, message, caller.classify, "classifier", [{}])
+
+
+@source("servables/tensorflow/classifier.cc: PostProcessClassificationResult")
+@pytest.mark.parametrize(
+    "signature, labels, scores",
+    [
+        ("both", ["größer", "no"], [0.25, 0.75]),
+        ("classes", ["größer", "no"], [0, 0]),
+        ("scores", ["", ""], [0.25, 0.75]),
+    ],
+)
+def test_classes_and_scores_alone(caller, signature, labels, scores):
+    response = caller.classify("examples", [{"x": 0.5}, {"x": 0.25}], signature)
+    assert response.model_spec.signature_name == signature
+    classes = response.result.classifications[1].classes
+    assert [row.label for row in classes] == labels
+    assert [row.score for row in classes] == scores
+
+
+@source("servables/tensorflow/regressor.cc: PostProcessRegressionResult")
+@pytest.mark.parametrize("signature", ["", "column"])
+def test_regress(caller, signature):
+    rows = [{"x": 0.5}, {"x": 0.25}]
+    response = caller.regress("examples", rows, signature)
+    assert [row.value for row in response.result.regressions] == [0.5, 0.25]
+    assert response.model_spec.version.value == 1
+    assert response.model_spec.signature_name == (signature or "serving_default")
+    response = caller.regress("examples", [{}, {}], signature, context={"x": 0.5})
+    assert [row.value for row in response.result.regressions] == [0.5, 0.5]
+
+
+REGRESSOR = "servables/tensorflow/regressor.cc: "
+
+
+@pytest.mark.parametrize(
+    "message, signature",
+    [
+        case(REGRESSOR + "GetRegressionSignatureDef",
+             "No signature was found with the name: X", "X"),
+        case(REGRESSOR + "PreProcessRegression", "Expected one output Tensor.", "both"),
+        case(REGRESSOR + "PreProcessRegression", "No regression inputs found in Sig",
+             "renamed"),
+        case(REGRESSOR + "PreProcessRegression", "No regression outputs found in Sig",
+             "scores"),
+        case(REGRESSOR + "PostProcessRegressionResult",
+             "[batch_size] or [batch_size, 1] but got [1,2]", "wide"),
+        case(REGRESSOR + "PostProcessRegressionResult",
+             "Expected output Tensor of DT_FLOAT.  Got: DT_DOUBLE", "doubles"),
+    ],
+)  # fmt: skip
+def test_errors_of_regress(caller, message, signature):
+    expect(INVALID, message, caller.regress, "examples", [{"x": 0.5}], signature)
+
+
+@source("servables/tensorflow/multi_inference.cc: Infer")
+def test_multi_inference(caller):
+    tasks = [("examples", "", "regress"), ("examples", "both", "classify")]
+    response = caller.multi_inference(tasks, [{"x": 0.5}, {"x": 0.25}])
+    first, second = response.results
+    assert [row.value for row in first.regression_result.regressions] == [0.5, 0.25]
+    assert first.model_spec.signature_name == "serving_default"
+    assert first.model_spec.version.value == 1
+    rows = second.classification_result.classifications
+    assert [row.classes[1].score for row in rows] == [0.5, 0.75]
+    assert second.model_spec.signature_name == "both"
+
+
+@source("servables/tensorflow/multi_inference.cc: Infer")
+@pytest.mark.parametrize(
+    "code, message, tasks",
+    [
+        (INVALID, "ModelSpec has no name specified.", []),
+        (
+            INVALID,
+            "Found ModelSpec with an empty model name.",
+            [("examples", "", "regress"), ("", "both", "classify")],
+        ),
+        (
+            INVALID,
+            "must access the same model name",
+            [("examples", "", "regress"), ("classifier", "", "classify")],
+        ),
+        (
+            INVALID,
+            "Duplicate evaluation of signature: serving_default",
+            [("examples", "", "regress"), ("examples", "serving_default", "regress")],
+        ),
+        (
+            INVALID,
+            "Requested signature not found in model graph: X",
+            [("examples", "X", "regress")],
+        ),
+        (
+            grpc.StatusCode.UNIMPLEMENTED,
+            "Unsupported signature method_name: tensorflow/serving/predict",
+            [("examples", "", "predict")],
+        ),
+        (NOT_FOUND, "Servable not found", [("no", "", "regress")]),
+    ],
+)
+def test_errors_of_multi_inference(caller, code, message, tasks):
+    expect(code, message, caller.multi_inference, tasks, [{"x": 0.5}])
+
+
+@source("model_servers/server.cc: EnableDefaultHealthCheckService")
+def test_health(caller):
+    for name in ("", "ModelService", "PredictionService"):
+        assert caller.health(name) == "SERVING"
+    expect(NOT_FOUND, "", caller.health, "no")
+
+
+@source(
+    "servables/tensorflow/predict_impl.cc: Predict",
+    "servables/tensorflow/classification_service.cc: Classify",
+    "servables/tensorflow/regression_service.cc: Regress",
+    "servables/tensorflow/get_model_metadata_impl.cc: GetModelMetadata",
+    "model_servers/get_model_status_impl.cc: GetModelStatus",
+)
 def test_requests_without_a_model(caller):
     for method, request in (
         (caller.prediction.Predict, predict_pb2.PredictRequest()),
         (caller.prediction.Classify, classification_pb2.ClassificationRequest()),
+        (caller.prediction.Regress, regression_pb2.RegressionRequest()),
         (
             caller.prediction.GetModelMetadata,
-            get_model_metadata_pb2.GetModelMetadataRequest(
-                metadata_field=["signature_def"]
-            ),
+            get_model_metadata_pb2.GetModelMetadataRequest(),
         ),
+        (caller.models.GetModelStatus, get_model_status_pb2.GetModelStatusRequest()),
     ):
-        expect(INVALID, "", method, request)
+        expect(INVALID, "Missing ModelSpec", method, request)
 
 
+@source("model_servers/prediction_service_impl.cc: DeadlineToTimeoutMillis")
 def test_a_deadline_ends_the_call(caller):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = "mae"

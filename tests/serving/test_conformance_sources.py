@@ -1,6 +1,6 @@
 """tests/conformance: every test cites TF Serving's source."""
 
-import ast
+import importlib
 import os
 import re
 from pathlib import Path
@@ -9,40 +9,46 @@ import pytest
 
 from tests.scripts import ROOT
 
-FILES = sorted((ROOT / "tests/conformance").glob("test_*.py"))
+NAMES = sorted(file.stem for file in (ROOT / "tests/conformance").glob("test_*.py"))
 # a clone of tensorflow/serving, to look the places up
 CLONE = os.environ.get("TF_SERVING_SOURCE")
 
 
-def cited(node):
-    """Returns the places in calls of `source` and `case` below a syntax node."""
-    places = []
-    for call in ast.walk(node):
-        name = getattr(getattr(call, "func", None), "id", None)
-        if isinstance(call, ast.Call) and name in ("source", "case"):
-            texts = call.args if name == "source" else call.args[:1]
-            places += [ast.literal_eval(text) for text in texts]
-    flat = [[place] if isinstance(place, str) else place for place in places]
-    return [place for group in flat for place in group]
+def cited(marks):
+    """Returns the places in `source` marks, and in those of rows of parameters.
+
+    `None` stands for a row that cites nothing.
+    """
+    own = [place for mark in marks if mark.name == "source" for place in mark.args]
+    rows = [row for mark in marks if mark.name == "parametrize" for row in mark.args[1]]
+    for row in rows:
+        places = cited(getattr(row, "marks", ()))
+        own += places or ([] if own else [None])
+    return own
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_test_cites_its_source(file):
-    tree = ast.parse(file.read_text())
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            places = cited(node)
-            assert places, f"{file.name}: {node.name} cites no source"
-    for place in cited(tree):
-        assert re.fullmatch(r"[\w/]+\.(cc|h|proto|md): [\w:.*~-]+", place), place
+def places_in(name):
+    """Yields name and places of each test in a file."""
+    module = importlib.import_module(f"tests.conformance.{name}")
+    for key, test in vars(module).items():
+        if key.startswith("test_"):
+            yield key, cited(getattr(test, "pytestmark", ()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_test_cites_its_source(name):
+    for key, places in places_in(name):
+        assert places and None not in places, f"{name}.py: {key} cites no source"
+        for place in places:
+            assert re.fullmatch(r"[\w/]+\.(cc|h|proto): [\w:]+", place), place
 
 
 @pytest.mark.skipif(CLONE is None, reason="TF_SERVING_SOURCE names no clone of it")
-def test_the_places_exist():
-    for file in FILES:
-        for place in cited(ast.parse(file.read_text())):
-            path, name = place.split(": ")
-            if path.startswith("tensorflow/"):
-                continue
-            text = (Path(CLONE) / "tensorflow_serving" / path).read_text()
-            assert name.rpartition("::")[2] in text, f"{file.name}: {place}"
+@pytest.mark.parametrize("name", NAMES)
+def test_the_places_exist(name):
+    for key, places in places_in(name):
+        for place in places:
+            path, word = place.split(": ")
+            if not path.startswith("tensorflow/"):
+                text = (Path(CLONE) / "tensorflow_serving" / path).read_text()
+                assert word in text, f"{name}.py: {key}: {place}"
