@@ -273,7 +273,7 @@ SMALLER = {
 # what runs elsewhere, or can't run here
 ELSEWHERE = (
     *("make", "pip install", "pytest tests/conformance", "tensorflow_model_server"),
-    *("docker", "kubectl", "sbatch", "python -m tests.conformance.models"),
+    *("docker", "kubectl", "sbatch", "python -m tests.conformance"),
     *("python training/benchmark", "python serving/benchmark.py"),
     *("python training/compare.py", "python training/pretrain.py --preset=mae_large"),
     "python training/pretrain.py --wandb",

@@ -225,6 +225,10 @@ TYPE_AND_PLATFORM = (
 )
 WRONG_TYPE = "ModelServerConfig::model_type choice {kind} not supported."
 WRONG_PLATFORM = "Model {name} requests unsupported platform {platform}"
+OTHER_PLATFORM = (
+    "Illegal to change a model's platform. For model {name} platform was tensorflow "
+    "and new platform requested is {platform}"
+)
 RELATIVE_PATH = (
     "Expected model {name} to have an absolute path or URI; got base_path()={path}"
 )

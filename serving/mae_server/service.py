@@ -113,7 +113,7 @@ class Service:
 
     def reload(self, config):
         """Serves what a `ModelServerConfig` lists; an error changes nothing."""
-        self.models.configure(read_config(config))
+        self.models.configure(read_config(config, self.models.names()))
 
     @contextlib.contextmanager
     def slot(self, call):
@@ -161,14 +161,17 @@ def _check_filter(outputs, signature):
             raise invalid(errors.DUPLICATE_OUTPUT, name=name)
 
 
-def read_config(config):
-    """Converts a `ModelServerConfig` to a list of `ModelConfig`."""
+def read_config(config, served=()):
+    """Converts a `ModelServerConfig` to a list of `ModelConfig`.
+
+    `served` are the names of models that are served already.
+    """
     if config.WhichOneof("config") != "model_config_list":
         raise invalid(errors.NO_MODEL_CONFIG_LIST)
-    return [_model_config(model) for model in config.model_config_list.config]
+    return [_model_config(model, served) for model in config.model_config_list.config]
 
 
-def _check_model(model):
+def _check_model(model, served):
     """Raises on what TF Serving refuses (`tensorflow_serving/model_servers`)."""
     # server_core.cc, UriIsRelativePath
     if not re.match(r"/|[a-zA-Z][0-9a-zA-Z.]*://", model.base_path):
@@ -182,11 +185,13 @@ def _check_model(model):
     if not kind and not platform:
         raise invalid(errors.NO_PLATFORM, name=model.name)
     if platform not in ("", "tensorflow"):
+        if model.name in served:  # ValidateNoModelsChangePlatforms
+            raise invalid(errors.OTHER_PLATFORM, name=model.name, platform=platform)
         raise invalid(errors.WRONG_PLATFORM, name=model.name, platform=platform)
 
 
-def _model_config(model):
-    _check_model(model)
+def _model_config(model, served):
+    _check_model(model, served)
     policy = model.model_version_policy
     versions, latest = None, 1
     if policy.HasField("all"):

@@ -122,6 +122,10 @@ class Models:
         if missing:
             raise errors.not_available(missing)
 
+    def names(self):
+        """Returns the names of the models that are configured."""
+        return set(self._configs)
+
     def poll(self):
         """Reads the folders once: loads new versions, unloads old ones."""
         with self._polling:

@@ -15,6 +15,8 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests.conformance.sources import case, source
+
 X = {"x": np.ones((1, 2), "float32")}
 
 
@@ -43,6 +45,7 @@ def newest(path):
     return max(int(folder.name) for folder in path.iterdir() if folder.name.isdigit())
 
 
+@source("core/availability_preserving_policy.cc: GetNextAction")
 def test_a_new_version_takes_over_without_a_failed_request(caller, folder):
     path = folder / "moving"
     old = newest(path)
@@ -74,6 +77,11 @@ def test_a_new_version_takes_over_without_a_failed_request(caller, folder):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+@source(
+    "core/availability_preserving_policy.cc: GetNextAction",
+    "core/loader_harness.cc: max_num_load_retries",
+    "tensorflow/cc/saved_model/reader.cc: ReadSavedModel",
+)
 def test_a_version_that_does_not_load_leaves_the_old_one(caller, folder):
     path = folder / "moving"
     old = newest(path)
@@ -87,12 +95,14 @@ def test_a_version_that_does_not_load_leaves_the_old_one(caller, folder):
         status, answer = caller.get(f"moving/versions/{old + 1}")
         assert status == 200
         (row,) = answer["model_version_status"]
-        assert row["state"] == "END" and row["status"]["error_message"]
-        assert row["status"]["error_code"] != "OK"
+        assert row["state"] == "END"
+        assert row["status"]["error_code"] == "DATA_LOSS"
+        assert "as binary proto" in row["status"]["error_message"]
     finally:
         shutil.rmtree(broken)
 
 
+@source("sources/storage_path/file_system_storage_path_source.cc: ParseVersionNumber")
 def test_other_folders_are_ignored(caller, folder):
     path = folder / "moving"
     before = caller.predict("moving", X)[1].model_spec.version.value
@@ -103,6 +113,9 @@ def test_other_folders_are_ignored(caller, folder):
     assert caller.predict("moving", X)[1].model_spec.version.value == before
 
 
+@source(
+    "sources/storage_path/file_system_storage_path_source.cc: PollFileSystemForServable"
+)
 def test_removed_model_folder_keeps_the_loaded_version(caller, folder):
     path = folder / "moving"
     aside = path.with_name("moving-aside")
@@ -127,6 +140,10 @@ def configuration(caller, folder):
     assert reload(caller, text).status.error_code == 0
 
 
+@source(
+    "model_servers/server_core.cc: UpdateModelVersionLabelMap",
+    "model_servers/server_core.cc: AddModelsViaModelConfigList",
+)
 def test_labels_move_and_models_come_and_go(caller, folder, configuration):
     moved = configuration.replace('"stable" value: 1', '"stable" value: 2')
     extra = (
@@ -146,35 +163,53 @@ def test_labels_move_and_models_come_and_go(caller, folder, configuration):
     assert caught.value.code() == grpc.StatusCode.NOT_FOUND
 
 
+CORE = "model_servers/server_core.cc: "
+
+
 @pytest.mark.parametrize(
-    "change, code",
+    "change, code, message",
     [
-        (lambda text: text.replace('"stable" value: 1', '"stable" value: 9'), 9),
-        (lambda text: text.replace('"moving" base', '"echo" base'), 3),
-        (lambda text: "custom_model_config {}", 3),
-        # server_core.cc: GetPlatform, CreateStoragePathRoutes, ValidateModelConfigList
-        (lambda text: text.replace(' model_platform: "tensorflow"', "", 1), 3),
-        (lambda text: text.replace('"tensorflow"', '"other"', 1), 3),
-        (lambda text: text.replace('base_path: "/', 'base_path: "', 1), 3),
+        case(CORE + "UpdateModelVersionLabelMap",
+             lambda text: text.replace('"stable" value: 1', '"stable" value: 9'), 9,
+             "Request to assign label to version 9 of model mae, which is not "
+             "currently available for inference", id="label of no version"),
+        case(CORE + "ValidateModelConfigList",
+             lambda text: text.replace('"moving" base', '"echo" base'), 3,
+             "Illegal to list model echo multiple times in config list",
+             id="listed twice"),
+        case("model_servers/model_service_impl.cc: HandleReloadConfigRequest",
+             lambda text: "custom_model_config {}", 3,
+             "Only ModelConfigList is currently supported", id="custom"),
+        case(CORE + "GetPlatform",
+             lambda text: text.replace(' model_platform: "tensorflow"', "", 1), 3,
+             "neither ModelServerConfig::model_type", id="no platform"),
+        case(CORE + "ValidateNoModelsChangePlatforms",
+             lambda text: text.replace('"tensorflow"', '"other"', 1), 3,
+             "Illegal to change a model's platform. For model mae platform was "
+             "tensorflow and new platform requested is other", id="other platform"),
+        case(CORE + "CreateStoragePathRoutes",
+             lambda text: text.replace('"moving"', '"new"').replace(
+                 '/moving" model_platform: "tensorflow"',
+                 '/moving" model_platform: "other"'), 3,
+             "Model new requests unsupported platform other", id="unknown platform"),
+        case(CORE + "UriIsRelativePath",
+             lambda text: text.replace('base_path: "/', 'base_path: "', 1), 3,
+             "to have an absolute path or URI; got base_path()=", id="relative path"),
     ],
-    ids=[
-        "label of no version",
-        "listed twice",
-        "custom",
-        "no platform",
-        "unknown platform",
-        "relative path",
-    ],
-)
-def test_invalid_configuration_is_rejected(caller, configuration, change, code):
+)  # fmt: skip
+def test_invalid_configuration_is_rejected(
+    caller, configuration, change, code, message
+):
     with pytest.raises(grpc.RpcError) as caught:
         reload(caller, change(configuration))
     assert caught.value.code().value[0] == code
+    assert message in caught.value.details()
     assert caller.predict("echo", X)[0]["row_sum"].tolist() == [2]
     assert caller.status("mae") == {1: "AVAILABLE", 2: "AVAILABLE"}
 
 
 @pytest.mark.parametrize("version, code", [(2, 0), (9, 9)])
+@source("model_servers/server_core.cc: UpdateModelVersionLabelMap")
 def test_a_label_answers_while_it_moves(caller, configuration, version, code):
     """Whether the move is taken or refused, no request of the label fails."""
     stop, errors, answers = threading.Event(), [], []
@@ -205,10 +240,10 @@ def test_a_label_answers_while_it_moves(caller, configuration, version, code):
     assert not errors
 
 
+@source("model_servers/server_core.cc: WaitUntilModelsAvailable")
 def test_a_new_model_that_does_not_load_is_an_unknown_error(
     caller, folder, configuration
 ):
-    """tensorflow_serving/model_servers/server_core.cc, WaitUntilModelsAvailable."""
     broken = folder / "broken" / "1"
     broken.mkdir(parents=True, exist_ok=True)
     (broken / "saved_model.pb").write_bytes(b"broken")

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 
 from tests.conformance.calls import picture
+from tests.conformance.sources import source
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@source("model_servers/http_rest_api_handler.cc: ProcessPredictRequest")
 def test_curl_command_of_the_readme(server, tmp_path):
     _, png = picture()
     (tmp_path / "cat.png").write_bytes(png)
@@ -31,6 +33,8 @@ def test_curl_command_of_the_readme(server, tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+# libevent's evhttp, which it is built on, answers 100
+@source("util/net_http/server/internal/evhttp_server.cc: EvHTTPServer")
 def test_curl_waits_for_100_continue(server, tmp_path):
     _, png = picture(size=(1200, 900))
     rows = [{"b64": base64.b64encode(png).decode()}] * 2
@@ -55,6 +59,10 @@ def client(request, server):
     return ovmsclient.make_http_client(server.rest)
 
 
+@source(
+    "servables/tensorflow/predict_util.cc: RunPredict",
+    "model_servers/http_rest_api_handler.cc: ProcessPredictRequest",
+)
 def test_ovmsclient_predicts(client):
     _, png = picture()
     found = client.predict({"image_bytes": [png]}, "mae", 2)
@@ -64,6 +72,10 @@ def test_ovmsclient_predicts(client):
     np.testing.assert_array_equal(found["doubled"], 2 * x)
 
 
+@source(
+    "model_servers/get_model_status_impl.cc: GetModelStatusWithModelSpec",
+    "servables/tensorflow/get_model_metadata_impl.cc: SavedModelGetSignatureDef",
+)
 def test_ovmsclient_reads_status_and_metadata(client, request):
     for version in (1, 2):
         status = client.get_model_status("mae", version)
@@ -78,9 +90,14 @@ def test_ovmsclient_reads_status_and_metadata(client, request):
     assert metadata["model_version"] == 1
 
 
+@source(
+    "core/basic_manager.cc: GetUntypedServableHandle",
+    "tensorflow/cc/saved_model/util.cc: GetInputValues",
+    "util/json_tensor.cc: FillTensorMapFromInputsMap",
+)
 def test_ovmsclient_understands_errors(client):
     errors = pytest.importorskip("ovmsclient.tfs_compat.base.errors")
     with pytest.raises(errors.ModelNotFoundError):
         client.predict({"x": np.float32([[1, 2]])}, "nothing", 1)
     with pytest.raises(errors.InvalidInputError):
-        client.predict({"x": np.float32([[1, 2, 3]])}, "echo", 1)
+        client.predict({"y": np.float32([[1, 2]])}, "echo", 1)

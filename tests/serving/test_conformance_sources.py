@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import models, record
 from tests.scripts import ROOT
 
 NAMES = sorted(file.stem for file in (ROOT / "tests/conformance").glob("test_*.py"))
@@ -52,3 +53,29 @@ def test_the_places_exist(name):
             if not path.startswith("tensorflow/"):
                 text = (Path(CLONE) / "tensorflow_serving" / path).read_text()
                 assert word in text, f"{name}.py: {key}: {place}"
+
+
+def test_flags_of_the_suite_are_those_of_the_real_server():
+    """tensorflow_serving/model_servers/main.cc; its file where a clone is."""
+    text = (ROOT / "docs/serving.md").read_text()
+    (command,) = re.findall(r"tensorflow_model_server (.*?)\n\w", text, re.DOTALL)
+    documented = re.findall(r"--(\w+)", command)
+    assert [flag.partition("=")[0][2:] for flag in models.FLAGS] == documented[2:]
+    assert documented[:2] == ["port", "rest_api_port"]
+    for flag in models.FLAGS:
+        assert flag.format(folder="/tmp/models") in command
+    if CLONE:
+        main = Path(CLONE) / "tensorflow_serving/model_servers/main.cc"
+        for name in documented:
+            assert f'tensorflow::Flag("{name}"' in re.sub(
+                r"\(\s+", "(", main.read_text()
+            )
+
+
+def test_the_embedded_server_is_never_recorded(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(record.Caller, "raw", lambda *_: (200, "text/html", b""))
+    words = ["--endpoint=x:1", "--rest-endpoint=x:2", "--server-version=1"]
+    with pytest.raises(SystemExit):
+        record.main([*words, f"--out={tmp_path / 'recorded.json'}"])
+    assert "this is the embedded server" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

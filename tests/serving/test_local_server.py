@@ -226,7 +226,7 @@ def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
 
 
 def test_flags_of_tf_serving_are_taken(capsys):
-    words = ["--model_base_path=x", "--enable_batching", "--monitoring_config_file=y"]
+    words = ["--model_base_path=x", "--enable_batching", "--num_load_threads=2"]
     words += ["--enable_model_warmup=false", "--version=true", "--port=1"]
     kept = server_flags.for_this_server(words, {"enable_model_warmup", "version"})
     assert kept == [
