@@ -23,6 +23,8 @@ _PACKAGE = "keras_mae.serving"
 # of microseconds, and of examples
 _TIMES = [10 * 1.8**power for power in range(33)]
 _COUNTS = [2.0**power for power in range(15)]
+# of label values, which requests choose; others are not counted
+_MOST_SERIES, _MOST_CHARACTERS = 1000, 200
 _REST_PATH = re.compile(
     r"/v1/models/([^/:]+)(?:/versions/\d+|/labels/[^/:]+)?"
     r"(?::(classify|regress|predict)|/metadata)?",
@@ -30,47 +32,57 @@ _REST_PATH = re.compile(
 )
 
 
-class Counter:
-    """A number that grows, for each tuple of label values."""
-
-    kind = "counter"
+class Metric:
+    """What is counted for each tuple of label values, a bounded number of them."""
 
     def __init__(self, *labels):
         self._labels = labels
-        self._values = {}
+        self._series = {}
 
     def add(self, number, *values):
-        self._values[values] = self._values.get(values, 0) + number
+        values = tuple(value[:_MOST_CHARACTERS] for value in values)
+        if values in self._series or len(self._series) < _MOST_SERIES:
+            self._series[values] = self._sum(self._series.get(values), number)
 
     def lines(self, name):
-        for values, number in sorted(self._values.items()):
-            yield f"{name}{{{_labels(self._labels, values)}}} {number}"
+        for values, counted in sorted(self._series.items()):
+            yield from self._written(name, _labels(self._labels, values), counted)
 
 
-class Sampler:
-    """A histogram for each tuple of label values."""
+class Counter(Metric):
+    """A number that grows."""
+
+    kind = "counter"
+
+    def _sum(self, counted, number):
+        return (counted or 0) + number
+
+    def _written(self, name, labels, counted):
+        yield f"{name}{{{labels}}} {counted}"
+
+
+class Sampler(Metric):
+    """A histogram: counts of numbers below each of the limits, and their sum."""
 
     kind = "histogram"
 
     def __init__(self, limits, *labels):
+        super().__init__(*labels)
         self._limits = limits
-        self._labels = labels
-        self._counts, self._sums = {}, {}
 
-    def add(self, number, *values):
-        counts = self._counts.setdefault(values, [0] * (len(self._limits) + 1))
+    def _sum(self, counted, number):
+        counts, total = counted or ([0] * (len(self._limits) + 1), 0.0)
         counts[bisect.bisect_right(self._limits, number)] += 1
-        self._sums[values] = self._sums.get(values, 0.0) + number
+        return counts, total + number
 
-    def lines(self, name):
-        for values, counts in sorted(self._counts.items()):
-            labels, total = _labels(self._labels, values), 0
-            limits = [f"{limit:g}" for limit in self._limits]
-            for limit, count in zip([*limits, "+Inf"], counts, strict=True):
-                total += count
-                yield f'{name}_bucket{{{labels},le="{limit}"}} {total}'
-            yield f"{name}_sum{{{labels}}} {self._sums[values]:g}"
-            yield f"{name}_count{{{labels}}} {total}"
+    def _written(self, name, labels, counted):
+        below = 0
+        limits = [f"{limit:g}" for limit in self._limits]
+        for limit, count in zip([*limits, "+Inf"], counted[0], strict=True):
+            below += count
+            yield f'{name}_bucket{{{labels},le="{limit}"}} {below}'
+        yield f"{name}_sum{{{labels}}} {counted[1]:g}"
+        yield f"{name}_count{{{labels}}} {below}"
 
 
 class Metrics:

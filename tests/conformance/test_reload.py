@@ -12,9 +12,11 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from tensorflow_serving.apis import model_management_pb2
+from tensorflow.core.protobuf import error_codes_pb2
+from tensorflow_serving.apis import get_model_status_pb2, model_management_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
+from tests.conformance.calls import fill
 from tests.conformance.sources import case, source
 
 X = {"x": np.ones((1, 2), "float32")}
@@ -98,6 +100,11 @@ def test_a_version_that_does_not_load_leaves_the_old_one(caller, folder):
         assert row["state"] == "END"
         assert row["status"]["error_code"] == "DATA_LOSS"
         assert "as binary proto" in row["status"]["error_message"]
+        request = get_model_status_pb2.GetModelStatusRequest()
+        fill(request.model_spec, "moving", version=old + 1)
+        (found,) = caller.models.GetModelStatus(request).model_version_status
+        assert found.status.error_code == error_codes_pb2.DATA_LOSS
+        assert found.status.error_message == row["status"]["error_message"]
     finally:
         shutil.rmtree(broken)
 

@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mae_server import metrics
+from mae_server.errors import RequestError
 from mae_server.rpc import make_grpc_server
 from mae_server.service import Service
 from mae_server.versions import ModelConfig, Models
@@ -96,3 +97,13 @@ def test_labels_of_rest_requests_and_their_text():
     with counted.request('a"\\', "Predict", "GRPC"):
         pass
     assert r'request_count{model_name="a\"\\",status="OK"} 1' in counted.text()
+
+
+def test_names_that_requests_make_up_are_bounded():
+    counted = metrics.Metrics()
+    for number in range(3000):
+        name = f"{number}{'x' * 1000}"
+        with contextlib.suppress(RequestError), counted.request(name, "", "REST"):
+            raise RequestError("NOT_FOUND", "")
+    assert counted.text().count("NOT_FOUND") == 1000
+    assert len(counted.text()) < 400_000

@@ -11,8 +11,9 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from mae_server import versions
+from mae_server.bundle import Bundle, LoadOptions
 from mae_server.calls import Call
-from mae_server.errors import RequestError
+from mae_server.errors import LoadError, RequestError
 from mae_server.service import read_config
 from mae_server.versions import ModelConfig, Models
 from tests.conformance.models import save_echo
@@ -62,6 +63,42 @@ def test_invalid_warmup_requests_fail_the_version(follow, echo):
     models.poll()
     assert states(models) == {1: "AVAILABLE", 2: "END"}
     assert "warm-up request failed" in models.status("mae", 2)[0].error
+
+
+# tensorflow/cc/saved_model/reader.cc: ReadSavedModel, FindMetaGraphDef
+@pytest.mark.parametrize(
+    "content, tags, code, message",
+    [
+        (None, ("serve",), "NOT_FOUND", "Could not find SavedModel .pb or .pbtxt at"),
+        (b"broken", ("serve",), "DATA_LOSS", "Can't parse .* as binary proto"),
+        (b"", ("other",), "NOT_FOUND", r"matching supplied tags: \{ other \}"),
+    ],
+)
+def test_a_failed_load_has_the_code_of_the_real_loader(
+    tmp_path, content, tags, code, message
+):
+    if content is not None:
+        (tmp_path / "saved_model.pb").write_bytes(content)
+    with pytest.raises(LoadError, match=message) as caught:
+        Bundle(tmp_path, LoadOptions(tags))
+    assert caught.value.code == code
+
+
+@pytest.mark.slow
+def test_damaged_variables_have_the_code_of_the_operation(tmp_path):
+    variables = tf.Module()
+    variables.weight = tf.Variable(1.0)
+    variables.__call__ = tf.function(
+        lambda x: {"y": x + variables.weight},
+        input_signature=[tf.TensorSpec((None,), tf.float32, "x")],
+    )
+    signature = variables.__call__.get_concrete_function()
+    tf.saved_model.save(variables, str(tmp_path), signatures=signature)
+    (data,) = (tmp_path / "variables").glob("*.data-*")
+    data.write_bytes(bytes(data.stat().st_size))
+    with pytest.raises(LoadError) as caught:
+        Bundle(tmp_path)
+    assert caught.value.code == "DATA_LOSS"
 
 
 def test_polling_survives_unexpected_errors(follow, capfd):
