@@ -67,19 +67,25 @@ def invalid(text, **values):
     return RequestError("INVALID_ARGUMENT", text.format(**values))
 
 
+def unimplemented(text, **values):
+    """Returns an UNIMPLEMENTED error likewise."""
+    return RequestError("UNIMPLEMENTED", text.format(**values))
+
+
 # Texts for `invalid`, most as TF Serving words them
 
 # REST: path and body (a `value` is JSON)
 MALFORMED_REQUEST = "Malformed request: {method} {path}"
+NO_NAME_IN_PATH = "Missing model name in request."
 VERSION_TOO_LARGE = "Failed to convert version: {version} to numeric."
 EMPTY_BODY = "JSON Parse error: The document is empty"
-PARSE_ERROR = "JSON Parse error: {error}"
+PARSE_ERROR = "JSON Parse error: {error} at offset: {offset}"
 TOO_MANY_VALUES = (
     "JSON Parse error: the document would take more than {limit} bytes of memory; send "
     "smaller batches, or images as encoded bytes"
 )
 NESTED_TOO_DEEP = "JSON Parse error: nested too deep"
-LONE_SURROGATE = "JSON Parse error: a lone surrogate: {error}"
+LONE_SURROGATE = "JSON Parse error: The surrogate pair in string is invalid."
 NOT_AN_OBJECT = "JSON Value: {value} Is not object"
 SIGNATURE_NAME_NOT_A_STRING = (
     "JSON Value: {value} not formatted correctly. 'signature_name' key must be a "
@@ -89,7 +95,7 @@ SIGNATURE_NAME_NOT_A_STRING = (
 # REST predict: `inputs` (columns) and `instances` (rows)
 INPUTS_AND_INSTANCES = (
     "JSON Value: {value} Not formatted correctly expecting only one of 'inputs' or "
-    "'instances' keys to exist"
+    "'instances' keys to exist "
 )
 NO_INPUTS_OR_INSTANCES = "Missing 'inputs' or 'instances' key"
 MISSING_NAMED_INPUT = "Missing named input: {name} in 'inputs' object."
@@ -101,20 +107,25 @@ PLAIN_INSTANCES = (
     "instances is a plain list, but expecting list of objects as multiple input "
     "tensors required as per tensorinfo_map"
 )
-INSTANCES_NOT_A_LIST = "JSON Value: {value} Excepting 'instances' to be an list/array"
-EMPTY_INSTANCES = "JSON Value: [] No values in 'instances' array"
+INSTANCES_NOT_A_LIST = "JSON Value: {value} Expecting 'instances' to be an list/array"
+EMPTY_INSTANCES = "JSON Value: {value} No values in 'instances' array"
+NO_INPUTS_IN_SIGNATURE = "Failed to get input map for signature: {name}"
+NO_SUCH_INPUT = "INVALID_ARGUMENT: JSON object: does not have named input: {name}"
 MIXED_INSTANCES = "Expecting {wanted} but got {got} at item {index} of input list"
 WRONG_KEYS = (
     "Failed to process element: {index} of 'instances' list. JSON object: {value} "
     "keys must be equal to: {names}"
 )
 WRONG_INSTANCE = (
-    "Failed to process element: {index}{key} of 'instances' list. Error: "
-    "INVALID_ARGUMENT: {error}"
+    "Failed to process element: {index}{key} of 'instances' list. Error: {error}"
 )
 WRONG_SIZE = "Expecting tensor size: {wanted} but got: {got}"
 WRONG_SHAPE = "Expecting shape {wanted} but got: {got}"
-INCONSISTENT_BATCH_SIZES = "inconsistent batch sizes of the outputs {names}"
+INCONSISTENT_BATCH_SIZE = (
+    "Tensor name: {name} has inconsistent batch size: {got} expecting: {wanted}"
+)
+NO_BATCH_AXIS = "Tensor name: {name} has no shape information "
+UNWRITABLE = "Failed to write JSON value for tensor type: {dtype}"
 
 # REST predict: nested lists and their values
 TOO_MANY_AXES = "Encountered list at unexpected level: {level}"
@@ -128,20 +139,23 @@ WRONG_LIST_SIZE = (
     "{wanted}"
 )
 WRONG_JSON_TYPE = "JSON Value: {value} Type: {got} is not of expected type: {wanted}"
-LOSS_OF_PRECISION = (
-    "Cannot convert JSON value: {value} to {dtype} without loss of precision."
-)
+NO_CONVERSION = "Conversion of JSON Value: {value} to type: {dtype}"
 NOT_BASE64_DATA = "JSON Value: {value} not formatted correctly for base64 data"
 INVALID_BASE64 = "Unable to base64 decode"
 
-# REST classify: `examples`
-NO_EXAMPLES = "When method is classify, key 'examples' is expected and was not found"
-EXAMPLES_NOT_A_LIST = "Expecting 'examples' value to be an list/array"
-EMPTY_EXAMPLES = "'examples' value is an empty array"
-EXAMPLE_NOT_AN_OBJECT = "Example must be JSON object"
-WRONG_FEATURE_TYPE = "Feature: {name} has element with unexpected JSON type"
+# REST classify and regress: `examples`, and results
+NO_EXAMPLES = (
+    "JSON Value: {value} When method is classify, key 'examples' is expected and was "
+    "not found"
+)
+EXAMPLES_NOT_A_LIST = "JSON Value: {value} Expecting 'examples' value to be an list/array"
+EMPTY_EXAMPLES = "JSON Value: {value} 'examples' value is an empty array"
+EXAMPLE_NOT_AN_OBJECT = "Example must be JSON object but got JSON {got}"
+WRONG_FEATURE_TYPE = "Feature: {name} has element with unexpected JSON type: {got}"
 MIXED_FEATURE = "Unexpected element type in feature: {name} expecting type: {wanted}"
-INVALID_FEATURE = "Feature: {name}: {error}"
+UINT64_FEATURE = "Feature: {name} has uint64_t element. Only int64_t is supported."
+NO_CLASSES = "Cannot convert empty ClassificationResults to JSON"
+NO_NUMBERS = "Cannot convert empty RegressionResults to JSON"
 
 # gRPC
 NO_MODEL_SPEC = "Missing ModelSpec"

@@ -1,35 +1,83 @@
-"""Requests of TF Serving's REST API: JSON rows and columns to arrays."""
+"""Requests of TF Serving's REST API: JSON rows and columns to arrays.
+
+As the readers of tensorflow_serving/util/json_tensor.cc have it, with rapidjson 1.1.0 and
+`absl::Base64Unescape`.
+"""
 
 import base64
 import binascii
+import codecs
 import json
+import re
 
 import numpy as np
 import orjson
 import tensorflow as tf
 
 from mae_server import errors
-from mae_server.errors import RequestError, invalid, type_name
+from mae_server.errors import RequestError, invalid, shortened, type_name
 
 
 def parse(body):
-    """Parses a JSON object; bare `NaN` and `Infinity` are numbers."""
+    """Parses a JSON object as rapidjson does for TF Serving.
+
+    `NaN`, `Inf` and `Infinity` are numbers, strings may be any bytes, and what follows
+    the object is not read.
+    """
     if not body:
         raise invalid(errors.EMPTY_BODY)
     if _memory_of(body) > _MOST_MEMORY:
         raise invalid(errors.TOO_MANY_VALUES, limit=_MOST_MEMORY)
+    if body.startswith(codecs.BOM_UTF8):
+        body = memoryview(body)[len(codecs.BOM_UTF8) :]
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
-        try:
-            # slower, but reads NaN, and reports the position of an error
-            document = json.loads(body.decode())
-        except (ValueError, RecursionError) as error:
-            raise invalid(errors.PARSE_ERROR, error=error) from error
+        document = _parse_slowly(body)
     if not isinstance(document, dict):
-        raise invalid(errors.NOT_AN_OBJECT, value=_text(document))
+        raise invalid(errors.NOT_AN_OBJECT, value=text_of(document))
     return document
 
+
+def _parse_slowly(body):
+    """Parses what is not strictly JSON, and says where an error is."""
+    text = str(body, "utf-8", "surrogateescape")
+    if "Inf" in text or "-NaN" in text:
+        text = _UNUSUAL.sub(_as_usual, text)
+    try:
+        document, _ = _DECODER.raw_decode(text, _SPACE.match(text).end())
+    except (ValueError, RecursionError) as error:
+        said, offset = getattr(error, "msg", str(error)), getattr(error, "pos", 0)
+        raise invalid(errors.PARSE_ERROR, error=said, offset=offset) from error
+    return document
+
+
+def _as_usual(match):
+    token = match[0]
+    if token.startswith('"'):
+        return token
+    return "NaN" if token == "-NaN" else token.replace("Infinity", "Inf") + "inity"
+
+
+def _to_float(text):
+    value = float(text)
+    if abs(value) == np.inf:
+        raise ValueError("Number too big to be stored in double.")
+    return value
+
+
+def _to_int(text):
+    """Converts to an int where 64 bits hold it, else to a float."""
+    value = int(text) if len(text) <= 20 else 2**64
+    return value if -(2**63) <= value < 2**64 else _to_float(text)
+
+
+_DECODER = json.JSONDecoder(parse_float=_to_float, parse_int=_to_int)
+_SPACE = re.compile(r"[ \t\r\n]*")
+# strings, to be left as they are, and numbers that only rapidjson reads
+_UNUSUAL = re.compile(
+    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?Inf(?:inity)?+|-NaN', re.DOTALL
+)
 
 # bytes that a parsed document may take; 64 MiB of an image's floats take less
 _MOST_MEMORY = 2**30
@@ -47,16 +95,23 @@ def signature_name(document):
     """Returns the signature's name in a parsed body, `""` for the default one."""
     name = document.get("signature_name", "")
     if not isinstance(name, str):
-        raise invalid(errors.SIGNATURE_NAME_NOT_A_STRING, value=_text(document))
+        raise invalid(errors.SIGNATURE_NAME_NOT_A_STRING, value=text_of(document))
     return name
 
 
 def read_inputs(document, infos):
     """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`."""
-    if "instances" in document and "inputs" in document:
-        raise invalid(errors.INPUTS_AND_INSTANCES, value=_text(document))
+    if not infos:
+        name = document.get("signature_name") or "DEFAULT"
+        raise invalid(errors.NO_INPUTS_IN_SIGNATURE, name=name)
     dtypes = {name: tf.dtypes.as_dtype(info.dtype) for name, info in infos.items()}
+    if "instances" in document and "inputs" in document:
+        raise invalid(errors.INPUTS_AND_INSTANCES, value=text_of(document))
     if "instances" in document:
+        if not isinstance(document["instances"], list):
+            raise invalid(errors.INSTANCES_NOT_A_LIST, value=text_of(document))
+        if not document["instances"]:
+            raise invalid(errors.EMPTY_INSTANCES, value=text_of(document))
         return _from_rows(document["instances"], dtypes)
     if "inputs" in document:
         return _from_columns(document["inputs"], dtypes)
@@ -75,29 +130,33 @@ def _from_columns(inputs, dtypes):
 
 
 def _from_rows(rows, dtypes):
-    if not isinstance(rows, list):
-        raise invalid(errors.INSTANCES_NOT_A_LIST, value=_text(rows))
-    if not rows:
-        raise invalid(errors.EMPTY_INSTANCES)
-    named = _is_named(rows[0])
-    if not named and len(dtypes) > 1:
+    if not isinstance(rows[0], dict) and len(dtypes) > 1:
         raise invalid(errors.PLAIN_INSTANCES)
+    named = _is_named(rows[0])
     for index, row in enumerate(rows):
-        if _is_named(row) != named:
-            wanted, got = ("object", "list") if named else ("value/list", "object")
-            raise invalid(errors.MIXED_INSTANCES, wanted=wanted, got=got, index=index)
-        if named and set(row) != set(dtypes):
-            raise invalid(
-                errors.WRONG_KEYS,
-                index=index,
-                value=_text(row),
-                names=",".join(sorted(dtypes)),
-            )
+        _check_row(index, row, named, dtypes)
     if named:
         columns = {name: [row[name] for row in rows] for name in dtypes}
     else:
-        columns = {name: rows for name in dtypes}
-    return {name: _stack(columns[name], name, dtypes[name], named) for name in dtypes}
+        columns = {min(dtypes): rows}
+    return {n: _stack(items, n, dtypes[n], named) for n, items in columns.items()}
+
+
+def _check_row(index, row, named, dtypes):
+    """Checks that a row has the first one's kind, and each input."""
+    if _is_named(row) != named:
+        wanted, got = ("object", "list") if named else ("value/list", "object")
+        raise invalid(errors.MIXED_INSTANCES, wanted=wanted, got=got, index=index)
+    if not named:
+        return
+    for name in row:
+        if name not in dtypes:
+            key = f" key: {shortened(name)}"
+            error = errors.NO_SUCH_INPUT.format(name=shortened(name))
+            raise invalid(errors.WRONG_INSTANCE, index=index, key=key, error=error)
+    if len(row) < len(dtypes):
+        names = ",".join(sorted(dtypes))
+        raise invalid(errors.WRONG_KEYS, index=index, value=text_of(row), names=names)
 
 
 def _stack(items, name, dtype, named):
@@ -112,15 +171,16 @@ def _stack(items, name, dtype, named):
             if arrays and array.size != arrays[0].size:
                 raise invalid(errors.WRONG_SIZE, wanted=arrays[0].size, got=array.size)
             if arrays and array.shape != arrays[0].shape:
-                raise invalid(
-                    errors.WRONG_SHAPE,
-                    wanted=list(arrays[0].shape),
-                    got=list(array.shape),
+                wanted, got = (
+                    f"[{','.join(map(str, shape))}]"
+                    for shape in (arrays[0].shape, array.shape)
                 )
+                raise invalid(errors.WRONG_SHAPE, wanted=wanted, got=got)
         except RequestError as error:
             key = f" key: {name}" if named else ""
+            text = f"{error.code}: {error}"
             raise invalid(
-                errors.WRONG_INSTANCE, index=index, key=key, error=error
+                errors.WRONG_INSTANCE, index=index, key=key, error=text
             ) from error
         arrays.append(array)
     return np.stack(arrays)
@@ -138,24 +198,25 @@ def _to_array(value, dtype):
             raise invalid(errors.TOO_MANY_AXES, level=_MAX_AXES)
     leaves = []
     _collect(value, 0, shape, dtype, leaves)
-    kind = object if dtype == tf.string else dtype.as_numpy_dtype
-    return np.array(leaves, kind).reshape(shape)
+    if dtype == tf.string:
+        return np.array(leaves, object).reshape(shape)
+    with np.errstate(over="ignore"):  # beyond float32 is infinity
+        array = np.array(leaves, _WIDE[dtype])
+        return array.astype(dtype.as_numpy_dtype).reshape(shape)
 
 
 def _convert_floats(value, dtype):
     """Converts lists of floats at once; `None` if items must be checked one by one."""
-    if not dtype.is_floating or not isinstance(value, list) or _holds_bool(value):
+    if dtype not in _FLOATS or not isinstance(value, list) or _holds_bool(value):
         return None
     try:
         array = np.array(value)
     except (ValueError, OverflowError):  # ragged, or too deep
         return None
-    limit = float(dtype.max) if array.dtype.kind == "f" else 2**24 - 1
-    if array.dtype.kind not in "fi" or not array.size:
+    if array.dtype.kind not in "fiu" or not array.size:
         return None
-    with np.errstate(invalid="ignore"):
-        beyond = np.isfinite(array) & (np.abs(array) > limit)
-    return None if beyond.any() else array.astype(dtype.as_numpy_dtype)
+    with np.errstate(over="ignore"):
+        return array.astype("float64").astype(dtype.as_numpy_dtype)
 
 
 def _holds_bool(value):
@@ -173,7 +234,7 @@ def _collect(value, level, shape, dtype, leaves):
         if level != len(shape):
             raise invalid(
                 errors.LIST_TOO_SHALLOW,
-                value=_text(value),
+                value=text_of(value),
                 level=level + 1,
                 levels=len(shape),
             )
@@ -195,32 +256,56 @@ def _leaf(value, dtype):
             return from_base64(value)
         if not isinstance(value, str):
             raise _type_error(value, dtype)
-        try:
-            return value.encode()
-        except UnicodeEncodeError as error:
-            raise invalid(errors.LONE_SURROGATE, error=error) from error
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return to_bytes(value)
+    if isinstance(value, dict):
         raise _type_error(value, dtype)
-    if dtype.is_integer:
-        if not isinstance(value, int) or not dtype.min <= value <= dtype.max:
-            raise _type_error(value, dtype)
-        return value
-    whole = isinstance(value, int)
-    if abs(value) > (2**24 - 1 if whole else float(dtype.max)) and abs(value) != np.inf:
-        raise invalid(
-            errors.LOSS_OF_PRECISION, value=_text(value), dtype=type_name(dtype)
+    if dtype not in (tf.bool, *_FLOATS, *_BOUNDS):
+        raise errors.unimplemented(
+            errors.NO_CONVERSION, value=text_of(value), dtype=type_name(dtype)
         )
+    if not _fits(value, dtype):
+        raise _type_error(value, dtype)
     return value
+
+
+def _fits(value, dtype):
+    if dtype == tf.bool or isinstance(value, bool):
+        return dtype == tf.bool and isinstance(value, bool)
+    if dtype in _FLOATS:
+        return isinstance(value, (int, float))
+    least, most = _BOUNDS[dtype]
+    return isinstance(value, int) and least <= value <= most
+
+
+def to_bytes(text):
+    """Encodes a string of a parsed document as it was sent."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise invalid(errors.LONE_SURROGATE) from error
 
 
 def from_base64(value):
     """Decodes `{"b64": "..."}` to bytes."""
     if set(value) != {"b64"} or not isinstance(value["b64"], str):
-        raise invalid(errors.NOT_BASE64_DATA, value=_text(value))
+        raise invalid(errors.NOT_BASE64_DATA, value=text_of(value))
     try:
-        return base64.b64decode(value["b64"], validate=True)
-    except (binascii.Error, ValueError) as error:
+        return _unescape(value["b64"])
+    except ValueError as error:
         raise invalid(errors.INVALID_BASE64) from error
+
+
+def _unescape(text):
+    """Decodes base64 that may have white space, and no padding or dots for it."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        packed = text.encode("ascii").translate(None, b" \t\n\v\f\r")
+    digits = packed.rstrip(b"=.")
+    padding = -len(digits) % 4
+    if padding == 3 or len(packed) - len(digits) not in (0, padding):
+        raise ValueError("wrong padding")
+    return base64.b64decode(digits + padding * b"=", validate=True)
 
 
 def _is_named(value):
@@ -229,6 +314,21 @@ def _is_named(value):
 
 # NumPy allows 64, signatures have far fewer
 _MAX_AXES = 32
+_FLOATS = (tf.float32, tf.float64)
+# bounds of the integers that are read for a type of tensors
+_BOUNDS = {
+    # what doesn't fit into the smaller ones wraps around
+    **dict.fromkeys((tf.int32, tf.int16, tf.int8, tf.uint8), (-(2**31), 2**31 - 1)),
+    tf.uint32: (0, 2**32 - 1),
+    tf.int64: (-(2**63), 2**63 - 1),
+    tf.uint64: (0, 2**64 - 1),
+}
+# types of NumPy that hold them before they wrap around
+_WIDE = {
+    tf.bool: "bool",
+    **dict.fromkeys(_FLOATS, "float64"),
+    **{dtype: "uint64" if least == 0 else "int64" for dtype, (least, _) in _BOUNDS.items()},
+}
 _KINDS = {
     type(None): "Null",
     dict: "Object",
@@ -239,14 +339,19 @@ _KINDS = {
 }
 
 
+def kind_of(value):
+    """Returns a JSON value's type as TF Serving names it."""
+    return str(value) if isinstance(value, bool) else _KINDS[type(value)]
+
+
 def _type_error(value, dtype):
-    kind = str(value) if isinstance(value, bool) else _KINDS[type(value)]
+    kind = kind_of(value)
     return invalid(
-        errors.WRONG_JSON_TYPE, value=_text(value), got=kind, wanted=type_name(dtype)
+        errors.WRONG_JSON_TYPE, value=text_of(value), got=kind, wanted=type_name(dtype)
     )
 
 
-def _text(value, limit=200):
+def text_of(value, limit=256):
     """Formats JSON for a message, at most its beginning: it may be megabytes long."""
     text = ""
     for piece in _pieces(value, limit):

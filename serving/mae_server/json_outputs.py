@@ -1,69 +1,125 @@
-"""Responses of TF Serving's REST API: arrays and classes to JSON."""
+"""Responses of TF Serving's REST API: arrays, classes and numbers to JSON.
+
+As the writers of tensorflow_serving/util/json_tensor.cc have it: strings are base64 where
+the output's name ends in `_bytes`, and numbers that are not finite are bare `NaN` and
+`Infinity`.
+"""
 
 import base64
-import json
+from itertools import islice
 
 import numpy as np
 import orjson
+import tensorflow as tf
 
 from mae_server import errors
-from mae_server.errors import invalid
+from mae_server.decimals import decimals
+from mae_server.errors import invalid, type_name
+
+# values that are made text at once
+_BLOCK = 2**16
+_INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 
 
 def write_outputs(outputs, rows):
-    """Returns the JSON body of a predict response, in row or column format.
-
-    As TF Serving writes them: strings are base64 where the output's name ends in
-    `_bytes`, and numbers that are not finite are bare `NaN` and `Infinity`.
-    """
-    finite = all(
-        np.isfinite(array).all()
-        for array in outputs.values()
-        if array.dtype.kind == "f"
-    )
-    outputs = {name: _writable(name, outputs[name]) for name in sorted(outputs)}
-    alone = next(iter(outputs.values())) if len(outputs) == 1 else None
+    """Returns the JSON body of a predict response, in row or column format."""
+    names = sorted(outputs)
     if not rows:
-        return _dump({"outputs": outputs if alone is None else alone}, finite)
-    sizes = {len(value) if np.ndim(value) else None for value in outputs.values()}
-    if len(sizes) > 1 or None in sizes:
-        raise invalid(errors.INCONSISTENT_BATCH_SIZES, names=sorted(outputs))
-    if alone is not None:
-        return _dump({"predictions": alone}, finite)
-    rows = zip(*outputs.values(), strict=True)
-    rows = [dict(zip(outputs, row, strict=True)) for row in rows]
-    return _dump({"predictions": rows}, finite)
+        texts = [_nested(_texts(n, outputs[n]), outputs[n].shape) for n in names]
+        return _document("outputs", texts[0] if len(names) == 1 else _object(names, texts))
+    count = _batch_size(outputs)
+    values = {name: _texts(name, outputs[name]) for name in names}
+    columns = [
+        [_nested(values[name], outputs[name].shape[1:]) for _ in range(count)]
+        for name in names
+    ]
+    if len(names) == 1:
+        return _document("predictions", _list(columns[0]))
+    rows = [_object(names, row) for row in zip(*columns, strict=True)]
+    return _document("predictions", _list(rows))
 
 
-def write_results(rows):
+def write_classes(rows):
     """Returns the JSON body of a classify response: `(label, score)` pairs per row."""
-    finite = all(np.isfinite(score) for row in rows for _, score in row)
-    return _dump({"results": rows}, finite)
+    if not rows:
+        raise invalid(errors.NO_CLASSES)
+    lists = []
+    for row in rows:
+        scores = decimals(np.array([score for _, score in row], "float32"))
+        pairs = zip(row, scores, strict=True)
+        lists.append(_list(f"[{_quoted(label)}, {text}]" for (label, _), text in pairs))
+    return _document("results", _list(lists))
 
 
-def _writable(name, array):
-    if array.dtype != object:
-        return np.ascontiguousarray(array)
-    return _strings(array.tolist(), name.endswith("_bytes"))
+def write_numbers(values):
+    """Returns the JSON body of a regress response: a number per example."""
+    if not len(values):
+        raise invalid(errors.NO_NUMBERS)
+    return _document("results", _list(decimals(np.array(values, "float32"))))
 
 
-def _strings(value, encoded):
-    if isinstance(value, list):
-        return [_strings(item, encoded) for item in value]
-    if encoded:
-        return {"b64": base64.b64encode(value).decode()}
-    return value.decode(errors="replace")
+def _batch_size(outputs):
+    sizes = {}
+    for name in sorted(outputs):
+        if outputs[name].ndim == 0:
+            raise invalid(errors.NO_BATCH_AXIS, name=name)
+        sizes[name] = len(outputs[name])
+        wanted = next(iter(sizes.values()))
+        if sizes[name] != wanted:
+            raise invalid(
+                errors.INCONSISTENT_BATCH_SIZE,
+                name=name,
+                got=sizes[name],
+                wanted=wanted,
+            )
+    return wanted
 
 
-def _dump(document, finite):
-    if finite:
-        # as TF Serving, it writes a float32 as 0.1, not as 0.10000000149
-        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return json.dumps(document, default=_plain).encode()
+def _texts(name, array):
+    """Yields the text of each value, in order."""
+    flat = array.ravel()
+    kind = array.dtype.name
+    for begin in range(0, len(flat), _BLOCK):
+        block = flat[begin : begin + _BLOCK]
+        if kind in ("float32", "float64"):
+            yield from decimals(block)
+        elif kind in _INTEGERS:
+            yield from map(str, block.tolist())
+        elif kind == "bool":
+            yield from ("true" if value else "false" for value in block.tolist())
+        elif kind == "object":
+            write = _encoded if name.endswith("_bytes") else _quoted
+            yield from map(write, block.tolist())
+        else:  # half, bfloat16, uint16 and complex numbers
+            raise invalid(errors.UNWRITABLE, dtype=type_name(tf.as_dtype(array.dtype)))
 
 
-def _plain(array):
-    """Converts an array to lists, with the shortest decimals of float32."""
-    if array.dtype == np.float32:
-        array = array.astype(str).astype("float64")
-    return array.tolist()
+def _encoded(value):
+    return f'{{"b64": "{base64.b64encode(value).decode()}"}}'
+
+
+def _quoted(value):
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
+    return orjson.dumps(text).decode()
+
+
+def _nested(texts, shape):
+    """Takes the values of a shape from an iterator, and writes them as lists."""
+    if not shape:
+        return next(texts)
+    if len(shape) == 1:
+        return _list(islice(texts, shape[0]))
+    return _list(_nested(texts, shape[1:]) for _ in range(shape[0]))
+
+
+def _list(texts):
+    return f"[{', '.join(texts)}]"
+
+
+def _object(names, texts):
+    pairs = zip(names, texts, strict=True)
+    return f"{{{', '.join(f'{_quoted(name)}: {text}' for name, text in pairs)}}}"
+
+
+def _document(key, text):
+    return f'{{"{key}": {text}}}'.encode()

@@ -1,4 +1,8 @@
-"""REST API of TF Serving's protocol."""
+"""REST API of TF Serving's protocol.
+
+As tensorflow_serving/model_servers/http_rest_api_handler.cc and http_rest_api_util.cc
+have it; examples as json_tensor.cc.
+"""
 
 import json
 import re
@@ -11,10 +15,14 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 
 from mae_server import errors, json_inputs, json_outputs, metrics
 from mae_server.errors import RequestError, invalid
+from mae_server.json_inputs import kind_of, text_of
 
-_WHICH = r"/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?"
-_POST = re.compile(_WHICH + ":(classify|predict)", re.IGNORECASE | re.ASCII)
-_GET = re.compile(_WHICH + "(/metadata)?", re.IGNORECASE | re.ASCII)
+_WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
+_FLAGS = re.IGNORECASE | re.ASCII
+_POST = re.compile(
+    rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS
+)
+_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", _FLAGS)
 
 
 class RestApi:
@@ -44,13 +52,22 @@ class RestApi:
         if version is not None and int(version) >= 2**63:
             raise invalid(errors.VERSION_TOO_LARGE, version=version)
         version = None if version is None else int(version)
-        spec = (unquote(name), version, None if label is None else unquote(label))
+        spec = (unquote(name or ""), version, None if label is None else unquote(label))
         if method == "GET":
-            return self._metadata(spec) if verb else self._status(spec)
-        answer = self._predict if verb.lower() == "predict" else self._classify
+            if not spec[0]:
+                raise invalid(errors.NO_NAME_IN_PATH)
+            # "Metadata" is not its name, though the path matches
+            return self._metadata(spec) if verb == "metadata" else self._status(spec)
+        answers = {
+            "predict": self._predict,
+            "classify": self._classify,
+            "regress": self._regress,
+        }
+        if verb not in answers:
+            raise invalid(errors.MALFORMED_REQUEST, method=method, path=path)
         # documents that are parsed take memory: no more of them than requests that run
         with self._service.slot(call):
-            return answer(spec, body, call)
+            return answers[verb](spec, body, call)
 
     def _predict(self, spec, body, call):
         document = json_inputs.parse(body)
@@ -63,19 +80,14 @@ class RestApi:
         return json_outputs.write_outputs(outputs, rows="instances" in document)
 
     def _classify(self, spec, body, call):
-        document = json_inputs.parse(body)
-        name = json_inputs.signature_name(document)
-        if "examples" not in document:
-            raise invalid(errors.NO_EXAMPLES)
-        if not isinstance(document["examples"], list):
-            raise invalid(errors.EXAMPLES_NOT_A_LIST)
-        if not document["examples"]:
-            raise invalid(errors.EMPTY_EXAMPLES)
-        # concatenated serialized messages are merged
-        context = _example(document.get("context", {}))
-        examples = [context + _example(row) for row in document["examples"]]
+        name, examples = _read_examples(body)
         _, _, rows = self._service.classify(spec, name, examples, call)
-        return json_outputs.write_results(rows)
+        return json_outputs.write_classes(rows)
+
+    def _regress(self, spec, body, call):
+        name, examples = _read_examples(body)
+        _, _, values = self._service.regress(spec, name, examples, call)
+        return json_outputs.write_numbers(values)
 
     def _status(self, spec):
         rows = [
@@ -112,36 +124,58 @@ class RestApi:
 
 def refused(error):
     """Returns the HTTP status and JSON body of a `RequestError`."""
-    return error.http_status, json.dumps({"error": str(error)}).encode()
+    return error.http_status, json.dumps({"error": str(error)}, indent=4).encode()
+
+
+def _read_examples(body):
+    """Returns the signature's name and serialized `tf.train.Example`s of a body."""
+    document = json_inputs.parse(body)
+    name = json_inputs.signature_name(document)
+    # concatenated serialized messages are merged
+    context = _example(document.get("context", {}))
+    if "examples" not in document:
+        raise invalid(errors.NO_EXAMPLES, value=text_of(document))
+    if not isinstance(document["examples"], list):
+        raise invalid(errors.EXAMPLES_NOT_A_LIST, value=text_of(document))
+    if not document["examples"]:
+        raise invalid(errors.EMPTY_EXAMPLES, value=text_of(document))
+    return name, [context + _example(row) for row in document["examples"]]
 
 
 def _example(features):
     """Serializes a JSON object of features as a `tf.train.Example`."""
     if not isinstance(features, dict):
-        raise invalid(errors.EXAMPLE_NOT_AN_OBJECT)
+        raise invalid(errors.EXAMPLE_NOT_AN_OBJECT, got=kind_of(features))
     example = tf.train.Example()
     for name, values in features.items():
-        feature = example.features.feature[name]
+        try:
+            feature = example.features.feature[name]
+        except UnicodeEncodeError as error:
+            raise invalid(errors.LONE_SURROGATE) from error
         for value in values if isinstance(values, list) else [values]:
             _add_value(feature, name, value)
     return example.SerializeToString()
 
 
 def _add_value(feature, name, value):
-    if isinstance(value, dict):
-        kind, value = "bytes_list", json_inputs.from_base64(value)
-    elif isinstance(value, str):
-        kind, value = "bytes_list", value.encode(errors="replace")
-    elif isinstance(value, int):  # a bool too, as TF Serving has it
-        kind = "int64_list"
-    elif isinstance(value, float):
-        kind = "float_list"
-    else:
-        raise invalid(errors.WRONG_FEATURE_TYPE, name=name)
+    kind, value = _feature_of(name, value)
     if feature.WhichOneof("kind") not in (None, kind):
         wanted = feature.WhichOneof("kind").removesuffix("_list")
         raise invalid(errors.MIXED_FEATURE, name=name, wanted=wanted)
     try:
         getattr(feature, kind).value.append(value)
     except ValueError as error:
-        raise invalid(errors.INVALID_FEATURE, name=name, error=error) from error
+        raise invalid(errors.UINT64_FEATURE, name=name) from error
+
+
+def _feature_of(name, value):
+    """Returns the kind of list that holds a JSON value, and the value in it."""
+    if isinstance(value, dict) and set(value) == {"b64"}:
+        return "bytes_list", json_inputs.from_base64(value)
+    if isinstance(value, str):
+        return "bytes_list", json_inputs.to_bytes(value)
+    if isinstance(value, int):  # a bool too
+        return "int64_list", value
+    if isinstance(value, float):
+        return "float_list", value
+    raise invalid(errors.WRONG_FEATURE_TYPE, name=name, got=kind_of(value))

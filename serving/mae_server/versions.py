@@ -33,16 +33,27 @@ class ModelConfig(NamedTuple):
     labels: Mapping[str, int] = MappingProxyType({})
 
     def aspired(self):
-        """Returns the versions in the folder that the policy selects, a set of ints."""
+        """Returns the versions that the policy selects, with the names of their folders.
+
+        As `file_system_storage_path_source.cc`: a name that reads as an int64, such as
+        007, is a version; of several with the same number one is served.
+        """
         with contextlib.suppress(OSError):
-            folders = [path.name for path in Path(self.base_path).glob("*/")]
-            # ASCII digits only, as TF Serving; int() would take others
-            numbers = [int(n) for n in folders if re.fullmatch("0|[1-9][0-9]{,18}", n)]
-            found = sorted(n for n in numbers if n <= _MOST_VERSION)
-            if self.versions is None:
-                return set(found[-self.latest :])
-            return set(found) & set(self.versions or found)
-        return set()
+            names = sorted(path.name for path in Path(self.base_path).iterdir())
+            if self.versions == ():  # here the first of them, else the last
+                names.reverse()
+            found = {int(name): name for name in names if _is_version(name)}
+            selected = sorted(found)[-self.latest :]
+            if self.versions is not None:
+                selected = [n for n in found if n in (self.versions or found)]
+            return {number: found[number] for number in selected}
+        return {}
+
+
+def _is_version(name):
+    # absl::SimpleAtoi, ASCII only
+    number = re.fullmatch(r"\s*[+-]?0*(\d{1,19})\s*", name, re.ASCII)
+    return number is not None and -_MOST_VERSION - 1 <= int(name) <= _MOST_VERSION
 
 
 class Status(NamedTuple):
@@ -217,9 +228,9 @@ class Models:
         """Loads versions that the policies select and that are not loaded."""
         for name, config in self._configs.items():
             known = self._versions.setdefault(name, {})
-            for number in sorted(config.aspired()):
+            for number, folder in sorted(config.aspired().items()):
                 held = known.get(number)
-                path = Path(config.base_path, str(number))
+                path = Path(config.base_path, folder)
                 there = held and held.state == "AVAILABLE" and held.path == path
                 if there or self._broken.get(path, "sound") == _stamp(path):
                     continue
@@ -267,7 +278,7 @@ class Models:
         """Unloads versions that the policies no longer select and others replace."""
         for name, known in self._versions.items():
             config = self._configs.get(name)
-            aspired = set() if config is None else config.aspired()
+            aspired = set() if config is None else set(config.aspired())
             available = {n for n, held in known.items() if held.state == "AVAILABLE"}
             if config is not None and not available & aspired:
                 continue

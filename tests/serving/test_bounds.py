@@ -105,8 +105,8 @@ def test_a_short_value_is_quoted_whole():
     for value in ({"a": [1, "x", None, True]}, [], {}, "text", 1.5):
         with pytest.raises(RequestError) as caught:
             json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, {})
-        assert json_inputs._text(value) in str(caught.value)
-    assert json_inputs._text({"a": [1, "x", None]}) == '{"a": [1, "x", null]}'
+        assert json_inputs.text_of(value) in str(caught.value)
+    assert json_inputs.text_of({"a": [1, "x", None]}) == '{"a": [1, "x", null]}'
 
 
 def png(width, height):
