@@ -68,6 +68,9 @@ class ServerConfig:
         "addresses, localhost and --host; *: any",
         "",
     )
+    rest_api_enable_cors_support: bool = flag(
+        "let web pages of any site use the REST API", False
+    )
     grace_seconds: int = flag("seconds to finish requests after SIGTERM", 30)
     allow_version_labels_for_unavailable_models: bool = flag(
         "let new labels name versions that are not loaded yet", False
@@ -217,6 +220,7 @@ def main(config):
         names,
         config.rest_api_timeout_in_ms / 1000,
         metrics_path(config.monitoring_config_file),
+        config.rest_api_enable_cors_support,
     )
     try:
         listening = bind(config.host, config.rest_api_port)

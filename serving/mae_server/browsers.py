@@ -5,6 +5,7 @@ choose some headers, though, and a name that it points to this machine stays in 
 """
 
 import ipaddress
+import re
 import socket
 from urllib.parse import urlsplit
 
@@ -17,11 +18,16 @@ def allowed_names(host, more=()):
     return {"localhost", socket.gethostname().lower(), host.lower(), *more}
 
 
-def refusal(method, headers, names):
-    """Returns `(status, message)` of a request to refuse, `None` of one to answer."""
+def refusal(method, headers, names, any_page=False):
+    """Returns `(status, message)` of a request to refuse, `None` of one to answer.
+
+    With `any_page`, pages of other sites may use this server.
+    """
     host = headers.get("host", "")
     if not _is_known(host, names):
         return 403, "Host must be an IP address or a name in --allowed_hosts"
+    if any_page:
+        return None
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
         return 403, "a page of another site may not use this server"
@@ -31,6 +37,19 @@ def refusal(method, headers, names):
     if method == "POST" and kind in _PLAIN:
         return 415, "Content-Type must be application/json"
     return None
+
+
+# model_servers/http_rest_api_util.cc, AddCORSHeaders
+CORS = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+
+
+def answer_to_options(headers):
+    """Returns the HTTP status of OPTIONS, by which a browser asks for a page."""
+    return 200 if re.search("https?://", headers.get("origin", "")) else 400
 
 
 def _is_known(host, names):

@@ -1,7 +1,7 @@
 """Text of floats in JSON, as TF Serving writes it.
 
 `WriteDecimal` in tensorflow_serving/util/json_tensor.cc: six significant digits where
-they read back as the same number, else nine of a float32 and seventeen of a float64, and
+they read back as the same number, else nine of a float32 and seventeen of a float64;
 `.0` behind whole numbers.
 """
 
@@ -16,19 +16,19 @@ _POWERS = 10.0 ** np.arange(_LEAST, _MOST + 2)
 def decimals(array):
     """Returns the texts of a flat float32 or float64 array as a list."""
     if array.dtype == np.float32:
-        return _of_float32(array)
-    return [_one(value, "%.17g", float) for value in array.tolist()]
+        return _of_float32(array) if len(array) else []
+    return [_one(value, ".17g", float) for value in array.tolist()]
 
 
 def _one(value, full, back):
     """Writes a number, whose type `back` converts to."""
-    text = "%g" % value
+    text = format(value, "g")
     if value != value:
         return "NaN"
     if text in ("inf", "-inf"):
         return text.replace("inf", "Infinity")
     if back(text) != value:
-        text = full % value
+        text = format(value, full)
     return text if "." in text or "e" in text else f"{text}.0"
 
 
@@ -37,7 +37,7 @@ def _of_float32(array):
         size = np.abs(array).astype("float64")
     plain = (size >= _POWERS[0]) & (size < _POWERS[-1])
     if not plain.all():
-        rest = [_one(value, "%.9g", np.float32) for value in array[~plain].tolist()]
+        rest = [_one(value, ".9g", np.float32) for value in array[~plain].tolist()]
         texts = np.empty(array.shape, object)
         texts[~plain] = rest
         texts[plain] = _of_float32(array[plain]) if plain.any() else []

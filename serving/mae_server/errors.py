@@ -51,7 +51,8 @@ class RequestError(Exception):
 
 def type_name(dtype):
     """Returns a `tf.DType`'s name as TF Serving writes it."""
-    return {"float32": "float", "float64": "double"}.get(dtype.name, dtype.name)
+    names = {"float16": "half", "float32": "float", "float64": "double"}
+    return names.get(dtype.name, dtype.name)
 
 
 def shortened(text, limit=_MOST_QUOTED):
@@ -148,7 +149,9 @@ NO_EXAMPLES = (
     "JSON Value: {value} When method is classify, key 'examples' is expected and was "
     "not found"
 )
-EXAMPLES_NOT_A_LIST = "JSON Value: {value} Expecting 'examples' value to be an list/array"
+EXAMPLES_NOT_A_LIST = (
+    "JSON Value: {value} Expecting 'examples' value to be an list/array"
+)
 EMPTY_EXAMPLES = "JSON Value: {value} 'examples' value is an empty array"
 EXAMPLE_NOT_AN_OBJECT = "Example must be JSON object but got JSON {got}"
 WRONG_FEATURE_TYPE = "Feature: {name} has element with unexpected JSON type: {got}"

@@ -24,7 +24,6 @@ WITHOUT_EFFECT = frozenset(
         "platform_config_file",
         "prefer_tflite_model",
         "remove_unused_fields_from_bundle_metagraph",
-        "rest_api_enable_cors_support",
         "rest_api_num_threads",
         "skip_initialize_tpu",
         "ssl_config_file",

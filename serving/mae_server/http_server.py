@@ -72,23 +72,38 @@ def _stopped(timer):
 class Api:
     """Answers `/v1/...` requests in threads, and looks whether clients still wait."""
 
-    def __init__(self, service, names, seconds):
+    def __init__(self, service, names, seconds, any_page=False):
         self._answer = RestApi(service)
         self._names = names
         self._seconds = seconds
+        self._any_page = any_page
         self._bodies = Bodies()
         # each request waits in a thread
         self._pool = futures.ThreadPoolExecutor(service.max_threads)
 
     async def __call__(self, request):
-        problem = browsers.refusal(request.method, request.headers, self._names)
+        response = await self._respond(request)
+        if self._any_page:
+            response.headers.update(browsers.CORS)
+        return response
+
+    async def _respond(self, request):
+        problem = browsers.refusal(
+            request.method, request.headers, self._names, self._any_page
+        )
         if problem is not None:
             return _closing(*problem)
         try:
             body = await self._bodies.read(request)
         except BodyError as error:
             return _closing(error.status, str(error))
+        if request.method == "OPTIONS":
+            self._bodies.release(body)
+            return Response(status_code=browsers.answer_to_options(request.headers))
         path = request.scope["raw_path"].decode("latin-1")
+        # of the path, as evhttp_request.cc has it
+        query = request.scope["query_string"].decode("latin-1")
+        path += f"?{query}" if query else ""
         call = Call(self._seconds)
         work = asyncio.get_running_loop().run_in_executor(
             self._pool, self._answer, request.method, path, body, call
@@ -128,9 +143,9 @@ def _closing(status, text):
     return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 
-def make_app(service, names, seconds, metrics_path=None):
+def make_app(service, names, seconds, metrics_path=None, any_page=False):
     """Builds the ASGI application: REST API, metrics and web page."""
-    api = Api(service, names, seconds)
+    api = Api(service, names, seconds, any_page)
 
     async def answer(request):
         return await api(request)
@@ -143,7 +158,7 @@ def make_app(service, names, seconds, metrics_path=None):
         headers = {"Content-Type": "text/plain"}
         return Response(service.metrics.text(), headers=headers)
 
-    methods = ["GET", "POST", "PUT", "DELETE", "PATCH"]
+    methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
     page = StaticFiles(directory=Path(__file__).parents[1] / "page", html=True)
     routes = [Route("/v1/{rest:path}", answer, methods=methods), Mount("/", page)]
     if metrics_path is not None:

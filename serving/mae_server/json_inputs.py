@@ -1,11 +1,10 @@
 """Requests of TF Serving's REST API: JSON rows and columns to arrays.
 
-As the readers of tensorflow_serving/util/json_tensor.cc have it, with rapidjson 1.1.0 and
-`absl::Base64Unescape`.
+As the readers of tensorflow_serving/util/json_tensor.cc have it, with rapidjson 1.1.0
+and `absl::Base64Unescape`.
 """
 
 import base64
-import binascii
 import codecs
 import json
 import re
@@ -75,9 +74,7 @@ def _to_int(text):
 _DECODER = json.JSONDecoder(parse_float=_to_float, parse_int=_to_int)
 _SPACE = re.compile(r"[ \t\r\n]*")
 # strings, to be left as they are, and numbers that only rapidjson reads
-_UNUSUAL = re.compile(
-    r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?Inf(?:inity)?+|-NaN', re.DOTALL
-)
+_UNUSUAL = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?Inf(?:inity)?+|-NaN', re.DOTALL)
 
 # bytes that a parsed document may take; 64 MiB of an image's floats take less
 _MOST_MEMORY = 2**30
@@ -287,7 +284,7 @@ def to_bytes(text):
 
 def from_base64(value):
     """Decodes `{"b64": "..."}` to bytes."""
-    if set(value) != {"b64"} or not isinstance(value["b64"], str):
+    if not is_base64(value):
         raise invalid(errors.NOT_BASE64_DATA, value=text_of(value))
     try:
         return _unescape(value["b64"])
@@ -297,10 +294,7 @@ def from_base64(value):
 
 def _unescape(text):
     """Decodes base64 that may have white space, and no padding or dots for it."""
-    try:
-        return base64.b64decode(text, validate=True)
-    except binascii.Error:
-        packed = text.encode("ascii").translate(None, b" \t\n\v\f\r")
+    packed = text.encode("ascii").translate(None, b" \t\n\v\f\r")
     digits = packed.rstrip(b"=.")
     padding = -len(digits) % 4
     if padding == 3 or len(packed) - len(digits) not in (0, padding):
@@ -308,8 +302,17 @@ def _unescape(text):
     return base64.b64decode(digits + padding * b"=", validate=True)
 
 
+def is_base64(value):
+    """Whether a JSON value is an object that stands for bytes."""
+    return (
+        isinstance(value, dict)
+        and set(value) == {"b64"}
+        and isinstance(value["b64"], str)
+    )
+
+
 def _is_named(value):
-    return isinstance(value, dict) and set(value) != {"b64"}
+    return isinstance(value, dict) and not is_base64(value)
 
 
 # NumPy allows 64, signatures have far fewer
@@ -327,7 +330,10 @@ _BOUNDS = {
 _WIDE = {
     tf.bool: "bool",
     **dict.fromkeys(_FLOATS, "float64"),
-    **{dtype: "uint64" if least == 0 else "int64" for dtype, (least, _) in _BOUNDS.items()},
+    **{
+        dtype: "uint64" if least == 0 else "int64"
+        for dtype, (least, _) in _BOUNDS.items()
+    },
 }
 _KINDS = {
     type(None): "Null",

@@ -1,8 +1,8 @@
 """Responses of TF Serving's REST API: arrays, classes and numbers to JSON.
 
-As the writers of tensorflow_serving/util/json_tensor.cc have it: strings are base64 where
-the output's name ends in `_bytes`, and numbers that are not finite are bare `NaN` and
-`Infinity`.
+As the writers of tensorflow_serving/util/json_tensor.cc have it: strings are base64
+where the output's name ends in `_bytes`, and numbers that are not finite are bare `NaN`
+and `Infinity`.
 """
 
 import base64
@@ -26,7 +26,9 @@ def write_outputs(outputs, rows):
     names = sorted(outputs)
     if not rows:
         texts = [_nested(_texts(n, outputs[n]), outputs[n].shape) for n in names]
-        return _document("outputs", texts[0] if len(names) == 1 else _object(names, texts))
+        return _document(
+            "outputs", texts[0] if len(names) == 1 else _object(names, texts)
+        )
     count = _batch_size(outputs)
     values = {name: _texts(name, outputs[name]) for name in names}
     columns = [

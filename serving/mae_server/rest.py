@@ -19,9 +19,7 @@ from mae_server.json_inputs import kind_of, text_of
 
 _WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _FLAGS = re.IGNORECASE | re.ASCII
-_POST = re.compile(
-    rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS
-)
+_POST = re.compile(rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS)
 _GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", _FLAGS)
 
 
@@ -49,9 +47,11 @@ class RestApi:
         if match is None or method not in ("POST", "GET"):
             raise invalid(errors.MALFORMED_REQUEST, method=method, path=path)
         name, version, label, verb = match.groups()
-        if version is not None and int(version) >= 2**63:
-            raise invalid(errors.VERSION_TOO_LARGE, version=version)
-        version = None if version is None else int(version)
+        if version is not None:
+            digits = version.lstrip("0") or "0"
+            if len(digits) > 19 or int(digits) >= 2**63:
+                raise invalid(errors.VERSION_TOO_LARGE, version=version)
+            version = int(digits)
         spec = (unquote(name or ""), version, None if label is None else unquote(label))
         if method == "GET":
             if not spec[0]:
@@ -170,12 +170,12 @@ def _add_value(feature, name, value):
 
 def _feature_of(name, value):
     """Returns the kind of list that holds a JSON value, and the value in it."""
-    if isinstance(value, dict) and set(value) == {"b64"}:
+    if json_inputs.is_base64(value):
         return "bytes_list", json_inputs.from_base64(value)
     if isinstance(value, str):
         return "bytes_list", json_inputs.to_bytes(value)
     if isinstance(value, int):  # a bool too
-        return "int64_list", value
+        return "int64_list", int(value)
     if isinstance(value, float):
         return "float_list", value
     raise invalid(errors.WRONG_FEATURE_TYPE, name=name, got=kind_of(value))

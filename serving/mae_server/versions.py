@@ -33,7 +33,7 @@ class ModelConfig(NamedTuple):
     labels: Mapping[str, int] = MappingProxyType({})
 
     def aspired(self):
-        """Returns the versions that the policy selects, with the names of their folders.
+        """Returns the versions that the policy selects, and their folders' names.
 
         As `file_system_storage_path_source.cc`: a name that reads as an int64, such as
         007, is a version; of several with the same number one is served.

@@ -2,15 +2,18 @@
 
 import asyncio
 import contextlib
+import gzip
 import io
 import threading
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorflow.core.protobuf import meta_graph_pb2
 
 from mae_server import (
     bodies,
@@ -72,15 +75,16 @@ def test_images_of_floats_and_a_long_text_are_parsed():
     assert len(json_inputs.parse(text)["inputs"]) == 60 * MIB
 
 
+X = {"x": meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)}
 HUGE, LONG = "x" * (8 * MIB), [0] * MIB
 
 
 @pytest.mark.parametrize(
     "refuse",
     [
-        lambda: json_inputs.read_inputs({"instances": HUGE}, {}),
-        lambda: json_inputs.read_inputs({"instances": {HUGE: [HUGE]}}, {}),
-        lambda: json_inputs.read_inputs({"instances": 1, "inputs": LONG}, {}),
+        lambda: json_inputs.read_inputs({"instances": HUGE}, X),
+        lambda: json_inputs.read_inputs({"instances": {HUGE: [HUGE]}}, X),
+        lambda: json_inputs.read_inputs({"instances": 1, "inputs": LONG}, X),
         lambda: json_inputs.signature_name({"signature_name": [[HUGE]]}),
         lambda: json_inputs.from_base64({"b64": HUGE, "more": HUGE}),
         lambda: raise_(errors.signature_not_found(HUGE)),
@@ -104,7 +108,7 @@ def raise_(error):
 def test_a_short_value_is_quoted_whole():
     for value in ({"a": [1, "x", None, True]}, [], {}, "text", 1.5):
         with pytest.raises(RequestError) as caught:
-            json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, {})
+            json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, X)
         assert json_inputs.text_of(value) in str(caught.value)
     assert json_inputs.text_of({"a": [1, "x", None]}) == '{"a": [1, "x", null]}'
 
@@ -209,12 +213,16 @@ def test_work_ends_between_images_when_the_caller_leaves(tmp_path, monkeypatch):
     bundle.close()
 
 
+PATH = "/v1/models/mae:predict"
+
+
 class Sent:
     """A request's headers, and chunks that come one after the other; then it leaves."""
 
-    method, scope = "POST", {"raw_path": b"/v1/models/mae:predict"}
+    method = "POST"
 
     def __init__(self, *chunks, **headers):
+        self.scope = {"raw_path": PATH.encode(), "query_string": b""}
         self.headers = headers
         self._chunks = chunks
 
@@ -246,6 +254,69 @@ def test_bodies_are_bounded_alone_together_and_in_time():
     asyncio.run(check())
 
 
+def test_gzip_bodies():
+    gzip_header = {"content-encoding": "gzip"}
+    text = bytes(range(256)) * 5000
+    packed = gzip.compress(text)
+    plain = zlib.compress(text)
+
+    async def check():
+        held = bodies.Bodies()
+        for chunks, wanted in (
+            ([packed], text),
+            ([packed[n : n + 1] for n in range(len(packed))], text),
+            ([gzip.compress(bytes(3 * MIB))], bytes(3 * MIB)),
+            ([gzip.compress(b"")], b""),
+            # TF Serving takes these for empty bodies
+            ([packed[:-1]], b""),
+            ([packed + b"x"], b""),
+            ([packed, packed], b""),
+            ([packed[:-8] + bytes(8)], b""),
+            ([text], b""),
+            ([plain], b""),
+            ([], b""),
+        ):
+            body = await held.read(Sent(*chunks, **gzip_header))
+            assert body == wanted
+            held.release(body)
+        assert held._held == 0
+        assert await held.read(Sent(packed)) == packed
+
+    asyncio.run(check())
+
+
+# a small file of much, and a large one of blocks that hold nothing
+@pytest.mark.parametrize("kind", ["zeros", "empty"])
+def test_a_gzip_bomb_ends_in_bounded_time_and_memory(kind):
+    if kind == "zeros":
+        chunks = [gzip.compress(bytes(256 * MIB), 6)]
+    else:
+        blocks = b"\x00\x00\x00\xff\xff" * 13_000
+        chunks = [gzip.compress(b"")[:10], *[blocks] * (64 * MIB // 65_000 + 1)]
+    lags = []
+
+    async def watch():
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(0.01)
+            lags.append(time.monotonic() - before)
+
+    async def send():
+        held = bodies.Bodies()
+        watching = asyncio.ensure_future(watch())
+        try:
+            with pytest.raises(bodies.BodyError) as caught:
+                await held.read(Sent(*chunks, **{"content-encoding": "gzip"}))
+            assert (caught.value.status, held._held) == (413, 0)
+        finally:
+            watching.cancel()
+
+    begin = time.monotonic()
+    assert peak(lambda: asyncio.run(send())) < 80 * MIB
+    assert time.monotonic() - begin < 30
+    assert max(lags) < 5  # others are answered meanwhile
+
+
 def test_pages_of_strangers_are_refused():
     names = browsers.allowed_names("0.0.0.0", ["mae.example"])
 
@@ -272,11 +343,36 @@ def test_pages_of_strangers_are_refused():
     assert browsers.refusal("GET", {"host": "any"}, {"*"}) is None
 
 
+def test_pages_are_let_in_by_a_flag():
+    page = {"host": "localhost:8501", "origin": "http://evil.example"}
+    page |= {"sec-fetch-site": "cross-site", "content-type": "text/plain"}
+    for method in ("POST", "GET", "OPTIONS"):
+        assert browsers.refusal(method, page, {"localhost"}, True) is None
+    # a name that a page has pointed here is no address of ours yet
+    renamed = {**page, "host": "evil.example"}
+    assert browsers.refusal("POST", renamed, {"localhost"}, True)[0] == 403
+    for any_page in (False, True):
+        api = http_server.Api(Service(None), {"localhost"}, 100, any_page)
+        request = Sent(b"", **page)
+        request.method = "OPTIONS"
+        response = asyncio.run(api(request))
+        assert response.status_code == (200 if any_page else 403)
+        found = {k: v for k, v in response.headers.items() if "access" in k}
+        wanted = {
+            "access-control-allow-origin": "*",
+            "access-control-allow-methods": "POST, GET",
+            "access-control-allow-headers": "Content-Type",
+        }
+        assert found == (wanted if any_page else {})
+    request.headers = {}
+    assert asyncio.run(api(request)).status_code == 400
+
+
 def test_a_client_that_leaves_ends_its_call():
     ended = threading.Event()
 
     def answer(method, path, body, call):
-        assert (method, path, body) == ("POST", Sent.scope["raw_path"].decode(), b"{}")
+        assert (method, path, body) == ("POST", PATH, b"{}")
         with contextlib.suppress(RequestError):
             while True:
                 call.check()

@@ -210,8 +210,34 @@ def test_versions_beyond_int64_are_ignored(tmp_path):
     for name in (2**63, 2**63 - 1, 10**30, 3):
         (tmp_path / str(name)).mkdir()
     every = ModelConfig("mae", tmp_path, versions=())
-    assert every.aspired() == {2**63 - 1, 3}
-    assert ModelConfig("mae", tmp_path).aspired() == {2**63 - 1}
+    assert set(every.aspired()) == {2**63 - 1, 3}
+    assert set(ModelConfig("mae", tmp_path).aspired()) == {2**63 - 1}
+
+
+# tensorflow_serving/sources/storage_path/file_system_storage_path_source.cc:
+# ParseVersionNumber, IndexChildrenByVersion, AspireAllVersions
+def test_version_folders_with_leading_zeros_and_signs(tmp_path):
+    for name in ("001", "01", "7", "00012", "-3", "+5", "part-9", "1_0", "٤", "1.5"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "11").touch()  # a file too; it will fail to load
+    newest = ModelConfig("mae", tmp_path, latest=3)
+    assert newest.aspired() == {12: "00012", 11: "11", 7: "7"}
+    every = ModelConfig("mae", tmp_path, versions=())
+    assert every.aspired() == {
+        **{-3: "-3", 1: "001", 5: "+5", 7: "7", 11: "11", 12: "00012"}
+    }
+    some = ModelConfig("mae", tmp_path, versions=(1, 12, 2))
+    assert some.aspired() == {1: "01", 12: "00012"}
+    assert ModelConfig("mae", tmp_path / "none").aspired() == {}
+
+
+def test_a_version_is_served_from_a_folder_with_leading_zeros(tmp_path, echo):
+    shutil.copytree(echo, tmp_path / "007")
+    models = Models([ModelConfig("mae", tmp_path)])
+    with models.use("mae") as (version, bundle):
+        assert version == 7 and "count" in bundle.signatures
+    assert models._versions["mae"][7].path == tmp_path / "007"
+    models.close()
 
 
 # tensorflow_serving/model_servers/server_core.cc: ValidateModelConfigList, GetPlatform,
