@@ -90,7 +90,7 @@ class _Gzip:
 
     def __call__(self, chunk):
         """Yields pieces of bounded size; none of a broken file, or behind its end."""
-        self._broken |= self._unpacker.eof
+        self._broken |= bool(chunk) and self._unpacker.eof
         full = True
         while (chunk or full) and not self._unpacker.eof and not self._broken:
             try:

@@ -85,6 +85,26 @@ class Echo(tf.Module):
     def count(self, n):
         return {"n": n}
 
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.bool, "b")])
+    def invert(self, b):
+        return {"inverted": tf.logical_not(b)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.uint8, "n")])
+    def small(self, n):
+        return {"n": n}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.float32, "x")])
+    def to_half(self, x):
+        return {"half": tf.cast(x, tf.float16)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.bfloat16, "x")])
+    def from_bfloat16(self, x):
+        return {"x": tf.cast(x, tf.float32)}
+
+    @tf.function(input_signature=[tf.TensorSpec((None,), tf.float32, "x")])
+    def lengths(self, x):
+        return {"count": tf.size(x), "x": x, "pairs": tf.reshape(x, (-1, 2))}
+
 
 def save_echo(path):
     """Writes the SavedModel of `Echo`."""
@@ -93,6 +113,11 @@ def save_echo(path):
         "serving_default": echo.double.get_concrete_function(),
         "text": echo.text.get_concrete_function(),
         "count": echo.count.get_concrete_function(),
+        "invert": echo.invert.get_concrete_function(),
+        "small": echo.small.get_concrete_function(),
+        "to_half": echo.to_half.get_concrete_function(),
+        "from_bfloat16": echo.from_bfloat16.get_concrete_function(),
+        "lengths": echo.lengths.get_concrete_function(),
     }
     tf.saved_model.save(echo, str(path), signatures=signatures)
 

@@ -6,6 +6,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+from tests.conformance.sources import source
+
 RECONSTRUCT = {"signature_name": "reconstruct"}
 SOUND = [
     ("mae", {"instances": [{"b64": "iVBORw0KGgo="}]}),
@@ -83,18 +85,19 @@ def fuzz(count):
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    given = hypothesis.given(
-        request_body=bodies, verb=st.sampled_from(["predict", "predict", "classify"])
-    )
+    verbs = ["predict", "predict", "classify", "regress"]
+    given = hypothesis.given(request_body=bodies, verb=st.sampled_from(verbs))
     return lambda test: settings(given(test))
 
 
+@source("model_servers/http_rest_api_handler.cc: ProcessRequest")
 @fuzz(50)
 def test_malformed_bodies(caller, request_body, verb):
     check_answer(caller, request_body, verb)
 
 
 @pytest.mark.nightly
+@source("model_servers/http_rest_api_handler.cc: ProcessRequest")
 @fuzz(500)
 def test_many_malformed_bodies(caller, request_body, verb):
     check_answer(caller, request_body, verb)
