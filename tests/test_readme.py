@@ -268,6 +268,7 @@ SMALLER = {
     "tensorboard": "--inspect",
     "python serving/export.py": "",
     "echo": "",
+    "curl": "",
     "python serving/client.py": "",
 }
 # what runs elsewhere, or can't run here

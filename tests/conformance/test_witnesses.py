@@ -6,6 +6,7 @@ OpenVINO's server takes for the newest and TF Serving does not.
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 
@@ -14,22 +15,39 @@ import pytest
 
 from tests.conformance.calls import picture
 from tests.conformance.sources import source
+from tests.scripts import ROOT
+
+HANDLER = "model_servers/http_rest_api_handler.cc: ProcessRequest"
+PREDICT = "servables/tensorflow/predict_util.cc: RunPredict"
+
+
+def curl_commands():
+    """Returns the commands of docs/serving.md that use curl, as one would paste them."""
+    text = (ROOT / "docs/serving.md").read_text()
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = re.split(r"(?<![|\\])\n", "\n".join(blocks))
+    return [line for line in lines if "curl" in line]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-@source("model_servers/http_rest_api_handler.cc: ProcessPredictRequest")
-def test_curl_command_of_the_readme(server, tmp_path):
-    _, png = picture()
-    (tmp_path / "cat.png").write_bytes(png)
-    command = (
-        'echo "{\\"instances\\": [{\\"b64\\": \\"$(base64 -w0 cat.png)\\"}]}" | '
-        f"curl --silent --fail-with-body -d @- http://{server.rest}/v1/models/mae:predict"
-    )
+@source(HANDLER, "util/json_tensor.cc: ParseJson")
+@pytest.mark.parametrize("command", curl_commands())
+def test_curl_commands_of_the_docs(server, tmp_path, command):
+    image, _ = picture()
+    image.save(tmp_path / "cat.jpg")
+    assert command.count("localhost:8501") == 1
     finished = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True
+        ["bash", "-c", command.replace("localhost:8501", server.rest)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert finished.returncode == 0, finished.stderr
-    assert np.shape(json.loads(finished.stdout)["predictions"]) == (1, 17, 128)
+    answer = json.loads(finished.stdout)
+    if "predictions" in answer:
+        assert np.shape(answer["predictions"]) == (1, 17, 128)
+    else:
+        assert answer["model_version_status"][0]["state"] == "AVAILABLE"
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -59,10 +77,7 @@ def client(request, server):
     return ovmsclient.make_http_client(server.rest)
 
 
-@source(
-    "servables/tensorflow/predict_util.cc: RunPredict",
-    "model_servers/http_rest_api_handler.cc: ProcessPredictRequest",
-)
+@source(PREDICT, HANDLER)
 def test_ovmsclient_predicts(client):
     _, png = picture()
     found = client.predict({"image_bytes": [png]}, "mae", 2)
@@ -90,14 +105,10 @@ def test_ovmsclient_reads_status_and_metadata(client, request):
     assert metadata["model_version"] == 1
 
 
-@source(
-    "core/basic_manager.cc: GetUntypedServableHandle",
-    "tensorflow/cc/saved_model/util.cc: GetInputValues",
-    "util/json_tensor.cc: FillTensorMapFromInputsMap",
-)
+@source("core/basic_manager.cc: GetUntypedServableHandle", PREDICT)
 def test_ovmsclient_understands_errors(client):
     errors = pytest.importorskip("ovmsclient.tfs_compat.base.errors")
     with pytest.raises(errors.ModelNotFoundError):
         client.predict({"x": np.float32([[1, 2]])}, "nothing", 1)
     with pytest.raises(errors.InvalidInputError):
-        client.predict({"y": np.float32([[1, 2]])}, "echo", 1)
+        client.predict({"x": np.float32([[1, 2, 3]])}, "echo", 1)
