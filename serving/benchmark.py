@@ -7,8 +7,9 @@ Run: python serving/benchmark.py --model_base_path=models/mae
 Starts the embedded server, or uses the one at --endpoint and --rest_endpoint. locust
 sends `features` requests from a process of its own on the same machine: pixels by REST,
 JPEGs by REST and by gRPC. The baseline is a TensorFlow session on the same JPEGs,
-without a server. With --soak_minutes a new version appears each minute, and failed
-requests and the server's memory are reported.
+without a server. With --soak_minutes two versions are served, and each minute a new one
+appears, the label by which requests come moves to it, and the oldest one goes; a failed
+request or growing memory is an error.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -29,19 +30,33 @@ import threading
 import time
 from pathlib import Path
 
+import grpc
 import numpy as np
 import tensorflow as tf
 from PIL import Image
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import (
+    get_model_status_pb2,
+    model_management_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mae.export import export_savedmodel
 from keras_mae.utils.flags import flag, run_script
 from mae_server.bundle import Bundle
+from mae_server.calls import Call
 from mae_server.process import running
 
 FOLDER = Path(__file__).parent
 PHOTO = (500, 375)
 SOAK_USERS = 4
+LABEL = "stable"
+# seconds for a version to be there
+READY_SECONDS = 60
+# of the first minute's memory
+MOST_GROWTH = 1.25
 RPC = "/tensorflow.serving.PredictionService/Predict"
 
 
@@ -63,7 +78,7 @@ class BenchmarkConfig:
     batch_sizes: str = flag("images per request, separated by commas", "1,8")
     concurrency: str = flag("concurrent requests, separated by commas", "1,4")
     seconds: int = flag("seconds per measurement", 10)
-    soak_minutes: int = flag("minutes of load with a new version each minute", 0)
+    soak_minutes: int = flag("minutes of load with a label that moves each minute", 0)
     out: str | None = flag("JSON file to write the results to", None)
 
 
@@ -86,12 +101,11 @@ def newest(base_path):
 
 
 @contextlib.contextmanager
-def serve(config, base_path):
+def serve(config, flags):
     """Yields REST address, gRPC address and process (or `None`) of the server."""
     if config.endpoint and config.rest_endpoint:
         yield config.rest_endpoint, config.endpoint, None
         return
-    flags = [f"--model_base_path={base_path}", f"--model_name={config.model_name}"]
     with running(FOLDER / "local_server.py", *flags) as addresses:
         yield addresses
 
@@ -99,13 +113,13 @@ def serve(config, base_path):
 class Requests:
     """Bodies of `features` requests for random images."""
 
-    def __init__(self, bundle, name, batch_size):
+    def __init__(self, bundle, name, batch_size, label=""):
         rng = np.random.default_rng(0)
         self._encoded = [draw_jpeg(rng) for _ in range(batch_size)]
         info = bundle.signatures["features_from_pixels"].inputs["pixels"]
         sizes = [dimension.size for dimension in info.tensor_shape.dim[1:]]
         self._pixels = rng.standard_normal((batch_size, *sizes)).astype("float32")
-        self._name = name
+        self._name, self._label = name, label
         self.arrays = {"image_bytes": np.array(self._encoded, object)}
 
     def rest_bytes(self):
@@ -125,6 +139,8 @@ class Requests:
         """Returns the serialized gRPC request with JPEGs."""
         request = predict_pb2.PredictRequest()
         request.model_spec.name = self._name
+        if self._label:
+            request.model_spec.version_label = self._label
         request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto(self._encoded))
         return request.SerializeToString()
 
@@ -138,7 +154,10 @@ def draw_jpeg(rng):
 
 
 def load(kind, body, addresses, name, users, seconds):
-    """Runs locust with a request; returns its statistics."""
+    """Runs locust with a request; returns its statistics.
+
+    `name` is the model's in a path: it may have a label behind it.
+    """
     protocol = kind.partition("_")[0]
     path = f"/v1/models/{name}:predict" if protocol == "rest" else RPC
     with tempfile.NamedTemporaryFile() as file:
@@ -190,7 +209,7 @@ def run_session(bundle, inputs, users, seconds):
     def ask():
         while time.monotonic() < begin + seconds:
             before = time.monotonic()
-            bundle.run("features", inputs)
+            bundle.run("features", inputs, (), Call())
             latencies.append(1000 * (time.monotonic() - before))
 
     threads = [threading.Thread(target=ask) for _ in range(users)]
@@ -216,7 +235,7 @@ def measure(config, base_path, addresses):
             baseline = None
             for kind in ("session", "grpc_bytes", "rest_bytes", "rest_pixels"):
                 if kind == "session":
-                    bundle.run("features", requests.arrays)
+                    bundle.run("features", requests.arrays, (), Call())
                     row = run_session(bundle, requests.arrays, users, config.seconds)
                     baseline = row["requests_s"]
                 else:
@@ -252,51 +271,146 @@ def memory_of(process):
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024
 
 
-def soak(config, base_path, addresses, process):
-    """Loads a server with a new version each minute; returns a row a minute."""
-    if process is None:
+class LabelledVersions:
+    """Two versions of a model, and a label that moves to a third one."""
+
+    def __init__(self, source, folder, name):
+        self._folder, self._name = folder / name, name
+        self.newest = 2
+        for number in (1, 2):
+            shutil.copytree(source, self._folder / str(number))
+
+    def flags(self, file):
+        """Writes the configuration file of a server; returns the server's flags."""
+        file.write_text(str(self._config()))
+        # the label names a version that is still to be loaded
+        labels = "--allow_version_labels_for_unavailable_models=true"
+        return [f"--model_config_file={file}", labels]
+
+    def move(self, address):
+        """Adds a version, moves the label to it, and takes the oldest version away."""
+        aside, number = self._folder / "part-next", self.newest + 1
+        shutil.copytree(self._folder / str(self.newest), aside)
+        aside.rename(self._folder / str(number))
+        with grpc.insecure_channel(address) as channel:
+            models = model_service_pb2_grpc.ModelServiceStub(channel)
+            self._wait(models, number)
+            self.newest = number
+            request = model_management_pb2.ReloadConfigRequest(config=self._config())
+            answer = models.HandleReloadConfigRequest(request, timeout=READY_SECONDS)
+            served = self._labelled(channel)
+        if answer.status.error_code or served != number:
+            raise ValueError(
+                f"{LABEL} must name version {number}. Received: {served}, "
+                f"{answer.status.error_message or 'OK'}"
+            )
+        shutil.rmtree(self._folder / str(number - 2))
+
+    def _config(self):
+        config = model_server_config_pb2.ModelServerConfig()
+        model = config.model_config_list.config.add()
+        model.name, model.model_platform = self._name, "tensorflow"
+        model.base_path = str(self._folder)
+        model.model_version_policy.all.SetInParent()
+        model.version_labels[LABEL] = self.newest
+        return config
+
+    def _wait(self, models, number):
+        """Waits until a version is available."""
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = self._name
+        end = time.monotonic() + READY_SECONDS
+        while time.monotonic() < end:
+            rows = models.GetModelStatus(request, timeout=10).model_version_status
+            if any(
+                row.version == number and row.state == row.AVAILABLE for row in rows
+            ):
+                return
+            time.sleep(0.1)
+        raise ValueError(f"Version {number} must be available in {READY_SECONDS} s")
+
+    def _labelled(self, channel):
+        """Returns the version that answers requests by label."""
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name = self._name
+        request.model_spec.version_label = LABEL
+        request.inputs["image_bytes"].CopyFrom(tf.make_tensor_proto([], tf.string))
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        return stub.Predict(request, timeout=READY_SECONDS).model_spec.version.value
+
+
+class Moving(threading.Thread):
+    """Moves a label after some seconds; `join` raises what went wrong."""
+
+    def __init__(self, seconds, versions, address):
+        super().__init__(name="moving", daemon=True)
+        self._seconds, self._versions, self._address = seconds, versions, address
+        self._error = None
+
+    def run(self):
+        time.sleep(self._seconds)
+        try:
+            self._versions.move(self._address)
+        except Exception as error:  # of another thread's
+            self._error = error
+
+    def join(self, timeout=None):
+        super().join(timeout)
+        if self._error is not None:
+            raise self._error
+
+
+def soak(config, base_path, folder):
+    """Loads a server whose label moves each minute; returns a row a minute."""
+    if config.endpoint:
         raise ValueError("--soak_minutes needs the embedded server")
+    name = config.model_name
+    versions = LabelledVersions(newest(base_path), folder / "soak", name)
     bundle = Bundle(newest(base_path))
-    requests = Requests(bundle, config.model_name, 1)
+    requests = Requests(bundle, name, 1, LABEL)
     bundle.close()
     rows = []
-    print("| minute | version | requests | failed | p99 | server memory |")
-    print("|---|---|---|---|---|---|")
-    for minute in range(1, config.soak_minutes + 1):
-        kind = ("grpc_bytes", "rest_bytes")[minute % 2]
-        timer = threading.Timer(20, add_version, [base_path])
-        timer.start()
-        body = getattr(requests, kind)()
-        found = load(kind, body, addresses, config.model_name, SOAK_USERS, 60)
-        timer.join()
-        row = summarize_locust(found, SOAK_USERS)
-        row |= {"minute": minute, "requests": found["num_requests"]}
-        row |= {"memory": memory_of(process), "version": newest(base_path).name}
-        rows.append(row)
-        print(
-            f"| {minute} | {row['version']} | {row['requests']} | {row['failed']} | "
-            f"{row['p99']:.0f} ms | {row['memory']:.0f} MiB |",
-            flush=True,
-        )
-    failed = sum(row["failed"] for row in rows)
-    # from first to last minute: in between it varies with each reload
-    first, last = rows[0]["memory"], rows[-1]["memory"]
-    if failed or last > 1.5 * first:
-        raise ValueError(
-            "No request may fail, and memory must not grow by half. Received: "
-            f"{failed} failed, {first:.0f} to {last:.0f} MiB"
-        )
+    flags = versions.flags(folder / "models.config")
+    with serve(config, flags) as (rest, address, process):
+        addresses = {"rest": rest, "grpc": address}
+        print("| minute | version | requests | failed | p99 | server memory |")
+        print("|---|---|---|---|---|---|")
+        for minute in range(1, config.soak_minutes + 1):
+            kind = ("grpc_bytes", "rest_bytes")[minute % 2]
+            body = getattr(requests, kind)()
+            moving = Moving(20, versions, address)
+            moving.start()
+            path = f"{name}/labels/{LABEL}"
+            found = load(kind, body, addresses, path, SOAK_USERS, 60)
+            moving.join()
+            row = summarize_locust(found, SOAK_USERS)
+            row |= {"minute": minute, "requests": found["num_requests"]}
+            row |= {"memory": memory_of(process), "version": versions.newest}
+            rows.append(row)
+            print_minute(row)
+    check_soak(rows)
     return rows
 
 
-def add_version(base_path):
-    """Copies the newest version to the next number, and deletes the one before."""
-    old = newest(base_path)
-    aside = base_path / "part-next"
-    shutil.copytree(old, aside)
-    aside.rename(base_path / str(int(old.name) + 1))
-    before = base_path / str(int(old.name) - 1)
-    shutil.rmtree(before, ignore_errors=True)
+def print_minute(row):
+    """Prints a row of the soak's table."""
+    print(
+        f"| {row['minute']} | {row['version']} | {row['requests']} | {row['failed']} | "
+        f"{row['p99']:.0f} ms | {row['memory']:.0f} MiB |",
+        flush=True,
+    )
+
+
+def check_soak(rows):
+    """Raises `ValueError` on failed requests, and on memory that grew."""
+    failed = sum(row["failed"] for row in rows)
+    # from first to last minute: in between it varies with each reload
+    first, last = rows[0]["memory"], rows[-1]["memory"]
+    if failed or last > MOST_GROWTH * first:
+        raise ValueError(
+            "No request may fail, and memory may grow by a quarter. Received: "
+            f"{failed} failed, {first:.0f} to {last:.0f} MiB"
+        )
 
 
 def main(config):
@@ -305,11 +419,13 @@ def main(config):
         raise ValueError("Give both --endpoint and --rest_endpoint, or neither")
     with tempfile.TemporaryDirectory() as folder:
         base_path = find_model(config, Path(folder))
-        with serve(config, base_path) as (rest, grpc, process):
-            addresses = {"rest": rest, "grpc": grpc}
-            if config.soak_minutes:
-                rows = soak(config, base_path, addresses, process)
-            else:
+        if config.soak_minutes:
+            rows = soak(config, base_path, Path(folder))
+        else:
+            flags = [f"--model_base_path={base_path}"]
+            flags.append(f"--model_name={config.model_name}")
+            with serve(config, flags) as (rest, address, _):
+                addresses = {"rest": rest, "grpc": address}
                 rows = measure(config, base_path, addresses)
     if config.out:
         Path(config.out).write_text(json.dumps(rows, indent=1) + "\n")

@@ -358,28 +358,37 @@ def _type_error(value, dtype):
 
 
 def text_of(value, limit=256):
-    """Formats JSON for a message, at most its beginning: it may be megabytes long."""
+    """Formats JSON for a message, at most its beginning: it may be megabytes long.
+
+    As `JsonValueToDebugString`: objects in lines, lists in one.
+    """
     text = ""
     for piece in _pieces(value, limit):
+        if len(text) >= limit:
+            break
         text += piece
-        if len(text) > limit:
-            return f"{text[:limit]}..."
     return text
 
 
-def _pieces(value, limit):
+def _pieces(value, limit, level=1):
     """Yields the text of a JSON value piece by piece, long strings cut."""
     if isinstance(value, dict):
         yield "{"
         for index, (key, item) in enumerate(value.items()):
-            yield f"{', ' if index else ''}{json.dumps(key[: limit + 1])}: "
-            yield from _pieces(item, limit)
-        yield "}"
+            begin = f"{',' if index else ''}\n{level * '    '}"
+            yield f"{begin}{_scalar(key, limit)}: "
+            yield from _pieces(item, limit, level + 1)
+        yield f"\n{(level - 1) * '    '}}}" if value else "}"
     elif isinstance(value, list):
         yield "["
         for index, item in enumerate(value):
             yield ", " if index else ""
-            yield from _pieces(item, limit)
+            yield from _pieces(item, limit, level + 1)
         yield "]"
     else:
-        yield json.dumps(value[: limit + 1] if isinstance(value, str) else value)
+        yield _scalar(value, limit)
+
+
+def _scalar(value, limit):
+    value = value[: limit + 1] if isinstance(value, str) else value
+    return json.dumps(value, ensure_ascii=False)

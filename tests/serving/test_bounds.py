@@ -106,11 +106,15 @@ def raise_(error):
 
 
 def test_a_short_value_is_quoted_whole():
-    for value in ({"a": [1, "x", None, True]}, [], {}, "text", 1.5):
+    for value in ([1, "x", None, True], [], {}, "text", 1.5):
         with pytest.raises(RequestError) as caught:
             json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, X)
         assert json_inputs.text_of(value) in str(caught.value)
-    assert json_inputs.text_of({"a": [1, "x", None]}) == '{"a": [1, "x", null]}'
+    found = json_inputs.text_of({"a": [1, "ö", None, {"b": {}}], "c": True})
+    assert found == (
+        '{\n    "a": [1, "ö", null, {\n            "b": {}\n        }],\n'
+        '    "c": true\n}'
+    )
 
 
 def png(width, height):

@@ -192,7 +192,7 @@ def test_base64(text, wanted):
         (
             '{"instances": [{"x": 1}]}',
             "Failed to process element: 0 of 'instances' list. JSON object: "
-            '{"x": 1} keys must be equal to: x,y',
+            '{\n    "x": 1\n} keys must be equal to: x,y',
         ),
         (
             '{"instances": [{"x": [1], "y": 1}, {"x": [[1]], "y": 1}]}',

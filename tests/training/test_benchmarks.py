@@ -156,7 +156,7 @@ def test_soak_test(tmp_path):
     finished = run(SERVING, "--soak_minutes=1", f"--out={out}")
     assert finished.returncode == 0, finished.stderr
     (row,) = json.loads(out.read_text())
-    assert row["failed"] == 0 and row["version"] == "2" and row["memory"] > 100
+    assert row["failed"] == 0 and row["version"] == 3 and row["memory"] > 100
 
 
 def test_running_server_needs_both_addresses():
@@ -164,4 +164,15 @@ def test_running_server_needs_both_addresses():
     with pytest.raises(ValueError, match="both --endpoint and --rest_endpoint"):
         benchmark.main(benchmark.BenchmarkConfig(endpoint="localhost:8500"))
     with pytest.raises(ValueError, match="needs the embedded server"):
-        benchmark.soak(None, None, None, None)
+        addresses = {"endpoint": "localhost:8500", "rest_endpoint": "localhost:8501"}
+        benchmark.soak(benchmark.BenchmarkConfig(**addresses), None, None)
+
+
+def test_a_soak_ends_with_an_error_on_failed_requests_and_growing_memory():
+    check = load(SERVING).check_soak
+    rows = [{"failed": 0, "memory": 100.0}, {"failed": 0, "memory": 120.0}]
+    check(rows)
+    with pytest.raises(ValueError, match="Received: 1 failed, 100 to 120 MiB"):
+        check([rows[0], {"failed": 1, "memory": 120.0}])
+    with pytest.raises(ValueError, match="Received: 0 failed, 100 to 130 MiB"):
+        check([rows[0], {"failed": 0, "memory": 130.0}])
