@@ -178,7 +178,7 @@ def test_base64(text, wanted):
     [
         (
             '{"instances": 3}',
-            "JSON Value: {\"instances\": 3} Expecting 'instances' to ",
+            "JSON Value: {\n    \"instances\": 3\n} Expecting 'instances' to ",
         ),
         ('{"instances": []}', "No values in 'instances' array"),
         ('{"instances": [[1]]}', "instances is a plain list"),
@@ -332,7 +332,7 @@ def test_examples():
         ('{"context": [], "examples": 1}', "must be JSON object but got JSON Array"),
         (
             '{"a": 1}',
-            "JSON Value: {\"a\": 1} When method is classify, key 'examples' is",
+            "JSON Value: {\n    \"a\": 1\n} When method is classify, key 'examples' is",
         ),
         ('{"examples": {}}', "Expecting 'examples' value to be an list/array"),
         ('{"examples": []}', "'examples' value is an empty array"),
