@@ -53,8 +53,8 @@ FOLDER = Path(__file__).parent
 PHOTO = (500, 375)
 SOAK_USERS = 4
 LABEL = "stable"
-# seconds for a version to be there
-READY_SECONDS = 60
+# after which a new version comes in each minute, and for it to be there
+MOVE_SECONDS, READY_SECONDS = 5, 180
 # of the first minute's memory
 MOST_GROWTH = 1.25
 RPC = "/tensorflow.serving.PredictionService/Predict"
@@ -378,7 +378,7 @@ def soak(config, base_path, folder):
         for minute in range(1, config.soak_minutes + 1):
             kind = ("grpc_bytes", "rest_bytes")[minute % 2]
             body = getattr(requests, kind)()
-            moving = Moving(20, versions, address)
+            moving = Moving(MOVE_SECONDS, versions, address)
             moving.start()
             path = f"{name}/labels/{LABEL}"
             found = load(kind, body, addresses, path, SOAK_USERS, 60)

@@ -160,7 +160,10 @@ def make_app(service, names, seconds, metrics_path=None, any_page=False):
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
     page = StaticFiles(directory=Path(__file__).parents[1] / "page", html=True)
-    routes = [Route("/v1/{rest:path}", answer, methods=methods), Mount("/", page)]
+    # TF Serving's patterns know no letters' case
+    paths = ("/v1/{rest:path}", "/V1/{rest:path}")
+    routes = [Route(path, answer, methods=methods) for path in paths]
+    routes.append(Mount("/", page))
     if metrics_path is not None:
         routes.insert(0, Route(metrics_path, measure))
     return Starlette(routes=routes)

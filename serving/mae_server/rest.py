@@ -13,9 +13,9 @@ import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from mae_server import errors, json_inputs, json_outputs, metrics
+from mae_server import errors, json_documents, json_inputs, json_outputs, metrics
 from mae_server.errors import RequestError, invalid
-from mae_server.json_inputs import kind_of, text_of
+from mae_server.json_documents import kind_of, text_of
 
 _WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -70,7 +70,7 @@ class RestApi:
             return answers[verb](spec, body, call)
 
     def _predict(self, spec, body, call):
-        document = json_inputs.parse(body)
+        document = json_documents.parse(body)
         _, _, outputs = self._service.predict(
             spec,
             json_inputs.signature_name(document),
@@ -129,7 +129,7 @@ def refused(error):
 
 def _read_examples(body):
     """Returns the signature's name and serialized `tf.train.Example`s of a body."""
-    document = json_inputs.parse(body)
+    document = json_documents.parse(body)
     name = json_inputs.signature_name(document)
     # concatenated serialized messages are merged
     context = _example(document.get("context", {}))

@@ -179,6 +179,58 @@ REST = {
         "echo:predict",
         '{"signature_name": "no", "inputs": []}',
     ),
+    "rest predict large and small": (
+        "POST",
+        "echo:predict",
+        '{"inputs": [[16777217, 1e39], [4500000, 0.000015], [0.33333333333, Inf]]}',
+    ),
+    "rest predict bool": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "invert", "inputs": [true, false]}',
+    ),
+    "rest predict bool of a number": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "invert", "inputs": [1]}',
+    ),
+    "rest predict uint8": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "small", "inputs": [255, 300, -1]}',
+    ),
+    "rest predict to half": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "to_half", "inputs": [1.5]}',
+    ),
+    "rest predict from bfloat16": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "from_bfloat16", "inputs": [1.5]}',
+    ),
+    "rest predict base64 in lines": (
+        "POST",
+        "echo:predict",
+        '{"signature_name": "text", "inputs": [{"b64": "AQI\\r\\n D"}]}',
+    ),
+    "rest predict with text behind": (
+        "POST",
+        "echo:predict",
+        '\ufeff{"inputs": [[1, 2]]} and more',
+    ),
+    "rest predict with a query": ("POST", "echo:predict?a=1", '{"inputs": [[1, 2]]}'),
+    "rest predict in capitals": ("POST", "echo:PREDICT", '{"inputs": [[1, 2]]}'),
+    "rest predict rows of shapes": (
+        "POST",
+        "echo:predict",
+        '{"instances": [[1, 2], [[3, 4]]]}',
+    ),
+    "rest predict rows of other names": (
+        "POST",
+        "echo:predict",
+        '{"instances": [{"y": [1, 2]}]}',
+    ),
     "rest classify": (
         "POST",
         "examples:classify",
@@ -200,6 +252,12 @@ REST = {
         "examples:regress",
         '{"context": {"x": 0.25}, "examples": [{}, {}]}',
     ),
+    "rest regress of mixed types": (
+        "POST",
+        "examples:regress",
+        '{"examples": [{"x": [1, 2.5]}]}',
+    ),
+    "rest regress nothing": ("POST", "examples:regress", "{}"),
     "rest explain": ("POST", "echo:explain", "{}"),
     "rest metadata": ("GET", "echo/metadata", ""),
     "rest metadata of unknown model": ("GET", "no/metadata", ""),

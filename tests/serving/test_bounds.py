@@ -20,6 +20,7 @@ from mae_server import (
     browsers,
     errors,
     http_server,
+    json_documents,
     json_inputs,
     splitting,
 )
@@ -49,7 +50,7 @@ def test_documents_of_many_values_are_refused_unparsed(item):
 
     def parse():
         with pytest.raises(RequestError, match="would take more than") as caught:
-            json_inputs.parse(body)
+            json_documents.parse(body)
         assert caught.value.code == "INVALID_ARGUMENT"
 
     assert peak(parse) < MIB
@@ -61,18 +62,20 @@ def test_documents_of_many_values_are_refused_unparsed(item):
 def test_parsing_takes_no_more_than_is_estimated(item):
     body = b"[" + item * 20_000 + b"0]"
     with pytest.raises(RequestError):
-        json_inputs.parse(body)
+        json_documents.parse(body)
     body = b'{"instances": ' + body + b"}"
-    estimate = json_inputs._memory_of(body)
+    estimate = json_documents._memory_of(body)
     # beside the objects: a copy of the text, and lists grow ahead
-    assert peak(lambda: json_inputs.parse(body)) < 1.3 * estimate + len(body) + 100_000
+    assert (
+        peak(lambda: json_documents.parse(body)) < 1.3 * estimate + len(body) + 100_000
+    )
 
 
 def test_images_of_floats_and_a_long_text_are_parsed():
     image = b"[" + b"[[0.125,0.25,0.5]]," * 100_000 + b"[[0,0,0]]]"
-    assert len(json_inputs.parse(b'{"inputs": ' + image + b"}")["inputs"]) == 100_001
+    assert len(json_documents.parse(b'{"inputs": ' + image + b"}")["inputs"]) == 100_001
     text = b'{"inputs": "' + b"a" * 60 * MIB + b'"}'
-    assert len(json_inputs.parse(text)["inputs"]) == 60 * MIB
+    assert len(json_documents.parse(text)["inputs"]) == 60 * MIB
 
 
 X = {"x": meta_graph_pb2.TensorInfo(dtype=tf.float32.as_datatype_enum)}
@@ -109,8 +112,8 @@ def test_a_short_value_is_quoted_whole():
     for value in ([1, "x", None, True], [], {}, "text", 1.5):
         with pytest.raises(RequestError) as caught:
             json_inputs.read_inputs({"instances": 1, "inputs": 2, "a": value}, X)
-        assert json_inputs.text_of(value) in str(caught.value)
-    found = json_inputs.text_of({"a": [1, "ö", None, {"b": {}}], "c": True})
+        assert json_documents.text_of(value) in str(caught.value)
+    found = json_documents.text_of({"a": [1, "ö", None, {"b": {}}], "c": True})
     assert found == (
         '{\n    "a": [1, "ö", null, {\n            "b": {}\n        }],\n'
         '    "c": true\n}'

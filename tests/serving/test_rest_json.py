@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import meta_graph_pb2
 
-from mae_server import json_inputs, json_outputs, rest
+from mae_server import json_documents, json_inputs, json_outputs, rest
 from mae_server.decimals import decimals
 from mae_server.errors import RequestError
 
@@ -23,7 +23,7 @@ def read(text, dtype=tf.float32, **more):
         for name, one in {"x": dtype, **more}.items()
     }
     body = text if isinstance(text, bytes) else text.encode()
-    return json_inputs.read_inputs(json_inputs.parse(body), infos)["x"]
+    return json_inputs.read_inputs(json_documents.parse(body), infos)["x"]
 
 
 def refused(text, dtype=tf.float32, **more):
