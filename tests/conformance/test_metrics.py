@@ -35,6 +35,8 @@ def grown(caller):
     "servables/tensorflow/util.cc: model_request_status_count_total",
 )
 def test_metrics_have_types(caller):
+    caller.predict("echo", X)
+    caller.multi_inference([("examples", "", "regress")], [{"x": 0.5}])
     text = caller.raw("GET", PATH)[2].decode()
     for kind in ("counter request_count", "histogram request_latency",
                  "histogram runtime_latency", "histogram request_example_counts",

@@ -15,7 +15,7 @@ from mae_server.versions import ModelConfig, Models
 from tests.conformance.calls import Caller
 from tests.conformance.conftest import Server
 from tests.conformance.models import save_echo
-from tests.scripts import load
+from tests.scripts import ROOT, load
 
 pytestmark = pytest.mark.slow
 
@@ -77,6 +77,7 @@ def test_a_monitoring_file_names_the_path_of_the_metrics(tmp_path):
     ):
         file.write_text(text)
         assert path_of(file) == path
+    assert path_of(ROOT / "serving/config/monitoring.config") == metrics.PATH
     file.write_text("prometheus!")
     for wrong in (file, tmp_path / "none"):
         with pytest.raises(ValueError, match="must be a MonitoringConfig"):
