@@ -24,10 +24,13 @@ function say(text, isError = false) {
 
 async function call(path, body) {
   const headers = { "Content-Type": "application/json" };
-  const options = body && { method: "POST", headers, body: JSON.stringify(body) };
-  const response = await fetch(address + path, options).catch(() => {
+  const token = sessionStorage.getItem("token"); // a proxy may want one
+  if (token) headers.Authorization = `Bearer ${token}`;
+  const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+  const response = await fetch(address + path, { headers, ...options }).catch(() => {
     throw new Error("The server does not answer.");
   });
+  if (response.status === 401) element("login").hidden = false;
   const answer = await response.json().catch(() => ({ error: "invalid JSON" }));
   if (!response.ok || answer.error) {
     throw new Error(`The server says (${response.status}): ${answer.error}`);
@@ -293,6 +296,11 @@ function moveOrFlip(event) {
   drawMasked();
 }
 
+element("login").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("token", element("token").value.trim());
+  location.reload();
+});
 element("name").textContent = name;
 const failed = (error) => say(error.message, true);
 model = await call("/metadata").then(readSizes).catch(failed);

@@ -522,7 +522,7 @@ def test_page_is_small_and_self_contained():
     files = sorted(path.name for path in PAGE.iterdir())
     assert files == ["index.html", "page.css", "page.js"]
     texts = {name: (PAGE / name).read_text() for name in files}
-    assert sum(text.count("\n") for text in texts.values()) < 410
+    assert sum(text.count("\n") for text in texts.values()) < 430
     assert POLICY in texts["index.html"]
     assert not re.search(r"\son\w+=|<style|style=", texts["index.html"])
     assert not any("//" in re.sub(r"(?m)//( .*)?$", "", t) for t in texts.values())
