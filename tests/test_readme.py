@@ -275,6 +275,8 @@ SMALLER = {
 ELSEWHERE = (
     *("make", "pip install", "pytest tests/conformance", "tensorflow_model_server"),
     *("docker", "kubectl", "sbatch", "python -m tests.conformance"),
+    # tests/serving/test_proxy.py runs the certificate's
+    *("mkdir", "openssl", "export TOKEN", "curl --cacert"),
     *("python training/benchmark", "python serving/benchmark.py"),
     *("python training/compare.py", "python training/pretrain.py --preset=mae_large"),
     "python training/pretrain.py --wandb",
