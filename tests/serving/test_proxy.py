@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import socket
@@ -157,6 +158,21 @@ def test_rest_and_grpc_answer_the_same_over_tls(proxy, picture):
     )
     features = tf.make_ndarray(answer.outputs["features"])
     np.testing.assert_allclose(features, rest, rtol=1e-5, atol=1e-6)
+
+
+def test_the_docs_line_works_as_pasted(proxy):
+    if not shutil.which("curl"):
+        pytest.skip("no curl on PATH")
+    text = (ROOT / "docs/serving.md").read_text()
+    (line,) = re.findall(r"^curl --cacert (?:.*\\\n)*.*$", text, re.MULTILINE)
+    line = line.replace("certs/", f"{proxy.folder}/").replace("8443", str(proxy.port))
+    finished = subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "TOKEN": TOKEN},
+        capture_output=True,
+        check=True,
+    )
+    assert b"AVAILABLE" in finished.stdout
 
 
 @pytest.mark.parametrize("token", [None, "", TOKEN[:-1], TOKEN + "7", TOKEN.upper()])
