@@ -76,6 +76,12 @@ class ExportConfig:
         None,
     )
     top_k: int = flag("number of classes that classify returns", 5)
+    embedding: str | None = flag(
+        "how embed pools a pretrainer's or encoder's features; default: mean",
+        None,
+        ("mean", "cls"),
+    )
+    normalize_embedding: bool = flag("scale embeddings to length 1", True)
     warmup_batch_sizes: str = flag(
         "batch sizes of warmup requests, separated by commas; '': no warmup", "1,8"
     )
@@ -107,6 +113,8 @@ def main(config):
         top_k=config.top_k,
         warmup_batch_sizes=batch_sizes,
         max_pixels=config.max_pixels,
+        embedding=config.embedding,
+        normalize_embedding=config.normalize_embedding,
     )
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     print(f"SavedModel written to {path} ({size / 1e6:.1f} MB)")

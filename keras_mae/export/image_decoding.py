@@ -1,4 +1,6 @@
-"""Decodes and preprocesses images in a graph, as `MAEImageProcessor` does."""
+"""Decodes, preprocesses and encodes images in a graph, as `MAEImageProcessor`."""
+
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -48,6 +50,30 @@ def decode_examples(examples, processor, max_pixels=DEFAULT_MAX_PIXELS):
     examples = tf.ensure_shape(examples, (None,))
     encoded = tf.io.parse_example(examples, feature)[_IMAGE_KEY]
     return decode_pixels(encoded, processor, max_pixels)
+
+
+def unpack_pixels(rows, processor):
+    """Normalizes `(B,)` strings of `H * W * C` uint8 each; NaN those of other lengths.
+
+    They can't fail, and so may share a batch with those of other clients.
+    """
+    shape = (*processor.image_size, processor.num_channels)
+    rows = tf.ensure_shape(rows, (None,))
+    size = math.prod(shape)
+    # strings have CPU kernels only
+    with tf.device("/cpu:0"):
+        levels = tf.io.decode_raw(rows, tf.uint8, fixed_length=size)  # (B, H * W * C)
+        fits = tf.equal(tf.strings.length(rows), size)[:, None, None, None]
+        images = tf.reshape(levels, (-1, *shape))  # (B, H, W, C)
+        return tf.where(fits, _normalize(images, processor), float("nan"))
+
+
+def encode_pngs(levels):
+    """Encodes grey levels `(B, H, W, C)` to `(B,)` PNG files; those with NaN to ""."""
+    rounded = tf.cast(tf.round(tf.where(tf.math.is_nan(levels), 0.0, levels)), tf.uint8)
+    missing = tf.reduce_any(tf.math.is_nan(levels), axis=(1, 2, 3))  # (B,)
+    with tf.device("/cpu:0"):
+        return tf.where(missing, "", tf.io.encode_png(rounded))
 
 
 def serialize_example(encoded):

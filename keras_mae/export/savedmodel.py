@@ -32,6 +32,8 @@ def export_savedmodel(
     top_k: int = 5,
     warmup_batch_sizes: Sequence[int] = (1, 8),
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    embedding: str | None = None,
+    normalize_embedding: bool = True,
 ) -> None:
     """Exports a model as a SavedModel with signatures for TF Serving.
 
@@ -52,6 +54,9 @@ def export_savedmodel(
             each signature; empty for none.
         max_pixels: Int, how many pixels an encoded image may announce in its header:
             the SavedModel refuses larger ones before it decodes them.
+        embedding: `"mean"` of the patches' features, or `"cls"`, for `embed`; by
+            default the mean. A classifier's is what its head takes.
+        normalize_embedding: Whether embeddings have length 1, for similarities.
 
     Raises:
         ValueError: If the version exists and `overwrite` is false, is `2**63` or
@@ -74,7 +79,9 @@ def export_savedmodel(
         raise ValueError(f"{path} already exists: overwrite=True replaces it")
     _check_version(path)
     check_warmup(warmup_batch_sizes)
-    served = build_signatures(without_lora(model), processor, labels, top_k, max_pixels)
+    model = without_lora(model)
+    options = (labels, top_k, max_pixels, embedding, normalize_embedding)
+    served = build_signatures(model, processor, *options)
     path.parent.mkdir(parents=True, exist_ok=True)
     # a name that is not a number: a server would load the half-written folder
     aside = Path(tempfile.mkdtemp(prefix=f"part-{path.name}-", dir=path.parent))

@@ -1,13 +1,22 @@
-"""Base class of a SavedModel's signatures, and features, which every model has."""
+"""Base class of a SavedModel's signatures; features and embeddings of every model."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_pixels
+from keras_mae.export.image_decoding import (
+    DEFAULT_MAX_PIXELS,
+    decode_pixels,
+    unpack_pixels,
+)
 
 PREDICT_METHOD = tf.saved_model.PREDICT_METHOD_NAME
+# how a request gives its images, and the ends of signature names
+ENCODED, PIXELS, PACKED = "image_bytes", "pixels", "pixels_u8"
+SUFFIXES = {ENCODED: "", PIXELS: "_from_pixels", PACKED: "_from_pixels_u8"}
+EMBEDDINGS = ("mean", "cls")
 
 
 class Signature(NamedTuple):
@@ -15,33 +24,53 @@ class Signature(NamedTuple):
 
     # (B, H, W, C) pixels and `extra` by name -> dict of tensors with B rows each
     function: Callable
+    finish: Callable  # what `function` returns -> the outputs
     images: tf.TensorSpec  # how a request gives its images
     read: Callable  # `images` -> pixels
     extra: tuple = ()  # TensorSpecs of further inputs
     method: str = PREDICT_METHOD  # of TF Serving
+    row_bytes: int = 0  # of packed pixels
 
     @property
     def inputs(self):
         return (self.images, *self.extra)
+
+    @property
+    def batchable(self):
+        """Whether no request can fail another one that a server runs with it."""
+        extra = {spec.name for spec in self.extra}
+        return self.images.name == PACKED and extra <= {"seed"}
 
     def trace(self, share):
         """Traces it; `share` makes (and caches) the `tf.function`s of its parts."""
         read, function = share(self.read), share(self.function)
 
         def answer(**inputs):
-            return function(read(inputs.pop(self.images.name)), **inputs)
+            pixels = read(inputs.pop(self.images.name))
+            if self.batchable and inputs:
+                pixels, inputs["seed"] = _nan_where_too_large(pixels, inputs["seed"])
+            return self.finish(function(pixels, **inputs))
 
         specs = {spec.name: spec for spec in self.inputs}
         return tf.function(answer, autograph=False).get_concrete_function(**specs)
 
 
 class ModelSignatures:
-    """A model's signatures, here for features only."""
+    """A model's signatures, here for features and embeddings only."""
 
-    def __init__(self, model, processor, max_pixels=DEFAULT_MAX_PIXELS):
+    def __init__(
+        self,
+        model,
+        processor,
+        max_pixels=DEFAULT_MAX_PIXELS,
+        embedding=None,
+        normalize_embedding=True,
+    ):
         self.model = model
         self.processor = processor
         self.max_pixels = max_pixels
+        self.embedding = self.choose_embedding(embedding)
+        self.normalize_embedding = normalize_embedding
         self.encoder = getattr(model, "encoder", model)
         self.shape = (*self.encoder.image_size, self.encoder.num_channels)
         self.resources = []  # what a SavedModel needs beside the weights
@@ -58,6 +87,15 @@ class ModelSignatures:
                 f"Received: {max_pixels}"
             )
 
+    def choose_embedding(self, embedding):
+        """Returns how tokens become an embedding."""
+        if embedding not in (None, *EMBEDDINGS):
+            raise ValueError(
+                f"embedding must be one of {', '.join(EMBEDDINGS)}. "
+                f"Received: {embedding!r}"
+            )
+        return embedding or EMBEDDINGS[0]
+
     @property
     def takes_encoded_images(self):
         """Whether requests may have encoded images, which are grey or RGB."""
@@ -65,19 +103,37 @@ class ModelSignatures:
 
     def signatures(self):
         """Returns a dict from name to `Signature`, without `serving_default`."""
-        return self.by_pixels_and_bytes("features", self.features)
+        return {
+            **self.by_kind_of_images("features", self.features),
+            **self.by_kind_of_images("embed", self.features, self.embed),
+        }
 
-    def by_pixels_and_bytes(self, name, function, *extra):
-        """Makes a signature for pixels and, if possible, one for encoded images."""
-        pixels = tf.TensorSpec((None, *self.shape), tf.float32, "pixels")
-        made = {f"{name}_from_pixels": Signature(function, pixels, tf.identity, extra)}
-        if self.takes_encoded_images:
-            encoded = tf.TensorSpec((None,), tf.string, "image_bytes")
-            made[name] = Signature(function, encoded, self._decode, extra)
+    def by_kind_of_images(self, name, function, finish=dict, *extra):
+        """Makes a signature for each way in which a request may give its images."""
+        readers = {
+            ENCODED: (tf.TensorSpec((None,), tf.string), self._decode),
+            PIXELS: (tf.TensorSpec((None, *self.shape), tf.float32), tf.identity),
+            PACKED: (tf.TensorSpec((None,), tf.string), self._unpack),
+        }
+        if not self.takes_encoded_images:
+            del readers[ENCODED]
+        made = {}
+        for kind, (spec, read) in readers.items():
+            made[name + SUFFIXES[kind]] = Signature(
+                function,
+                finish,
+                tf.TensorSpec(spec.shape, spec.dtype, kind),
+                read,
+                extra,
+                row_bytes=math.prod(self.shape) if kind == PACKED else 0,
+            )
         return made
 
     def _decode(self, image_bytes):
         return decode_pixels(image_bytes, self.processor, self.max_pixels)
+
+    def _unpack(self, rows):
+        return unpack_pixels(rows, self.processor)
 
     def features(self, pixels):
         """Encodes whole images, without masking."""
@@ -87,6 +143,16 @@ class ModelSignatures:
             )
         }
 
+    def embed(self, outputs):
+        """Pools features to a vector an image, by default of length 1."""
+        tokens = outputs["features"]  # (B, 1 + L, D), or (B, D) of a classifier
+        if tokens.shape.rank == 3:
+            mean = tf.reduce_mean(tokens[:, 1:], axis=1)
+            tokens = mean if self.embedding == "mean" else tokens[:, 0]  # (B, D)
+        if self.normalize_embedding:
+            tokens = tf.math.l2_normalize(tokens, axis=-1)
+        return {"embedding": tokens}
+
     def check_pixel_shape(self, pixels):
         """Raises on images of another shape, at which a convolution would crash."""
         return tf.ensure_shape(pixels, (None, *self.shape))
@@ -95,3 +161,15 @@ class ModelSignatures:
 def assert_all(condition, message):
     """Turns a condition into an operation that fails with INVALID_ARGUMENT."""
     return tf.debugging.Assert(tf.reduce_all(condition), [message])
+
+
+def fits_32_bits(seed):
+    """Returns which int64 numbers are int32 as well."""
+    return tf.equal(seed, tf.cast(tf.cast(seed, tf.int32), tf.int64))
+
+
+def _nan_where_too_large(pixels, seed):
+    """Turns the images of seeds above 32 bits into NaN, instead of an error."""
+    fits = fits_32_bits(tf.ensure_shape(seed, (None,)))
+    nan = tf.constant(float("nan"))
+    return tf.where(fits[:, None, None, None], pixels, nan), tf.where(fits, seed, 0)

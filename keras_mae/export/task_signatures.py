@@ -6,8 +6,17 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_examples
-from keras_mae.export.signatures import ModelSignatures, Signature, assert_all
+from keras_mae.export.image_decoding import (
+    DEFAULT_MAX_PIXELS,
+    decode_examples,
+    encode_pngs,
+)
+from keras_mae.export.signatures import (
+    ModelSignatures,
+    Signature,
+    assert_all,
+    fits_32_bits,
+)
 from keras_mae.layers import seeded_noise
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
@@ -17,27 +26,31 @@ CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 
 
 class PretrainerSignatures(ModelSignatures):
-    """Signatures of a `MAEPretrainer`: features and reconstructions."""
+    """Signatures of a `MAEPretrainer`: features, embeddings and reconstructions."""
 
     def signatures(self):
         row = (None, self.encoder.num_patches)
         seed = tf.TensorSpec((None,), tf.int64, "seed")
         mask = tf.TensorSpec(row, tf.float32, "mask")
         noise = tf.TensorSpec(row, tf.float32, "noise")
-        both = self.by_pixels_and_bytes
-        return {
-            **super().signatures(),
-            **both("reconstruct", self.reconstruct, seed),
-            **both("reconstruct_with_mask", self.reconstruct_with_mask, mask),
-            **both("reconstruct_with_noise", self.reconstruct_with_noise, noise),
-        }
+        made = super().signatures()
+        for name, function, extra in (
+            ("reconstruct", self.reconstruct, seed),
+            ("reconstruct_with_mask", self.reconstruct_with_mask, mask),
+            ("reconstruct_with_noise", self.reconstruct_with_noise, noise),
+        ):
+            made |= self.by_kind_of_images(name, function, self.in_levels, extra)
+        if self.takes_encoded_images:
+            made |= self.by_kind_of_images(
+                "reconstruct_png_bytes", self.reconstruct, self.as_png, seed
+            )
+        return made
 
     def reconstruct(self, pixels, seed):
         """Masks the model's share of patches, by a seed for each image."""
         seed = tf.ensure_shape(seed, (None,))
-        fits = tf.equal(seed, tf.cast(tf.cast(seed, tf.int32), tf.int64))
         checks = [
-            assert_all(fits, "seed must fit into 32 bits"),
+            assert_all(fits_32_bits(seed), "seed must fit into 32 bits"),
             _assert_rows(seed, pixels, "seed"),
         ]
         # each image is row 0 of its seed, as in a call with that image alone
@@ -79,16 +92,26 @@ class PretrainerSignatures(ModelSignatures):
         return self._reconstruct(pixels, noise=noise)
 
     def _reconstruct(self, pixels, **masking):
-        outputs = self.model.reconstruct(self.check_pixel_shape(pixels), **masking)
-        levels = self.processor.denormalize(outputs["reconstruction"])
-        count = tf.shape(pixels)[0]
-        return {
-            "reconstruction": tf.clip_by_value(levels, 0.0, 255.0),
-            "mask": outputs["mask"],
-            "loss": outputs["loss"],
-            # one row an image, as in REST's row format
-            "patch_size": tf.tile([self.encoder.patch_size], (count, 1)),  # (B, 2)
-        }
+        return self.model.reconstruct(self.check_pixel_shape(pixels), **masking)
+
+    def in_levels(self, outputs):
+        """Returns the reconstruction in grey levels, beside what goes with it."""
+        levels = self._levels(outputs["reconstruction"])
+        return {"reconstruction": levels, **self._beside(outputs)}
+
+    def as_png(self, outputs):
+        """Returns the reconstruction under the visible patches as PNG files."""
+        files = encode_pngs(self._levels(outputs["pasted"]))
+        return {"png_bytes": files, **self._beside(outputs)}
+
+    def _levels(self, pixels):
+        return tf.clip_by_value(self.processor.denormalize(pixels), 0.0, 255.0)
+
+    def _beside(self, outputs):
+        # one row an image, as in REST's row format
+        count = tf.shape(outputs["mask"])[0]
+        sizes = tf.tile([self.encoder.patch_size], (count, 1))  # (B, 2)
+        return {"mask": outputs["mask"], "loss": outputs["loss"], "patch_size": sizes}
 
 
 class ClassifierSignatures(ModelSignatures):
@@ -99,10 +122,12 @@ class ClassifierSignatures(ModelSignatures):
         model,
         processor,
         max_pixels=DEFAULT_MAX_PIXELS,
+        embedding=None,
+        normalize_embedding=True,
         labels=None,
         top_k=5,
     ):
-        super().__init__(model, processor, max_pixels)
+        super().__init__(model, processor, max_pixels, embedding, normalize_embedding)
         if labels is None:
             labels = [str(number) for number in range(model.num_classes)]
         if len(labels) != model.num_classes:
@@ -126,13 +151,20 @@ class ClassifierSignatures(ModelSignatures):
         self._names = tf.lookup.StaticHashTable(lines, default_value="")
         self.resources = [self._names]
 
+    def choose_embedding(self, embedding):
+        if embedding is not None:
+            raise ValueError(
+                "embedding is for a pretrainer or an encoder: a classifier's is what "
+                f"its head takes. Received: {embedding!r}"
+            )
+        return self.model.pooling
+
     def signatures(self):
-        made = {
-            **super().signatures(),
-            **self.by_pixels_and_bytes("classify", self.classify),
-        }
+        made = super().signatures()
+        made |= self.by_kind_of_images("classify", self.probabilities, self.classify)
         if self.takes_encoded_images:
             made["classify_examples"] = Signature(
+                self.probabilities,
                 self.score,
                 tf.TensorSpec((None,), tf.string, "inputs"),
                 self._decode_examples,
@@ -148,19 +180,25 @@ class ClassifierSignatures(ModelSignatures):
         pooled = self.model.pooled(self.check_pixel_shape(pixels))  # (B, D)
         return {"features": tf.cast(pooled, tf.float32)}
 
-    def classify(self, pixels):
-        """Returns the top k classes, the most probable first."""
-        probabilities, ids = tf.math.top_k(self._probabilities(pixels), self.top_k)
-        ids = tf.cast(ids, tf.int64)  # (B, K)
+    def probabilities(self, pixels):
+        """Returns the probabilities of all classes, in their order."""
+        logits = self.model(self.check_pixel_shape(pixels))
+        return {"probabilities": tf.nn.softmax(tf.cast(logits, tf.float32))}  # (B, N)
+
+    def classify(self, outputs):
+        """Returns the top k classes, the most probable first; -1 of NaN."""
+        probabilities, ids = tf.math.top_k(outputs["probabilities"], self.top_k)
+        missing = tf.math.is_nan(probabilities)
+        ids = tf.where(missing, tf.constant(-1, tf.int64), tf.cast(ids, tf.int64))
         return {
-            "class_ids": ids,
+            "class_ids": ids,  # (B, K)
             "probabilities": probabilities,
             "labels": self.names_of(ids),
         }
 
-    def score(self, pixels):
-        """Returns the scores of all classes, in their order."""
-        scores = self._probabilities(pixels)  # (B, N)
+    def score(self, outputs):
+        """Returns the names and scores of all classes, in their order."""
+        scores = outputs["probabilities"]  # (B, N)
         ids = tf.zeros_like(scores, tf.int64) + tf.range(
             self.model.num_classes, dtype=tf.int64
         )
@@ -170,10 +208,6 @@ class ClassifierSignatures(ModelSignatures):
         """Looks up the names of classes: int64 to strings."""
         return self._names.lookup(ids)
 
-    def _probabilities(self, pixels):
-        logits = self.model(self.check_pixel_shape(pixels))
-        return tf.nn.softmax(tf.cast(logits, tf.float32))  # (B, N)
-
 
 def build_signatures(
     model: keras.Model,
@@ -181,6 +215,8 @@ def build_signatures(
     labels: Sequence[str] | None = None,
     top_k: int = 5,
     max_pixels: int = DEFAULT_MAX_PIXELS,
+    embedding: str | None = None,
+    normalize_embedding: bool = True,
 ) -> ModelSignatures:
     """Builds the signatures that a model's SavedModel has.
 
@@ -192,6 +228,9 @@ def build_signatures(
         top_k: Int, how many classes a classifier's `classify` returns; all if there
             are fewer.
         max_pixels: Int, how many pixels an encoded image may announce.
+        embedding: `"mean"` of the patches' features, or `"cls"`; by default the mean. A
+            classifier's is what its head takes, and can't be chosen.
+        normalize_embedding: Whether embeddings have length 1, for similarities.
 
     Returns:
         An object whose method `signatures()` returns a dict from name to signature.
@@ -207,17 +246,18 @@ def build_signatures(
     assert "reconstruct_with_noise" in served.signatures()
     ```
     """
+    arguments = (model, processor, max_pixels, embedding, normalize_embedding)
     if isinstance(model, MAEClassifier):
-        return ClassifierSignatures(model, processor, max_pixels, labels, top_k)
+        return ClassifierSignatures(*arguments, labels, top_k)
     if labels is not None:
         raise ValueError(
             "labels need a MAEClassifier. Received: labels for a "
             f"{type(model).__name__}"
         )
     if isinstance(model, MAEPretrainer):
-        return PretrainerSignatures(model, processor, max_pixels)
+        return PretrainerSignatures(*arguments)
     if isinstance(model, MAEEncoder):
-        return ModelSignatures(model, processor, max_pixels)
+        return ModelSignatures(*arguments)
     raise ValueError(
         "An exported model must be a MAEPretrainer, MAEClassifier or MAEEncoder. "
         f"Received: {type(model).__name__}"
