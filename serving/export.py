@@ -7,30 +7,41 @@ weights: a hub id, checkpoint folder, .pth or .safetensors file. Writes the Save
 `OUT/VERSION` with these signatures, for `B` images:
 
     serving_default, features   image_bytes (B,)          -> features
+    embed                       image_bytes (B,)          -> embedding (B, D)
     reconstruct                 image_bytes, seed (B,)    -> reconstruction, mask, loss,
                                                              patch_size
     reconstruct_with_mask       image_bytes, mask (B, L)  -> the same
     reconstruct_with_noise      image_bytes, noise (B, L) -> the same
+    reconstruct_png_bytes       image_bytes, seed (B,)    -> png_bytes, mask, loss,
+                                                             patch_size
     classify                    image_bytes (B,)          -> class_ids, probabilities,
                                                              labels, (B, K) each
     classify_examples           inputs (B,)               -> classes, scores,
                                                              (B, N) each
 
-Every model has `features`, a pretrainer also the `reconstruct` signatures, a classifier
-the `classify` ones. Each but the last also exists as `NAME_from_pixels`, with `pixels`
-(B, H, W, C) instead of `image_bytes`; models with other than 1 or 3 channels have only
-these.
+Every model has `features` and `embed`, a pretrainer also the `reconstruct` signatures,
+a classifier the `classify` ones. Each but the last also exists as `NAME_from_pixels`,
+with `pixels` (B, H, W, C) instead of `image_bytes`, and as `NAME_from_pixels_u8`, with
+`pixels_u8` (B,). Models with other than 1 or 3 channels have only these, without PNG.
 
 `image_bytes` are PNG, JPEG, WebP, BMP (8 bits or more) or GIF files (first frame). The
 graph decodes, resizes and normalizes them exactly as `MAEImageProcessor` does (CMYK
-within one grey level); `pixels` are what `MAEImageProcessor` returns. `features` are
-the encoder's tokens (B, 1 + L, D), or a classifier's pooled features (B, D).
-`reconstruction` has grey levels 0 to 255; `mask` is 1 where a patch is masked; patches
-of the largest `noise` are masked; `loss` is per image; `patch_size` (B, 2) is height
-and width. `classify_examples` is for TF Serving's Classify API: `inputs` are serialized
-`tf.train.Example`s with `image/encoded`.
+within one grey level); `pixels` are what `MAEImageProcessor` returns. A row of
+`pixels_u8` has the H * W * C bytes of an image of the model's size, rows first; a row
+of another length has NaN for answers. `features` are the encoder's tokens
+(B, 1 + L, D), or a classifier's pooled features (B, D). `embedding` pools them, by
+--embedding, to length 1. `reconstruction` has grey levels 0 to 255, `png_bytes` the
+reconstruction with the visible patches pasted over it; `mask` is 1 where a patch is
+masked; patches of the largest `noise` are masked; `loss` is per image; `patch_size`
+(B, 2) is height and width. `classify_examples` is for TF Serving's Classify API:
+`inputs` are serialized `tf.train.Example`s with `image/encoded`.
 
 An image whose header announces more than --max_pixels is an error, undecoded.
+
+--batching leaves the signatures of which no request can fail another one's in a batch:
+those of `pixels_u8` but for masks and noise, `serving_default` among them.
+
+--format=openvino and --format=litert convert functions of pixels for other runtimes.
 
 The export is written to a temporary folder, loaded, compared with the Keras model and
 then renamed: a failed export changes nothing.
@@ -42,7 +53,13 @@ import keras_mae  # first: it imports TensorFlow quietly
 import dataclasses
 from pathlib import Path
 
-from keras_mae.export import DEFAULT_MAX_PIXELS, export_savedmodel, read_labels
+from keras_mae.export import (
+    DEFAULT_MAX_PIXELS,
+    export_runtime,
+    export_savedmodel,
+    read_labels,
+)
+from keras_mae.export.runtimes import FORMATS
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -58,6 +75,11 @@ class ExportConfig:
     )
     out: str = flag("folder of the model's versions", "models/mae")
     version: int = flag("version number, the SavedModel's folder in --out", 1)
+    format: str = flag(
+        "savedmodel, or a folder OUT/VERSION-FORMAT for another runtime",
+        "savedmodel",
+        ("savedmodel", *FORMATS),
+    )
     overwrite: bool = flag("replace this version if it exists", False)
     precision: str | None = flag(
         "Keras dtype policy; default: the model's",
@@ -82,6 +104,11 @@ class ExportConfig:
         ("mean", "cls"),
     )
     normalize_embedding: bool = flag("scale embeddings to length 1", True)
+    batching: bool = flag(
+        "export only signatures that are safe to batch, and how TF Serving batches "
+        "them",
+        False,
+    )
     warmup_batch_sizes: str = flag(
         "batch sizes of warmup requests, separated by commas; '': no warmup", "1,8"
     )
@@ -96,7 +123,13 @@ def main(config):
     """Exports a model."""
     check_at_least_one(config, "version", "max_pixels")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
-    path = Path(config.out, str(config.version))
+    if config.batching and config.format != "savedmodel":
+        raise ValueError(f"batching is of a SavedModel. Received: {config.format}")
+    name = str(config.version)
+    if config.format != "savedmodel":
+        # no number: a server of SavedModels leaves it alone
+        name = f"{name}-{config.format}"
+    path = Path(config.out, name)
     model, processor = load_model(config.model)
     processor = processor or default_processor(config.model, model)
     if config.precision is not None:
@@ -104,20 +137,28 @@ def main(config):
     if config.quantize is not None:
         model.merge_lora()
         model.quantize(config.quantize)
-    export_savedmodel(
-        model,
-        processor,
-        path,
-        config.overwrite,
-        labels=choose_labels(config, model),
-        top_k=config.top_k,
-        warmup_batch_sizes=batch_sizes,
-        max_pixels=config.max_pixels,
-        embedding=config.embedding,
-        normalize_embedding=config.normalize_embedding,
-    )
+    options = {
+        "overwrite": config.overwrite,
+        "labels": choose_labels(config, model),
+        "embedding": config.embedding,
+        "normalize_embedding": config.normalize_embedding,
+    }
+    if config.format == "savedmodel":
+        export_savedmodel(
+            model,
+            processor,
+            path,
+            top_k=config.top_k,
+            warmup_batch_sizes=batch_sizes,
+            max_pixels=config.max_pixels,
+            batching=config.batching,
+            **options,
+        )
+    else:
+        export_runtime(model, processor, path, config.format, **options)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    print(f"SavedModel written to {path} ({size / 1e6:.1f} MB)")
+    kind = {"savedmodel": "SavedModel", "openvino": "OpenVINO", "litert": "LiteRT"}
+    print(f"{kind[config.format]} written to {path} ({size / 1e6:.1f} MB)")
 
 
 def parse_batch_sizes(text):

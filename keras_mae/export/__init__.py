@@ -1,6 +1,7 @@
-"""Export of models to SavedModel, with signatures for TF Serving."""
+"""Export of models to SavedModel for TF Serving, and to OpenVINO and LiteRT."""
 
 from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS
+from keras_mae.export.runtimes import export_runtime, load_runtime, verify_runtime
 from keras_mae.export.savedmodel import export_savedmodel
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
@@ -11,9 +12,12 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "WARMUP_PATH",
     "build_signatures",
+    "export_runtime",
     "export_savedmodel",
+    "load_runtime",
     "read_labels",
     "sample_inputs",
+    "verify_runtime",
     "verify_savedmodel",
     "write_labels",
 ]

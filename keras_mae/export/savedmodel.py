@@ -1,26 +1,22 @@
 """Exports models as SavedModels for TF Serving: write, verify, rename into place."""
 
 import functools
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
+from keras_mae.export.batching import write_batching
 from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS
 from keras_mae.export.signatures import PREDICT_METHOD
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
+from keras_mae.export.version_folder import check_version, new_version
 from keras_mae.export.warmup import check_warmup, write_warmup
 from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import PathLike
-
-# versions are int64 in TF Serving's protocol; its server ignores other folders
-MOST_VERSION = 2**63 - 1
 
 
 def export_savedmodel(
@@ -34,6 +30,7 @@ def export_savedmodel(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     embedding: str | None = None,
     normalize_embedding: bool = True,
+    batching: bool = False,
 ) -> None:
     """Exports a model as a SavedModel with signatures for TF Serving.
 
@@ -57,6 +54,8 @@ def export_savedmodel(
         embedding: `"mean"` of the patches' features, or `"cls"`, for `embed`; by
             default the mean. A classifier's is what its head takes.
         normalize_embedding: Whether embeddings have length 1, for similarities.
+        batching: Whether to export only signatures that a server may batch, and the
+            file `batching_params.pbtxt`, by which TF Serving does.
 
     Raises:
         ValueError: If the version exists and `overwrite` is false, is `2**63` or
@@ -75,32 +74,17 @@ def export_savedmodel(
     ```
     """
     path = Path(path)
-    if path.exists() and not overwrite:
-        raise ValueError(f"{path} already exists: overwrite=True replaces it")
-    _check_version(path)
+    check_version(path, overwrite)
     check_warmup(warmup_batch_sizes)
     model = without_lora(model)
-    options = (labels, top_k, max_pixels, embedding, normalize_embedding)
+    options = (labels, top_k, max_pixels, embedding, normalize_embedding, batching)
     served = build_signatures(model, processor, *options)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # a name that is not a number: a server would load the half-written folder
-    aside = Path(tempfile.mkdtemp(prefix=f"part-{path.name}-", dir=path.parent))
-    try:
-        aside.chmod(0o755)  # mkdtemp's 0700 locks out a server's user
+    with new_version(path) as aside:
         _write(served, aside)
+        if batching:
+            write_batching(aside)
         write_warmup(aside, served.signatures(), warmup_batch_sizes, path.parent.name)
         verify_savedmodel(aside, served)
-        _move_into_place(aside, path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _check_version(path):
-    """Raises if a folder's name is a number that no server can read."""
-    if path.name.isdecimal() and int(path.name) > MOST_VERSION:
-        raise ValueError(
-            f"The version must be at most {MOST_VERSION}. Received: {path.name}"
-        )
 
 
 def _write(served, folder):
@@ -108,13 +92,12 @@ def _write(served, folder):
     signatures = served.signatures()
     share = functools.cache(functools.partial(tf.function, autograph=False))
     traced = {name: signature.trace(share) for name, signature in signatures.items()}
-    name = "features" if served.takes_encoded_images else "features_from_pixels"
     # a bare module: a Keras model would bring its own functions and weights along
     module = tf.Module()
     module.weights = [weight.value for weight in served.model.weights]
     module.resources = served.resources
     tf.saved_model.save(
-        module, folder, signatures={"serving_default": traced[name], **traced}
+        module, folder, signatures={"serving_default": traced[served.default], **traced}
     )
     # TensorFlow writes the method Predict for every signature
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(
@@ -125,18 +108,3 @@ def _write(served, folder):
         updater.replace_method_name(key, signatures[key].method, tags="serve")
     if others:
         updater.save()
-
-
-def _move_into_place(aside, path):
-    """Renames a folder to `path`, and moves out of its way what was there."""
-    if not path.exists():
-        os.rename(aside, path)
-        return
-    old = aside.with_name(f"old-{aside.name}")
-    os.rename(path, old)
-    try:
-        os.rename(aside, path)
-    except OSError:
-        os.rename(old, path)
-        raise
-    shutil.rmtree(old)

@@ -65,12 +65,14 @@ class ModelSignatures:
         max_pixels=DEFAULT_MAX_PIXELS,
         embedding=None,
         normalize_embedding=True,
+        batching=False,
     ):
         self.model = model
         self.processor = processor
         self.max_pixels = max_pixels
         self.embedding = self.choose_embedding(embedding)
         self.normalize_embedding = normalize_embedding
+        self.batching = batching
         self.encoder = getattr(model, "encoder", model)
         self.shape = (*self.encoder.image_size, self.encoder.num_channels)
         self.resources = []  # what a SavedModel needs beside the weights
@@ -101,12 +103,34 @@ class ModelSignatures:
         """Whether requests may have encoded images, which are grey or RGB."""
         return self.shape[-1] in (1, 3)
 
+    @property
+    def default(self):
+        """The name of the signature that is `serving_default` as well."""
+        first = ENCODED if self.takes_encoded_images else PIXELS
+        return "features" + SUFFIXES[PACKED if self.batching else first]
+
     def signatures(self):
         """Returns a dict from name to `Signature`, without `serving_default`."""
+        made = self.all_signatures()
+        return {name: made[name] for name in made if self.fits(made[name])}
+
+    def fits(self, signature):
+        """Whether a signature is exported: with batching only what can be batched."""
+        return signature.batchable or not self.batching
+
+    def all_signatures(self):
+        """Returns a dict from name to `Signature`, as if without batching."""
         return {
             **self.by_kind_of_images("features", self.features),
             **self.by_kind_of_images("embed", self.features, self.embed),
         }
+
+    def computations(self):
+        """Returns a dict from name to function and input names, for other runtimes.
+
+        The functions take and return numbers only, a row for each image.
+        """
+        return {"encode": (self.encode, (PIXELS,))}
 
     def by_kind_of_images(self, name, function, finish=dict, *extra):
         """Makes a signature for each way in which a request may give its images."""
@@ -142,6 +166,11 @@ class ModelSignatures:
                 self.encoder(self.check_pixel_shape(pixels)), tf.float32
             )
         }
+
+    def encode(self, pixels):
+        """Returns features and embeddings together."""
+        outputs = self.features(pixels)
+        return {**outputs, **self.embed(outputs)}
 
     def embed(self, outputs):
         """Pools features to a vector an image, by default of length 1."""

@@ -12,6 +12,7 @@ from keras_mae.export.image_decoding import (
     encode_pngs,
 )
 from keras_mae.export.signatures import (
+    PIXELS,
     ModelSignatures,
     Signature,
     assert_all,
@@ -28,12 +29,12 @@ CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 class PretrainerSignatures(ModelSignatures):
     """Signatures of a `MAEPretrainer`: features, embeddings and reconstructions."""
 
-    def signatures(self):
+    def all_signatures(self):
         row = (None, self.encoder.num_patches)
         seed = tf.TensorSpec((None,), tf.int64, "seed")
         mask = tf.TensorSpec(row, tf.float32, "mask")
         noise = tf.TensorSpec(row, tf.float32, "noise")
-        made = super().signatures()
+        made = super().all_signatures()
         for name, function, extra in (
             ("reconstruct", self.reconstruct, seed),
             ("reconstruct_with_mask", self.reconstruct_with_mask, mask),
@@ -45,6 +46,12 @@ class PretrainerSignatures(ModelSignatures):
                 "reconstruct_png_bytes", self.reconstruct, self.as_png, seed
             )
         return made
+
+    def computations(self):
+        return {
+            **super().computations(),
+            "reconstruct": (self.reconstruct_unchecked, (PIXELS, "noise")),
+        }
 
     def reconstruct(self, pixels, seed):
         """Masks the model's share of patches, by a seed for each image."""
@@ -91,6 +98,10 @@ class PretrainerSignatures(ModelSignatures):
             noise = tf.identity(noise)
         return self._reconstruct(pixels, noise=noise)
 
+    def reconstruct_unchecked(self, pixels, noise):
+        """As `reconstruct_with_noise`, without checks, which few runtimes know."""
+        return self.in_levels(self._reconstruct(pixels, noise=noise))
+
     def _reconstruct(self, pixels, **masking):
         return self.model.reconstruct(self.check_pixel_shape(pixels), **masking)
 
@@ -124,10 +135,12 @@ class ClassifierSignatures(ModelSignatures):
         max_pixels=DEFAULT_MAX_PIXELS,
         embedding=None,
         normalize_embedding=True,
+        batching=False,
         labels=None,
         top_k=5,
     ):
-        super().__init__(model, processor, max_pixels, embedding, normalize_embedding)
+        options = (max_pixels, embedding, normalize_embedding, batching)
+        super().__init__(model, processor, *options)
         if labels is None:
             labels = [str(number) for number in range(model.num_classes)]
         if len(labels) != model.num_classes:
@@ -159,8 +172,8 @@ class ClassifierSignatures(ModelSignatures):
             )
         return self.model.pooling
 
-    def signatures(self):
-        made = super().signatures()
+    def all_signatures(self):
+        made = super().all_signatures()
         made |= self.by_kind_of_images("classify", self.probabilities, self.classify)
         if self.takes_encoded_images:
             made["classify_examples"] = Signature(
@@ -171,6 +184,12 @@ class ClassifierSignatures(ModelSignatures):
                 method=CLASSIFY_METHOD,
             )
         return made
+
+    def computations(self):
+        return {
+            **super().computations(),
+            "classify": (self.probabilities, (PIXELS,)),
+        }
 
     def _decode_examples(self, examples):
         return decode_examples(examples, self.processor, self.max_pixels)
@@ -217,6 +236,7 @@ def build_signatures(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     embedding: str | None = None,
     normalize_embedding: bool = True,
+    batching: bool = False,
 ) -> ModelSignatures:
     """Builds the signatures that a model's SavedModel has.
 
@@ -231,6 +251,8 @@ def build_signatures(
         embedding: `"mean"` of the patches' features, or `"cls"`; by default the mean. A
             classifier's is what its head takes, and can't be chosen.
         normalize_embedding: Whether embeddings have length 1, for similarities.
+        batching: Whether to leave out what one client's request could fail for others
+            whose requests a server runs with it: only packed pixels remain.
 
     Returns:
         An object whose method `signatures()` returns a dict from name to signature.
@@ -246,7 +268,8 @@ def build_signatures(
     assert "reconstruct_with_noise" in served.signatures()
     ```
     """
-    arguments = (model, processor, max_pixels, embedding, normalize_embedding)
+    options = (max_pixels, embedding, normalize_embedding, batching)
+    arguments = (model, processor, *options)
     if isinstance(model, MAEClassifier):
         return ClassifierSignatures(*arguments, labels, top_k)
     if labels is not None:

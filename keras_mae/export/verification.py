@@ -1,5 +1,6 @@
 """Verifies that a SavedModel's outputs equal those of the Keras model."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -48,9 +49,9 @@ def verify_savedmodel(path: PathLike, served: ModelSignatures) -> None:
     # half types, and integers, round differently in a graph that fuses
     exact = served.model.compute_dtype == "float32" and not is_quantized(served.model)
     tolerance = 1e-4 if exact else 5e-2
-    images = _images(served)
+    images = draw_images(served)
     pixels = tf.constant(served.processor(images))
-    outputs = {}
+    outputs, compared = {}, set()
     for name, signature in signatures.items():
         extra = sample_inputs(signature, len(images))
         del extra[signature.images.name]
@@ -61,15 +62,32 @@ def verify_savedmodel(path: PathLike, served: ModelSignatures) -> None:
         expected = signature.finish(outputs[signature.function])
         request = _request(served, signature, images, pixels)
         inputs = {signature.images.name: request, **extra}
-        received = loaded.signatures[name](**inputs)
+        function = loaded.signatures[name]
+        # of what was seen already only the reading is new
+        seen = (signature.function, signature.finish)
+        with contextlib.nullcontext() if seen not in compared else _unoptimized():
+            received = function(**inputs)
+            _check_empty(name, function, signature, expected)
+        compared.add(seen)
         if "class_ids" in received:
             scores = outputs[signature.function]["probabilities"]
             expected = _with_ties(served, scores, received, expected, tolerance)
-        _compare(name, received, expected, tolerance)
-        _check_empty(name, loaded.signatures[name], signature, expected)
+        compare_outputs(name, received, expected, tolerance)
 
 
-def _images(served):
+@contextlib.contextmanager
+def _unoptimized():
+    """Keeps TensorFlow from optimizing graphs before their first run: it takes long."""
+    options = tf.config.optimizer.get_experimental_options()
+    before = options.get("disable_meta_optimizer", False)
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": before})
+
+
+def draw_images(served):
     """Draws images of the model's size and, if they are encoded, of other sizes."""
     height, width, channels = served.shape
     sizes = [(height, width)] * 3
@@ -95,15 +113,15 @@ def _request(served, signature, images, pixels):
     return tf.constant(encoded)
 
 
-def _compare(name, received, expected, tolerance):
+def compare_outputs(name, received, expected, tolerance):
     """Raises unless outputs are equal to within the tolerance."""
     if set(received) != set(expected):
         raise ValueError(
-            f"The SavedModel's {name} must return {', '.join(sorted(expected))}. "
+            f"The exported {name} must return {', '.join(sorted(expected))}. "
             f"Received: {', '.join(sorted(received))}"
         )
     for key, wanted in expected.items():
-        got, wanted = received[key].numpy(), wanted.numpy()
+        got, wanted = np.asarray(received[key]), np.asarray(wanted)
         if key == "png_bytes":
             # rounding may move a grey level by one
             tolerance = max(tolerance, 1.5 / 255)
@@ -111,7 +129,7 @@ def _compare(name, received, expected, tolerance):
         difference = _difference(got, wanted)
         if not difference <= tolerance:
             raise ValueError(
-                f"The SavedModel's {name}: {key} must equal the model's to "
+                f"The exported {name}: {key} must equal the model's to "
                 f"{tolerance}. Received a difference of {difference:.2g}"
             )
 

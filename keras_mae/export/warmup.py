@@ -114,8 +114,8 @@ def _classify_log(inputs):
 
 
 def _tensor_proto(values):
-    """Makes a `TensorProto`, a compact one of zeros."""
-    if values.dtype == object or values.any():
+    """Makes a `TensorProto`, a compact one of values that are all alike."""
+    if (values != values.ravel()[:1]).any():
         return tf.make_tensor_proto(values)
     proto = tf.make_tensor_proto(values.ravel()[:1])
     proto.tensor_shape.CopyFrom(tf.TensorShape(values.shape).as_proto())

@@ -19,8 +19,12 @@ from tests.scripts import load, run
 
 LABELS = ("cat", "dog", "gr\u00fcn", "a b", " ", "cat")
 NAMES = {
-    *("serving_default", "features", "features_from_pixels", "classify"),
-    *("classify_from_pixels", "classify_examples"),
+    *("serving_default", "classify_examples"),
+    *(
+        name + suffix
+        for name in ("features", "embed", "classify")
+        for suffix in ("", "_from_pixels", "_from_pixels_u8")
+    ),
 }
 
 
@@ -122,7 +126,7 @@ def test_the_names_lie_in_the_asset(served):
 @pytest.mark.slow
 def test_without_names_classes_are_numbers_and_few_classes_are_all_named(processor):
     answers = build_signatures(make_classifier(num_classes=2), processor)
-    got = answers.classify(tf.zeros((3, 32, 32, 3)))
+    got = answers.classify(answers.probabilities(tf.zeros((3, 32, 32, 3))))
     assert got["labels"].shape == (3, 2)
     assert {*got["labels"].numpy().ravel()} == {b"0", b"1"}
 

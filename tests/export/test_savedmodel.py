@@ -19,6 +19,7 @@ from tests.scripts import load, refusal, run
 from tests.stand_ins import mae_client
 
 SCRIPT = "serving/export.py"
+SUFFIXES = ("", "_from_pixels", "_from_pixels_u8")
 RECONSTRUCT = tuple(f"reconstruct{kind}" for kind in ("", "_with_mask", "_with_noise"))
 
 
@@ -78,8 +79,8 @@ def test_every_signature_answers_as_the_model(
         "serving_default",
         *(
             name + suffix
-            for name in ("features", *RECONSTRUCT)
-            for suffix in ("", "_from_pixels")
+            for name in ("features", "embed", *RECONSTRUCT, "reconstruct_png_bytes")
+            for suffix in SUFFIXES
         ),
     }
     photos = [photo(seed=seed) for seed in range(3)]
@@ -98,6 +99,9 @@ def test_every_signature_answers_as_the_model(
     for suffix, images in {
         "": {"image_bytes": encoded},
         "_from_pixels": {"pixels": tf.constant(pixels)},
+        "_from_pixels_u8": {
+            "pixels_u8": tf.constant([np.asarray(it).tobytes() for it in photos])
+        },
     }.items():
         got = signatures["features" + suffix](**images)["features"]
         np.testing.assert_allclose(got, features, atol=tolerance)
@@ -198,8 +202,8 @@ def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
     encoder = make_model().encoder
     export_savedmodel(encoder, processor, tmp_path / "1")
     signatures = tf.saved_model.load(tmp_path / "1").signatures
-    names = {"serving_default", "features", "features_from_pixels"}
-    assert set(signatures) == names
+    names = {name + suffix for name in ("features", "embed") for suffix in SUFFIXES}
+    assert set(signatures) == {"serving_default", *names}
     pixels = processor(photo())
     got = signatures["features_from_pixels"](pixels=tf.constant(pixels))["features"]
     np.testing.assert_allclose(got, encoder(pixels), atol=1e-5)

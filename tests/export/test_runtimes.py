@@ -1,0 +1,129 @@
+"""export_runtime: OpenVINO and LiteRT answer as the model."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_mae
+from keras_mae.export import build_signatures, export_runtime, load_runtime, runtimes
+from tests.scripts import load, refusal
+
+SCRIPT = "serving/export.py"
+MODULES = {"openvino": "openvino", "litert": "ai_edge_litert"}
+PROCESSOR = keras_mae.MAEImageProcessor(image_size=32)
+
+
+def pretrainer():
+    return keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", patch_size=8, depth=1, decoder_depth=1, norm_pix_loss=True
+    )
+
+
+def classifier():
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", patch_size=8, depth=1)
+    return keras_mae.MAEClassifier(encoder, 3, head_range=1.0)
+
+
+def pixels(count, size=32):
+    rng = np.random.default_rng(count)
+    return rng.standard_normal((count, size, size, 3)).astype("float32")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", MODULES)
+def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
+    pytest.importorskip(MODULES[format])
+    model = pretrainer()
+    export_runtime(model, PROCESSOR, tmp_path / "1", format)
+    functions = load_runtime(tmp_path / "1")
+    assert set(functions) == {"encode", "reconstruct"}
+    noise = np.random.default_rng(0).random((5, 16), "float32")
+    for count in (1, 5, 2):
+        images = pixels(count)
+        got = functions["encode"](pixels=images)
+        features = np.asarray(model.encoder(images))
+        np.testing.assert_allclose(got["features"], features, atol=1e-4)
+        mean = features[:, 1:].mean(axis=1)
+        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+        np.testing.assert_allclose(got["embedding"], mean, atol=1e-5)
+        got = functions["reconstruct"](pixels=images, noise=noise[:count])
+        wanted = model.reconstruct(images, noise=noise[:count])
+        np.testing.assert_array_equal(got["mask"], wanted["mask"])
+        np.testing.assert_allclose(got["loss"], wanted["loss"], rtol=1e-4)
+        levels = PROCESSOR.denormalize(np.asarray(wanted["reconstruction"]))
+        levels = np.clip(levels, 0, 255)
+        np.testing.assert_allclose(got["reconstruction"], levels, atol=0.02)
+        np.testing.assert_array_equal(got["patch_size"], [[8, 8]] * count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", MODULES)
+def test_the_script_exports_a_classifier_beside_the_versions(format, tmp_path):
+    pytest.importorskip(MODULES[format])
+    model = classifier()
+    model.save(tmp_path / "model.keras")
+    PROCESSOR.save_pretrained(tmp_path)
+    (tmp_path / "labels.txt").write_text("cat\ndog\nowl\n")
+    script = load(SCRIPT)
+    out = tmp_path / "mae"
+    script.main(
+        script.ExportConfig(
+            model=str(tmp_path / "model.keras"), out=str(out), format=format
+        )
+    )
+    # a server of the folder's SavedModels looks at numbers only
+    folder = out / f"1-{format}"
+    assert [path.name for path in out.iterdir()] == [folder.name]
+    assert (folder / "labels.txt").read_text() == "cat\ndog\nowl\n"
+    processor = keras_mae.MAEImageProcessor.from_pretrained(folder)
+    images = processor(np.random.default_rng(0).integers(0, 256, (4, 40, 50, 3)))
+    functions = load_runtime(folder)
+    got = functions["classify"](pixels=images)["probabilities"]
+    wanted = keras.ops.softmax(model(images))
+    np.testing.assert_allclose(got, wanted, atol=1e-5)
+    got = functions["encode"](pixels=images)["features"]
+    np.testing.assert_allclose(got, model.pooled(images), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_failed_export_changes_nothing(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    encoder = pretrainer().encoder
+    folder = tmp_path / "1-openvino"
+    export_runtime(encoder, PROCESSOR, folder, "openvino")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    other = build_signatures(pretrainer().encoder, PROCESSOR)
+    with pytest.raises(ValueError, match=r"encode: .* must equal the model's"):
+        runtimes.verify_runtime(folder, other)
+    with pytest.raises(ValueError, match="already exists"):
+        export_runtime(encoder, PROCESSOR, folder, "openvino")
+    with monkeypatch.context() as patch:
+        patch.setattr(runtimes, "build_signatures", lambda *a, **k: other)
+        patch.setattr(runtimes, "_traced", lambda _: runtimes_traced(encoder))
+        with pytest.raises(ValueError, match="must equal the model's"):
+            export_runtime(encoder, PROCESSOR, folder, "openvino", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def runtimes_traced(encoder, traced=runtimes._traced):
+    return traced(build_signatures(encoder, PROCESSOR))
+
+
+def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
+    encoder = keras_mae.MAEEncoder.from_preset(
+        "mae_tiny", patch_size=8, depth=1, dtype="mixed_bfloat16"
+    )
+    with pytest.raises(ValueError, match=r"one of openvino, litert\. Received: 'onnx'"):
+        export_runtime(encoder, PROCESSOR, tmp_path / "1", "onnx")
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'keras-mae\[litert\]'"):
+        export_runtime(encoder, PROCESSOR, tmp_path / "1", "litert")
+    monkeypatch.setattr(runtimes.importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=r"in float32\. Received: bfloat16"):
+        export_runtime(encoder, PROCESSOR, tmp_path / "1", "litert")
+    with pytest.raises(ValueError, match=r"must have model\.tflite or"):
+        load_runtime(tmp_path)
+    assert not any(tmp_path.iterdir())
+    flags = ("--model=x", "--batching", "--format=litert")
+    assert "batching is of a SavedModel" in refusal(SCRIPT, *flags)
