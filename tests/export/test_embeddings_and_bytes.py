@@ -172,7 +172,9 @@ def check_rows(ask, bad, **inputs):
 def bits(values):
     """Returns a row's bytes, or strings, in a list."""
     rows = values.numpy()
-    return [row.tolist() if rows.dtype == object else row.tobytes() for row in rows]
+    if rows.dtype == object:
+        return rows.tolist()
+    return [row.tobytes() for row in rows]
 
 
 def right_type(values):
