@@ -41,7 +41,7 @@ An image whose header announces more than --max_pixels is an error, undecoded.
 --batching leaves the signatures of which no request can fail another one's in a batch:
 those of `pixels_u8` but for masks and noise, `serving_default` among them.
 
---format=openvino and --format=litert convert functions of pixels for other runtimes.
+--format=openvino, litert or onnx converts functions of pixels for other runtimes.
 
 The export is written to a temporary folder, loaded, compared with the Keras model and
 then renamed: a failed export changes nothing.
@@ -59,7 +59,7 @@ from keras_mae.export import (
     export_savedmodel,
     read_labels,
 )
-from keras_mae.export.runtimes import FORMATS
+from keras_mae.export.runtime_formats import FORMATS
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -157,8 +157,8 @@ def main(config):
     else:
         export_runtime(model, processor, path, config.format, **options)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    kind = {"savedmodel": "SavedModel", "openvino": "OpenVINO", "litert": "LiteRT"}
-    print(f"{kind[config.format]} written to {path} ({size / 1e6:.1f} MB)")
+    kind = "SavedModel" if config.format == "savedmodel" else config.format
+    print(f"{kind} written to {path} ({size / 1e6:.1f} MB)")
 
 
 def parse_batch_sizes(text):

@@ -7,7 +7,7 @@ model. Model folders are polled: a new version is available before the old one i
 unloaded. The server binds to loopback by default.
 
 For production use TF Serving. This server takes its flags and folders, and refuses the
-configurations that it refuses, but has no batching: flags without effect are a warning.
+configurations that it refuses; flags without effect are a warning.
 """
 
 import os
@@ -27,6 +27,11 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from mae_server.batching import (
+    BatchingOptions,
+    BatchingParameters,
+    read_parameters,
+)
 from mae_server.browsers import allowed_names
 from mae_server.bundle import LoadOptions
 from mae_server.errors import RequestError
@@ -59,9 +64,16 @@ class ServerConfig:
     port: int = flag("gRPC port; 0: any free port", 8500)
     rest_api_port: int = flag("REST port; 0: any free port", 8501)
     host: str = flag("address to bind to; 0.0.0.0: all interfaces", "127.0.0.1")
-    threads: int = flag("requests processed at the same time", 4)
+    threads: int = flag("requests processed, or batched, at the same time", 4)
     max_enqueued: int = flag("waiting requests before others are refused", 100)
     max_batch_size: int = flag("largest number of images per request", 1024)
+    enable_batching: bool = flag("run requests together that wait together", False)
+    batching_parameters_file: str | None = flag(
+        "BatchingParameters text file, with --enable_batching", None
+    )
+    enable_per_model_batching_parameters: bool = flag(
+        "batch only models with batching_params.pbtxt, by it", False
+    )
     rest_api_timeout_in_ms: int = flag("milliseconds to answer a REST request", 30_000)
     allowed_hosts: str = flag(
         "names by which browsers may call this server, separated by commas, beside IP "
@@ -166,6 +178,7 @@ def load_options(config):
         max(config.num_request_iterations_for_warmup, 1),
         config.tensorflow_intra_op_parallelism or both,
         config.tensorflow_inter_op_parallelism or both,
+        batching_options(config),
     )
 
 
@@ -181,6 +194,17 @@ def metrics_path(file):
         ) from error
     path = config.prometheus_config.path or METRICS_PATH
     return path if config.prometheus_config.enable else None
+
+
+def batching_options(config):
+    """Collects the flags of batching; `None` without it."""
+    file = config.batching_parameters_file
+    if not config.enable_batching:
+        if file:
+            raise ValueError("batching_parameters_file needs --enable_batching")
+        return None
+    common = read_parameters(file) if file else BatchingParameters()
+    return BatchingOptions(common, config.enable_per_model_batching_parameters)
 
 
 def bind(host, port):

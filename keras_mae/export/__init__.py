@@ -1,4 +1,4 @@
-"""Export of models to SavedModel for TF Serving, and to OpenVINO and LiteRT."""
+"""Export of models to SavedModel for TF Serving, and for other runtimes."""
 
 from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS
 from keras_mae.export.runtimes import export_runtime, load_runtime, verify_runtime

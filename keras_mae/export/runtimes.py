@@ -1,7 +1,5 @@
-"""Exports models for other runtimes: OpenVINO and LiteRT, from pixels to numbers."""
+"""Exports models for OpenVINO, LiteRT and ONNX Runtime, from pixels to numbers."""
 
-import importlib.util
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mae.export.runtime_formats import FORMATS, check_installed
 from keras_mae.export.signatures import PIXELS, ModelSignatures
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import compare_outputs, draw_images
@@ -19,8 +18,6 @@ from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.typing import PathLike
 
-FORMATS = ("openvino", "litert")
-_LITERT_FILE = "model.tflite"
 # a batch of each is compared with the model's
 _BATCH_SIZES = (1, 3, 8)
 
@@ -35,14 +32,14 @@ def export_runtime(
     embedding: str | None = None,
     normalize_embedding: bool = True,
 ) -> None:
-    """Exports a model for OpenVINO or LiteRT.
+    """Exports a model for OpenVINO, LiteRT or ONNX Runtime.
 
     `path` becomes a folder of the converted functions, which take `pixels`
     `(B, H, W, C)` as an image processor returns them: `encode` returns `features` and
     `embedding`; a pretrainer's `reconstruct` takes `noise` `(B, L)` as well and returns
     `reconstruction`, `mask`, `loss` and `patch_size`; a classifier's `classify` returns
-    `probabilities` `(B, N)`. OpenVINO has a file for each, LiteRT a signature in
-    `model.tflite`. Beside them are `preprocessor_config.json` and a classifier's
+    `probabilities` `(B, N)`. OpenVINO and ONNX have a file for each, LiteRT a signature
+    in `model.tflite`. Beside them are `preprocessor_config.json` and a classifier's
     `labels.txt`.
 
     Like a SavedModel, the folder is loaded and compared with the model before it is
@@ -53,8 +50,8 @@ def export_runtime(
             float32.
         processor: The `MAEImageProcessor` of its images.
         path: Path of the folder.
-        format: `"openvino"` or `"litert"`; it needs `keras-mae[openvino]` or
-            `keras-mae[litert]`.
+        format: `"openvino"`, `"litert"` or `"onnx"`; it needs `keras-mae[openvino]`
+            and so on.
         overwrite: Whether to replace an existing folder.
         labels: List of str, the names of a classifier's classes.
         embedding: As of `export_savedmodel`.
@@ -80,7 +77,7 @@ def export_runtime(
         raise ValueError(
             f"format must be one of {', '.join(FORMATS)}. Received: {format!r}"
         )
-    _check_installed(format)
+    check_installed(format)
     path = Path(path)
     check_version(path, overwrite)
     model = without_lora(model)
@@ -91,9 +88,8 @@ def export_runtime(
         )
     options = {"embedding": embedding, "normalize_embedding": normalize_embedding}
     served = build_signatures(model, processor, labels, **options)
-    write = {"openvino": _write_openvino, "litert": _write_litert}[format]
     with new_version(path) as aside:
-        write(aside, _traced(served))
+        FORMATS[format].write(aside, _traced(served))
         processor.save_pretrained(aside)
         if isinstance(model, MAEClassifier):
             write_labels(aside, labels or map(str, range(model.num_classes)))
@@ -113,13 +109,12 @@ def load_runtime(path: PathLike) -> dict[str, Callable[..., dict[str, np.ndarray
     Raises:
         ValueError: If the folder has no converted model.
     """
-    path = Path(path)
-    if (path / _LITERT_FILE).is_file():
-        return _load_litert(path / _LITERT_FILE)
-    files = sorted(path.glob("*.xml"))
-    if not files:
-        raise ValueError(f"{path} must have {_LITERT_FILE} or .xml files of OpenVINO")
-    return {file.stem: _load_openvino(file) for file in files}
+    for format in FORMATS.values():
+        files = sorted(Path(path).glob(format.pattern))
+        if files:
+            return format.load(files)
+    patterns = ", ".join(format.pattern for format in FORMATS.values())
+    raise ValueError(f"{path} must have a file of {patterns}")
 
 
 def verify_runtime(path: PathLike, served: ModelSignatures) -> None:
@@ -153,15 +148,6 @@ def verify_runtime(path: PathLike, served: ModelSignatures) -> None:
             compare_outputs(name, loaded[name](**inputs), expected, 1e-4)
 
 
-def _check_installed(format):
-    """Raises if a runtime is not installed."""
-    module = {"openvino": "openvino", "litert": "ai_edge_litert"}[format]
-    if importlib.util.find_spec(module) is None:
-        raise ValueError(
-            f"{format} is not installed: pip install 'keras-mae[{format}]'"
-        )
-
-
 def _traced(served):
     """Returns a dict from name to concrete function."""
     row = (None, served.encoder.num_patches)
@@ -172,48 +158,3 @@ def _traced(served):
         function = tf.function(function, autograph=False)
         traced[name] = function.get_concrete_function(**specs)
     return traced
-
-
-def _write_openvino(folder, traced):
-    import openvino
-
-    for name, function in traced.items():
-        converted = openvino.convert_model(function)
-        openvino.save_model(converted, folder / f"{name}.xml", compress_to_fp16=False)
-
-
-def _load_openvino(file):
-    import openvino
-
-    # some CPUs would compute in bfloat16 by default
-    options = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = openvino.Core().compile_model(file, "CPU", options)
-
-    def run(**inputs):
-        found = compiled(inputs)
-        return {output.any_name: found[output] for output in compiled.outputs}
-
-    return run
-
-
-def _write_litert(folder, traced):
-    module = tf.Module()
-    # weights of the functions, which share them
-    module.captured = [list(function.variables) for function in traced.values()]
-    with tempfile.TemporaryDirectory() as saved:
-        tf.saved_model.save(module, saved, signatures=traced)
-        convert = tf.lite.TFLiteConverter.from_saved_model
-        try:
-            content = convert(saved, signature_keys=list(traced)).convert()
-        except Exception as error:  # of the converter's own kinds
-            text = str(error).splitlines()[0]
-            raise ValueError(f"LiteRT can't convert this model: {text}") from error
-    (folder / _LITERT_FILE).write_bytes(content)
-
-
-def _load_litert(file):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(str(file))
-    names = interpreter.get_signature_list()
-    return {name: interpreter.get_signature_runner(name) for name in names}

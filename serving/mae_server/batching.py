@@ -6,7 +6,6 @@ padded.
 """
 
 import threading
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,6 +105,8 @@ class Batcher:
         if len(sizes) > 1:
             raise invalid(errors.BATCH_OF_DIFFERENT_SIZES)
         (size,) = sizes
+        if size == 0:
+            return self._run(fetches, feeds, call.seconds_left())
         if size > self._parameters.max_batch_size:
             limit = self._parameters.max_batch_size
             raise invalid(errors.BATCH_TOO_LARGE, size=size, limit=limit)
@@ -122,7 +123,7 @@ class Batcher:
         rows = [(name, array.shape[1:]) for name, array in feeds.items()]
         key = (tuple(sorted(fetches.items())), tuple(sorted(rows)))
         batch, begin = self._join(key, feeds, size)
-        if begin == 0:
+        if begin == 0:  # the first of its requests
             self._lead(key, batch, fetches)
         while not batch.done.wait(0.2):
             call.check()
@@ -142,9 +143,10 @@ class Batcher:
                 if self._waiting == self._parameters.max_enqueued_batches:
                     raise RequestError("UNAVAILABLE", errors.BATCH_QUEUE_FULL)
                 self._waiting += 1
-                # one that is not full is run as it is
+                if batch is not None:
+                    batch.full.set()  # it is run as it is
                 batch = self._open[key] = _Batch()
-            begin = len(batch.requests) and batch.size
+            begin = batch.size
             batch.requests.append(feeds)
             batch.size += size
             if batch.size == most:
@@ -166,7 +168,7 @@ class Batcher:
                     for name in batch.requests[0]
                 }
                 batch.outputs = self._run(fetches, feeds, None)
-            except RequestError as error:
+            except Exception as error:  # each of its requests is to know
                 batch.error = error
             finally:
                 batch.done.set()

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from mae_server import errors, splitting, warmup
+from mae_server.batching import Batcher, BatchingOptions
 from mae_server.errors import LoadError, RequestError, invalid, type_name
 
 # silences a deprecation of the only loader whose memory can be freed
@@ -20,6 +21,7 @@ class LoadOptions(NamedTuple):
     warm_up_repeats: int = 1
     intra_op_threads: int = 0
     inter_op_threads: int = 0
+    batching: BatchingOptions | None = None
 
 
 LOAD_DEFAULTS = LoadOptions()
@@ -35,6 +37,7 @@ class Bundle:
             inter_op_parallelism_threads=options.inter_op_threads,
         )
         self._session = tf.compat.v1.Session(graph=tf.Graph(), config=threads)
+        self._batcher = None
         try:
             with self._session.graph.as_default():
                 # TF Serving's loader; TensorFlow 2's never frees a model
@@ -42,6 +45,9 @@ class Bundle:
                     self._session, list(options.tags), str(path)
                 )
             self.signatures = dict(meta_graph.signature_def)
+            if options.batching is not None:
+                parameters = options.batching.of_model(path)
+                self._batcher = parameters and Batcher(self._run, parameters)
             if options.warm_up:
                 warmup.warm_up(self, path / warmup.PATH, options.warm_up_repeats)
         except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
@@ -66,7 +72,10 @@ class Bundle:
         for part in splitting.split(inputs):
             call.check()
             feeds = {signature.inputs[name].name: part[name] for name in part}
-            parts.append(self._run(fetches, feeds, call.seconds_left()))
+            if self._batcher is None:
+                parts.append(self._run(fetches, feeds, call.seconds_left()))
+            else:
+                parts.append(self._batcher.run(fetches, feeds, call))
         return splitting.join(parts)
 
     def _run(self, fetches, feeds, seconds):

@@ -192,6 +192,11 @@ OUTPUT_NOT_FOUND = (
 )
 DUPLICATE_OUTPUT = "duplicate output tensor alias: {name}"
 BATCH_TOO_LARGE = "Task size {size} is larger than maximum input batch size {limit}"
+BATCH_OF_SCALARS = "Batching Run() input tensors must have at least one dimension"
+BATCH_OF_DIFFERENT_SIZES = (
+    "Batching Run() input tensors must have equal 0th-dimension size"
+)
+BATCH_QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 
 # Classify, Regress and MultiInference: signatures, outputs, tasks
 NOT_ONE_INPUT = "Expected one input Tensor."

@@ -5,9 +5,6 @@ import sys
 # tensorflow_serving/model_servers/main.cc
 WITHOUT_EFFECT = frozenset(
     {
-        "batching_parameters_file",
-        "enable_batching",
-        "enable_per_model_batching_parameters",
         "enable_profiler",
         "enable_signature_method_name_check",
         "flush_filesystem_caches",

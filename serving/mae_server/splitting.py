@@ -20,6 +20,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # inputs of models that keras_mae exports, whose rows are computed one by one
 _BYTES, _EXAMPLES, _PIXELS = "image_bytes", "inputs", "pixels"
+_PACKED = "pixels_u8"
 
 
 def split(inputs):
@@ -50,6 +51,8 @@ def _pixels_per_row(inputs):
     if _PIXELS in inputs and np.ndim(inputs[_PIXELS]) == 4:
         count, height, width, _ = inputs[_PIXELS].shape
         return [height * width] * count
+    if _PACKED in inputs and np.ndim(inputs[_PACKED]) == 1:
+        return [len(row) for row in inputs[_PACKED]]
     if set(inputs) == {_EXAMPLES} and np.ndim(inputs[_EXAMPLES]) == 1:
         return [_announced(_image_in(example)) for example in inputs[_EXAMPLES]]
     return None

@@ -226,7 +226,7 @@ def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
 
 
 def test_flags_of_tf_serving_are_taken(capsys):
-    words = ["--model_base_path=x", "--enable_batching", "--num_load_threads=2"]
+    words = ["--model_base_path=x", "--flush_filesystem_caches", "--num_load_threads=2"]
     words += ["--enable_model_warmup=false", "--version=true", "--port=1"]
     kept = server_flags.for_this_server(words, {"enable_model_warmup", "version"})
     assert kept == [
@@ -236,7 +236,7 @@ def test_flags_of_tf_serving_are_taken(capsys):
         "--port=1",
     ]
     warned = capsys.readouterr().err.splitlines()
-    assert len(warned) == 2 and "--enable_batching does nothing" in warned[0]
+    assert len(warned) == 2 and "--flush_filesystem_caches does nothing" in warned[0]
     parsed = server_flags.channel_arguments("grpc.max_connection_age_ms=2000,grpc.lb=x")
     assert parsed == {"grpc.max_connection_age_ms": 2000, "grpc.lb": "x"}
 

@@ -1,0 +1,173 @@
+"""The embedded server's batching: requests that wait together run together."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from mae_server.batching import (
+    Batcher,
+    BatchingOptions,
+    BatchingParameters,
+    read_parameters,
+)
+from mae_server.calls import Call
+from mae_server.errors import RequestError
+
+FETCHES = {"y": "y:0"}
+
+
+class Model:
+    """Doubles its input, and remembers the sizes of its runs."""
+
+    def __init__(self):
+        self.sizes = []
+        self.may_run = threading.Event()
+
+    def run(self, fetches, feeds, seconds):
+        self.may_run.wait(10)
+        self.sizes.append(len(feeds["x"]))
+        if (feeds["x"] < 0).any():
+            raise RequestError("INVALID_ARGUMENT", "x must not be negative")
+        return {name: 2 * feeds["x"] for name in fetches}
+
+
+def ask(batcher, values, call=None):
+    feeds = {"x": np.array(values, float)}
+    return batcher.run(FETCHES, feeds, call or Call())["y"].tolist()
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(8) as executor:
+        yield executor
+
+
+def batcher_of(model, **parameters):
+    # long enough for a slow machine; full runs don't wait for it
+    parameters = {"batch_timeout_micros": 500_000, **parameters}
+    return Batcher(model.run, BatchingParameters(**parameters))
+
+
+def test_waiting_requests_run_together_and_get_their_own_rows(pool):
+    model = Model()
+    batcher = batcher_of(model, max_execution_batch_size=8)
+    model.may_run.set()
+    asked = [[float(i)] * (1 + i % 2) for i in range(8)]  # 12 rows
+    answers = list(pool.map(lambda values: ask(batcher, values), asked))
+    assert answers == [[2 * value for value in values] for values in asked]
+    assert sum(model.sizes) == 12 and len(model.sizes) < 8
+    assert max(model.sizes) <= 8
+
+
+def test_while_one_batch_runs_the_next_one_grows(pool):
+    model = Model()
+    batcher = batcher_of(model, max_execution_batch_size=4, batch_timeout_micros=0)
+    first = pool.submit(ask, batcher, [0.0])
+    others = [pool.submit(ask, batcher, [float(i)]) for i in range(1, 5)]
+    threading.Timer(0.3, model.may_run.set).start()
+    assert first.result() == [0.0]
+    assert [other.result() for other in others] == [[2.0 * i] for i in range(1, 5)]
+    assert sum(model.sizes) == 5 and len(model.sizes) <= 3
+
+
+def test_a_large_request_is_run_in_parts_and_an_empty_one_at_once():
+    model = Model()
+    model.may_run.set()
+    batcher = batcher_of(
+        model,
+        max_batch_size=10,
+        max_execution_batch_size=4,
+        batch_timeout_micros=0,
+    )
+    values = [float(i) for i in range(10)]
+    assert ask(batcher, values) == [2 * value for value in values]
+    assert model.sizes == [4, 4, 2]
+    assert ask(batcher, []) == []
+    with pytest.raises(RequestError, match=r"11 is larger than maximum .* size 10"):
+        ask(batcher, [*values, 0.0])
+
+
+def test_requests_of_other_outputs_or_shapes_are_not_merged(pool):
+    model = Model()
+    batcher = batcher_of(model, batch_timeout_micros=1000)
+    model.may_run.set()
+    requests = [({"y": "y:0"}, (1,)), ({"z": "z:0"}, (1,)), ({"y": "y:0"}, (1, 3))]
+    found = pool.map(
+        lambda it: batcher.run(it[0], {"x": np.ones(it[1])}, Call()), requests
+    )
+    assert [{k: v.shape for k, v in one.items()} for one in found] == [
+        {"y": (1,)},
+        {"z": (1,)},
+        {"y": (1, 3)},
+    ]
+    assert model.sizes == [1, 1, 1]
+
+
+def test_errors_reach_each_request_and_the_next_batch_runs(pool):
+    model = Model()
+    model.may_run.set()
+    batcher = batcher_of(model, max_execution_batch_size=2)
+    futures = [pool.submit(ask, batcher, [value]) for value in (-1.0, 1.0)]
+    for future in futures:
+        with pytest.raises(RequestError, match="must not be negative"):
+            future.result()
+    assert ask(batcher, [1.0, 2.0]) == [2.0, 4.0]
+    for feeds, text in (
+        ({"x": np.float64(1)}, "at least one dimension"),
+        ({"x": np.ones(2), "z": np.ones(3)}, "equal 0th-dimension size"),
+    ):
+        with pytest.raises(RequestError, match=text):
+            batcher.run(FETCHES, feeds, Call())
+
+
+def test_a_full_queue_refuses_and_who_left_is_not_waited_for(pool):
+    model = Model()
+    batcher = batcher_of(
+        model,
+        max_execution_batch_size=1,
+        batch_timeout_micros=0,
+        max_enqueued_batches=1,
+    )
+    first = pool.submit(ask, batcher, [1.0])
+    while batcher._threads._value:  # until it runs
+        time.sleep(0.001)
+    second = pool.submit(ask, batcher, [2.0])
+    while not batcher._waiting:
+        time.sleep(0.001)
+    with pytest.raises(RequestError, match=r"batch scheduling queue .* is full"):
+        ask(batcher, [3.0])
+    model.may_run.set()
+    assert (first.result(), second.result()) == ([2.0], [4.0])
+    call = Call()
+    call.cancel()
+    with pytest.raises(RequestError):
+        ask(batcher, [1.0], call)
+    assert ask(batcher, [1.0]) == [2.0]
+
+
+def test_parameters_are_read_as_tf_serving_reads_them(tmp_path):
+    file = tmp_path / "batching_params.pbtxt"
+    options = BatchingOptions(BatchingParameters(num_batch_threads=3), True)
+    assert options.of_model(tmp_path) is None
+    file.write_text(
+        "max_batch_size { value: 64 } batch_timeout_micros { value: 5 }\n"
+        "allowed_batch_sizes: 64  # not needed here\n"
+        "max_execution_batch_size { value: 8 } num_batch_threads { value: 9 }"
+    )
+    # without splitting the size of a run is not looked at; threads are the server's
+    assert options.of_model(tmp_path) == (64, 64, 5, 10, 3)
+    assert BatchingOptions().of_model(tmp_path) == BatchingParameters()
+    file.write_text(
+        f"{file.read_text()} enable_large_batch_splitting {{ value: true }}"
+    )
+    assert read_parameters(file) == (64, 8, 5, 10, 9)
+    for text, message in (
+        ("max_batch: 3", "must be BatchingParameters"),
+        ("max_batch_size { value: 0 }", "max_batch_size is too small. Received: 0"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_parameters(file)
