@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import os
 import tempfile
 from collections.abc import Callable
 from typing import NamedTuple
@@ -74,7 +75,7 @@ def _load_litert(files):
     from ai_edge_litert.interpreter import Interpreter
 
     (file,) = files
-    interpreter = Interpreter(str(file))
+    interpreter = Interpreter(str(file), num_threads=os.cpu_count())
     names = interpreter.get_signature_list()
     return {name: interpreter.get_signature_runner(name) for name in names}
 
@@ -86,11 +87,13 @@ def _write_onnx(folder, traced):
         return function(**dict(zip(names, inputs, strict=True)))
 
     for name, function in traced.items():
-        signature = function.structured_input_signature[1]
-        positional = functools.partial(by_position, function, list(signature))
+        arguments, others = function.structured_input_signature
+        specs = [*arguments, *others.values()]
+        names = [spec.name for spec in specs]
+        positional = functools.partial(by_position, function, names)
         tf2onnx.convert.from_function(
             tf.function(positional, autograph=False),
-            input_signature=list(signature.values()),
+            input_signature=specs,
             opset=18,
             custom_op_handlers={"Erfc": (_erfc_by_erf, [])},
             output_path=str(folder / f"{name}.onnx"),

@@ -1,5 +1,6 @@
 """The embedded server's batching: requests that wait together run together."""
 
+import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -7,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import keras_mae
+from keras_mae.export import export_savedmodel
 from mae_server.batching import (
     Batcher,
     BatchingOptions,
@@ -15,6 +18,10 @@ from mae_server.batching import (
 )
 from mae_server.calls import Call
 from mae_server.errors import RequestError
+from mae_server.process import running
+from tests.conformance.calls import Caller, b64
+from tests.conformance.conftest import Server
+from tests.scripts import ROOT, environment
 
 FETCHES = {"y": "y:0"}
 
@@ -171,3 +178,44 @@ def test_parameters_are_read_as_tf_serving_reads_them(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_parameters(file)
+
+
+@pytest.mark.slow
+def test_a_server_batches_what_export_made_safe(tmp_path):
+    """Sixteen clients at once, one of which sends nonsense."""
+    model = keras_mae.MAEPretrainer.from_preset(
+        "mae_tiny", patch_size=8, depth=1, decoder_depth=1
+    )
+    folder = tmp_path / "mae"
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    export_savedmodel(model, processor, folder / "1", batching=True)
+    levels = np.random.default_rng(0).integers(0, 256, (15, 32, 32, 3), "uint8")
+    levels[:, -1] = 0  # zeros at a row's end are part of it
+    rows = [image.tobytes() for image in levels] + [b"nonsense"]
+    features = np.asarray(model.encoder(processor(levels)))
+    flags = [f"--model_base_path={folder}", "--threads=16", "--enable_batching"]
+    flags += ["--enable_per_model_batching_parameters"]
+    script = ROOT / "serving/local_server.py"
+    with contextlib.ExitStack() as stack:
+        server = running(script, *flags, env=environment())
+        rest, grpc, process = stack.enter_context(server)
+        caller = stack.enter_context(Caller(Server(grpc, rest, None)))
+        pool = stack.enter_context(ThreadPoolExecutor(16))
+
+        def by_grpc(row):
+            return caller.predict("mae", {"pixels_u8": [row]})[0]["features"]
+
+        def by_rest(row):
+            return caller.post("mae:predict", {"instances": [b64(row)]})
+
+        for _ in range(3):
+            found = np.concatenate(list(pool.map(by_grpc, rows)))
+            np.testing.assert_allclose(found[:-1], features, atol=1e-4)
+            assert np.isnan(found[-1]).all()
+        for row, wanted in zip(pool.map(by_rest, rows[:-1]), features, strict=True):
+            assert row[0] == 200
+            np.testing.assert_allclose(row[1]["predictions"][0], wanted, atol=1e-4)
+        # a request of more images than a run has
+        found = caller.predict("mae", {"pixels_u8": rows})[0]["features"]
+        np.testing.assert_allclose(found[:-1], features, atol=1e-4)
+    assert process.returncode == 0
