@@ -65,7 +65,7 @@ $(VENV)/docs-installed: $(VENV)/bin/python setup.cfg pyproject.toml
 
 # The parity tests compare with PyTorch; its CPU build is enough. timm comes without
 # torchvision, whose released builds don't load beside that one.
-EXTRAS := train,hf,demo,serve,load,port,keras-hub,tpu-check,test
+EXTRAS := train,hf,demo,serve,load,port,keras-hub,tpu-check,openvino,litert,onnx,test
 $(VENV)/test-installed: $(VENV)/bin/python setup.cfg pyproject.toml
 	$(call timed,installing,$(PIP) -e ".[$(EXTRAS)]" && $(PIP) --no-deps timm==1.0.31)
 	touch $@

@@ -11,7 +11,7 @@ max_batch_size { value: 1024 }
 enable_large_batch_splitting { value: true }
 # Images of a run. No allowed_batch_sizes: runs are not padded.
 max_execution_batch_size { value: 8 }
-# The longest wait for other requests.
+# The longest wait for other requests. With 0 those merge that come while others run.
 batch_timeout_micros { value: 2000 }
 # Further requests are refused: UNAVAILABLE, 503.
 max_enqueued_batches { value: 256 }

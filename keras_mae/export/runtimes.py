@@ -108,6 +108,16 @@ def load_runtime(path: PathLike) -> dict[str, Callable[..., dict[str, np.ndarray
 
     Raises:
         ValueError: If the folder has no converted model.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    export_runtime(encoder, processor, "models/mae/1-litert", "litert")
+    encode = load_runtime("models/mae/1-litert")["encode"]
+    assert encode(pixels=np.zeros((2, 32, 32, 3), "float32"))["features"].shape[0] == 2
+    ```
     """
     for format in FORMATS.values():
         files = sorted(Path(path).glob(format.pattern))
@@ -127,6 +137,15 @@ def verify_runtime(path: PathLike, served: ModelSignatures) -> None:
     Raises:
         ValueError: If a function is missing, or an output differs by more than
             rounding.
+
+    Example:
+
+    ```python
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
+    processor = keras_mae.MAEImageProcessor(image_size=32)
+    export_runtime(encoder, processor, "models/mae/1-onnx", "onnx")
+    verify_runtime("models/mae/1-onnx", build_signatures(encoder, processor))
+    ```
     """
     loaded = load_runtime(path)
     wanted = served.computations()

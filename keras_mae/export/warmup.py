@@ -42,7 +42,8 @@ def sample_inputs(signature: Signature, batch_size: int) -> dict[str, np.ndarray
 
 def _sample(signature, spec, batch_size):
     if spec.name == PACKED:
-        return np.full(batch_size, bytes(signature.row_bytes), object)
+        # np.full would take zeros off its end
+        return np.array([bytes(signature.row_bytes)] * batch_size, object)
     if spec.dtype == tf.string:
         picture = np.arange(8 * 8 * 3, dtype="uint8").reshape(8, 8, 3)
         encoded = tf.io.encode_png(picture).numpy()

@@ -57,6 +57,9 @@ def test_every_request_is_answered(kind, processor, tmp_path):
         assert (name == "classify_examples") == log.HasField("classify_log")
         answer = signatures[name](**{k: tf.constant(v) for k, v in inputs.items()})
         (rows,) = {len(value) for value in answer.values()}
+        # images of the right size: no row is NaN
+        floats = [value for value in answer.values() if value.dtype == tf.float32]
+        assert all(np.isfinite(value).all() for value in floats), name
         asked.append((name, rows))
         # a batch of pixels holds one number or row, as all are alike
         assert size < 2_000 + 32 * 32 * 3
