@@ -23,7 +23,7 @@ from tests.scripts import ROOT
 
 grpc = pytest.importorskip("grpc")
 pytest.importorskip("tensorflow_serving.apis")
-pytest.importorskip("urllib3")
+pytest.importorskip("httpx2")
 
 import tensorflow as tf  # noqa: E402
 from google.protobuf import json_format  # noqa: E402

@@ -2,8 +2,7 @@
 
 Speaks TF Serving's protocol, to TF Serving or `serving/local_server.py`. The folder
 stands alone: copy it to the client machine, or set `PYTHONPATH=serving`. It needs
-NumPy, Pillow and urllib3; gRPC also needs `tensorflow-serving-api`, which depends on
-TensorFlow and is imported only then.
+NumPy, Pillow and httpx2; gRPC also needs grpcio and protobuf. TensorFlow isn't needed.
 
 Example:
 
@@ -17,10 +16,12 @@ with Client("localhost:8501") as client:
 ```
 """
 
+from .aio import AsyncClient
 from .client import Client
 from .errors import ServingError
 from .results import (
     Classification,
+    Embeddings,
     Features,
     Reconstruction,
     Signature,
@@ -29,8 +30,10 @@ from .results import (
 )
 
 __all__ = [
+    "AsyncClient",
     "Classification",
     "Client",
+    "Embeddings",
     "Features",
     "Reconstruction",
     "ServingError",

@@ -1,45 +1,39 @@
-"""`Client`: batches requests, and sends them by REST or gRPC."""
+"""`Client`: asks a server with blocking calls."""
 
 import concurrent.futures
-import dataclasses
 import itertools
+import time
 from collections.abc import Sequence
 from typing import Any, Self
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from .images import Images, encode
-from .inputs import read_rows, read_seeds, read_source
-from .rest import RestTransport
+from . import jobs
+from .connection import Connection
+from .errors import ServingError
+from .images import Images
 from .results import (
     Classification,
+    Embeddings,
     Features,
     Reconstruction,
     Signature,
     VersionStatus,
-    read_signatures,
-    read_statuses,
 )
-from .retries import call
-
-# per request: as base64 or digits still below the 64 MiB that a server accepts
-_MAX_BYTES = 32 * 2**20
-# a float32 as JSON digits, in units of its own size
-_JSON_GROWTH = 3
+from .retries import Attempts
 
 
-class Client:
+class Client(Connection):
     """Client of a server that speaks TF Serving's protocol.
 
     Long lists are split into batches, by number and by bytes, which are sent
     concurrently; results come back in order. A request is retried with exponential
-    backoff if the server is unreachable or overloaded, and not if it rejects the
-    request.
+    backoff, or when `Retry-After` says, if the server is unreachable or overloaded, and
+    not if it rejects the request.
 
     Args:
-        address: `"host:port"`; for REST also `"http://..."` or `"https://..."` (gRPC
-            is without TLS). Defaults to `localhost` with TF Serving's port.
+        address: `"host:port"`; for REST also `"http://..."` or `"https://..."`.
+            Defaults to `localhost` with TF Serving's port.
         model: Name of the model on the server.
         version: Int, the model version. Defaults to the newest.
         label: Version label on the server, instead of `version`.
@@ -48,10 +42,21 @@ class Client:
         retries: Int, the largest number of retries of a request.
         batch_size: Int, the most images per request; fewer if they are large.
         concurrency: Int, the most requests at the same time.
+        tls: Whether to encrypt the connection: https, or gRPC with TLS.
+        ca_file: Path of a PEM file, the certificates that are trusted instead of the
+            system's.
+        cert_file: Path of a PEM file, the client's certificate, for a server that asks
+            for one (mTLS).
+        key_file: Path of a PEM file, the private key of `cert_file`.
+        verify: Whether the server must prove who it is; `False` only with REST.
+        token: Sent with each request, as the header `Authorization: Bearer TOKEN`.
+        headers: Dict of further HTTP headers, or with gRPC of metadata.
+        gzip: Whether to compress requests; compressed answers are always read.
 
     Raises:
         ValueError: If an argument is wrong.
-        ImportError: If `grpc` is set and `tensorflow-serving-api` is not installed.
+        OSError: If a certificate or key cannot be read.
+        ImportError: If `grpc` is set and grpcio or protobuf is not installed.
 
     Example:
 
@@ -61,39 +66,11 @@ class Client:
     ```
     """
 
-    def __init__(
-        self,
-        address: str | None = None,
-        model: str = "mae",
-        version: int | None = None,
-        label: str | None = None,
-        grpc: bool = False,
-        timeout: float = 60,
-        retries: int = 5,
-        batch_size: int = 8,
-        concurrency: int = 4,
-    ) -> None:
-        if version is not None and label is not None:
-            raise ValueError(
-                f"Give either version or label. Received: {version} and {label!r}"
-            )
-        least = {"batch_size": batch_size, "concurrency": concurrency}
-        for name, value in least.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1. Received: {value}")
-        # written so that NaN fails as well
-        if not (timeout > 0 and retries >= 0):
-            raise ValueError(
-                "timeout must be positive and retries not negative. Received: "
-                f"timeout={timeout}, retries={retries}"
-            )
-        self._timeout = timeout
-        self._retries = retries
-        self._batch_size = batch_size
-        address = address or ("localhost:8500" if grpc else "localhost:8501")
-        transport = _grpc_transport() if grpc else RestTransport
-        self._transport = transport(address, model, version, label, concurrency)
-        self._executor = concurrent.futures.ThreadPoolExecutor(concurrency)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._executor = concurrent.futures.ThreadPoolExecutor(
+            self._options.concurrency
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +84,11 @@ class Client:
         self._transport.close()
 
     def features(
-        self, images: Images | None = None, *, pixels: ArrayLike | None = None
+        self,
+        images: Images | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
     ) -> Features:
         """Returns encoder features of images, without masking.
 
@@ -117,6 +98,9 @@ class Client:
                 [0, 255] or floats in [0, 1].
             pixels: `(H, W, C)` or `(B, H, W, C)` float array, instead of images:
                 already resized and normalized as `MAEImageProcessor` does.
+            pixels_u8: `(H, W, C)` or `(B, H, W, C)` uint8 array, instead of images:
+                grey levels, already resized to the model's size. They are sent as they
+                are, nothing is encoded or decoded.
 
         Returns:
             `Features`; a single image is a batch of one.
@@ -133,7 +117,38 @@ class Client:
             features = client.features("cat.jpg").features  # (1, 1 + L, D)
         ```
         """
-        return self._predict(Features, "features", *read_source(images, pixels))
+        return self._predict(jobs.features(images, pixels, pixels_u8))
+
+    def embed(
+        self,
+        images: Images | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
+    ) -> Embeddings:
+        """Returns an embedding of each image, a vector, as for similarity search.
+
+        Args:
+            images: As for `features`.
+            pixels: As for `features`.
+            pixels_u8: As for `features`.
+
+        Returns:
+            `Embeddings`.
+
+        Raises:
+            ValueError: If an argument is not a valid image.
+            OSError: If a file cannot be read.
+            ServingError: If the server returns an error, or does not respond.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501") as client:
+            embedding = client.embed(["cat.jpg", "dog.jpg"]).embedding  # (2, D)
+        ```
+        """
+        return self._predict(jobs.embed(images, pixels, pixels_u8))
 
     def reconstruct(
         self,
@@ -143,6 +158,7 @@ class Client:
         noise: ArrayLike | None = None,
         *,
         pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
     ) -> Reconstruction:
         """Masks patches of images and reconstructs them.
 
@@ -157,6 +173,7 @@ class Client:
             noise: `(B, L)` array, or `(L,)` for all images: the patches with the
                 largest values are masked, as many as the model's mask ratio says.
             pixels: As for `features`.
+            pixels_u8: As for `features`.
 
         Returns:
             `Reconstruction`.
@@ -175,27 +192,23 @@ class Client:
             answer.save("picture.png", ["cat.jpg", "dog.jpg"])
         ```
         """
-        given: dict[str, Any] = {"seed": seed, "mask": mask, "noise": noise}
-        given = {name: value for name, value in given.items() if value is not None}
-        if len(given) > 1:
-            raise ValueError(f"Give only one of {' and '.join(given)}")
-        ((name, value),) = (given or {"seed": 0}).items()
-        signature = "reconstruct" if name == "seed" else f"reconstruct_with_{name}"
-        items, kind = read_source(images, pixels)
-        if name == "seed":
-            rows = read_seeds(value, len(items))
-        else:
-            rows = read_rows(name, value, len(items))
-        return self._predict(Reconstruction, signature, items, kind, {name: rows})
+        return self._predict(
+            jobs.reconstruct(images, seed, mask, noise, pixels, pixels_u8)
+        )
 
     def classify(
-        self, images: Images | None = None, *, pixels: ArrayLike | None = None
+        self,
+        images: Images | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
     ) -> Classification:
         """Returns the most likely classes of images; for a served classifier.
 
         Args:
             images: As for `features`.
             pixels: As for `features`.
+            pixels_u8: As for `features`.
 
         Returns:
             `Classification`.
@@ -212,7 +225,7 @@ class Client:
             label = client.classify("cat.jpg").labels[0, 0]
         ```
         """
-        return self._predict(Classification, "classify", *read_source(images, pixels))
+        return self._predict(jobs.classify(images, pixels, pixels_u8))
 
     def status(self) -> list[VersionStatus]:
         """Lists the versions of the model and their states.
@@ -230,7 +243,7 @@ class Client:
             ready = any(each.state == "AVAILABLE" for each in client.status())
         ```
         """
-        return read_statuses(self._call(self._transport.status))
+        return self._ask(self._messages.status())
 
     def metadata(self) -> dict[str, Signature]:
         """Returns the signatures of the model.
@@ -248,58 +261,40 @@ class Client:
             shape = client.metadata()["features"].outputs["features"].shape
         ```
         """
-        return read_signatures(self._call(self._transport.metadata))
+        return self._ask(self._messages.metadata())
 
-    def _predict(self, result_class, signature, items, kind, extras=None):
+    def answering_version(self) -> int:
+        """Returns the version of the model that answers requests now.
+
+        Raises:
+            ServingError: If there is no such model, or the server does not respond.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501", label="stable") as client:
+            version = client.answering_version()
+        ```
+        """
+        return self._ask(self._messages.version())
+
+    def _predict(self, job):
         """Sends batches concurrently; concatenates their results in order."""
-        names = [field.name for field in dataclasses.fields(result_class)]
-        if kind == "pixels":
-            signature += "_from_pixels"
 
         def ask(start):
-            rows = slice(start, start + self._batch_size)
-            batch = items[rows]
-            if kind == "image_bytes":
-                # encoded here, so that only batches being sent take memory
-                batch = np.array([encode(image) for image in batch], dtype=object)
-            inputs = {name: value[rows] for name, value in (extras or {}).items()}
-            inputs[kind] = batch
             return [
-                self._call(self._transport.predict, signature, part, names)
-                for part in _cut(inputs, kind)
+                self._ask(self._messages.predict(job.full_signature, part, job.names))
+                for part in job.parts(start, self._options.batch_size)
             ]
 
-        # an empty batch is sent too: only the server knows the result shapes
-        starts = range(0, max(len(items), 1), self._batch_size)
-        batches = self._executor.map(ask, starts)
-        answers = list(itertools.chain.from_iterable(batches))
-        return result_class(
-            **{name: np.concatenate([a[name] for a in answers]) for name in names}
-        )
+        batches = self._executor.map(ask, job.starts(self._options.batch_size))
+        return job.join(itertools.chain.from_iterable(batches))
 
-    def _call(self, method, *arguments):
-        return call(method, *arguments, timeout=self._timeout, retries=self._retries)
-
-
-def _cut(inputs, kind):
-    """Splits a batch that is too large for a request, between images."""
-    sizes = [
-        len(item) if kind == "image_bytes" else _JSON_GROWTH * item.nbytes
-        for item in inputs[kind]
-    ]
-    starts, total = [0], 0
-    for index, size in enumerate(sizes):
-        total += size
-        if total > _MAX_BYTES and index > starts[-1]:
-            starts.append(index)
-            total = size
-    for start, end in itertools.pairwise([*starts, len(sizes)]):
-        yield {name: value[start:end] for name, value in inputs.items()}
-
-
-def _grpc_transport():
-    try:
-        from .rpc import GrpcTransport
-    except ImportError as error:
-        raise ImportError(f"gRPC needs tensorflow-serving-api: {error}") from error
-    return GrpcTransport
+    def _ask(self, request):
+        attempts = Attempts(self._options.timeout, self._options.retries)
+        while True:
+            try:
+                return request.read(self._transport.send(request, attempts.deadline))
+            except ServingError as error:
+                pause = attempts.pause_after(error)
+            time.sleep(pause)

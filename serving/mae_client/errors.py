@@ -11,15 +11,23 @@ class ServingError(Exception):
         code: Name of a gRPC status code, such as `"INVALID_ARGUMENT"`. With REST it
             follows from the HTTP status, which is less specific: an unknown signature
             is `"FAILED_PRECONDITION"` with gRPC, `"INVALID_ARGUMENT"` with REST.
+        retry_after: Seconds after which a server with too much to do (HTTP 429, or 503
+            with `Retry-After`) may be asked again, or `None`.
     """
 
-    def __init__(self, message: str, code: str) -> None:
+    def __init__(
+        self, message: str, code: str, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after = retry_after
 
 
-def unavailable(address: str, message: object) -> ServingError:
-    return ServingError(f"{address} is unavailable: {message}", "UNAVAILABLE")
+def unavailable(
+    address: str, message: object, retry_after: float | None = None
+) -> ServingError:
+    message = f"{address} is unavailable: {message}"
+    return ServingError(message, "UNAVAILABLE", retry_after)
 
 
 def deadline_exceeded(address: str) -> ServingError:

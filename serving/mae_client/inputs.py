@@ -8,19 +8,33 @@ from numpy.typing import ArrayLike
 from .images import Images, as_list
 
 
-def read_source(images: Images | None, pixels: ArrayLike | None) -> tuple[Any, str]:
+def read_source(
+    images: Images | None,
+    pixels: ArrayLike | None = None,
+    pixels_u8: ArrayLike | None = None,
+) -> tuple[Any, str]:
     """Returns one item per image, and the name of the input."""
-    if (images is None) == (pixels is None):
-        raise ValueError("Give either images or pixels")
-    if pixels is None:
+    given = [each is not None for each in (images, pixels, pixels_u8)]
+    if sum(given) != 1:
+        raise ValueError("Give either images or pixels or pixels_u8")
+    if images is not None:
         return as_list(images), "image_bytes"
-    pixels = np.asarray(pixels, "float32")
+    if pixels is not None:
+        return _read_pixels("pixels", np.asarray(pixels, "float32")), "pixels"
+    levels = np.asarray(pixels_u8)
+    if levels.dtype != np.uint8:
+        raise ValueError(f"pixels_u8 must be of dtype uint8. Received: {levels.dtype}")
+    return _read_pixels("pixels_u8", levels), "pixels_u8"
+
+
+def _read_pixels(name, pixels):
+    """Returns `(B, H, W, C)` pixels."""
     if pixels.ndim not in (3, 4):
         raise ValueError(
-            "pixels must be (height, width, channels) or (batch, height, width, "
+            f"{name} must be (height, width, channels) or (batch, height, width, "
             f"channels). Received: shape {pixels.shape}"
         )
-    return pixels[None] if pixels.ndim == 3 else pixels, "pixels"
+    return pixels[None] if pixels.ndim == 3 else pixels
 
 
 def read_seeds(seed: ArrayLike, count: int) -> np.ndarray:

@@ -1,23 +1,18 @@
-"""REST transport: TF Serving's HTTP API, in column format."""
+"""TF Serving's REST API: what is sent, in column format, and how answers are read."""
 
 import base64
+import email.utils
 import json
 import time
 import urllib.parse
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import urllib3
 
-from .errors import (
-    ServingError,
-    check_names,
-    deadline_exceeded,
-    invalid_response,
-    unavailable,
-)
-from .results import read_signatures
+from .errors import ServingError, check_names, invalid_response, unavailable
+from .options import Options
+from .results import read_signatures, read_statuses
 
 # HTTP status -> gRPC code, the inverse of TF Serving's; 413 and 502 are of proxies
 _CODES = {
@@ -27,6 +22,7 @@ _CODES = {
     404: "NOT_FOUND",
     409: "ALREADY_EXISTS",
     413: "RESOURCE_EXHAUSTED",
+    415: "INVALID_ARGUMENT",
     429: "RESOURCE_EXHAUSTED",
     499: "CANCELLED",
     500: "INTERNAL",
@@ -39,126 +35,142 @@ _CODES = {
 _DTYPES = {"class_ids": "int64", "labels": "str", "patch_size": "int32"}
 
 
-class RestTransport:
-    """Sends requests by HTTP; each method raises `ServingError`."""
+class Response(NamedTuple):
+    """An HTTP response, its body inflated."""
 
-    def __init__(
-        self,
-        address: str,
-        model: str,
-        version: int | None,
-        label: str | None,
-        concurrency: int,
-    ) -> None:
-        address = address if "://" in address else f"http://{address}"
-        parts = urllib3.util.parse_url(address)
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise ValueError(
-                "address must be host:port, http://host:port or https://host:port. "
-                f"Received: {address}"
-            )
-        self._address = address.rstrip("/")
-        self._path = f"/v1/models/{urllib.parse.quote(model, safe='')}"
-        if version is not None:
-            self._path += f"/versions/{version}"
-        if label is not None:
-            self._path += f"/labels/{urllib.parse.quote(label, safe='')}"
-        self._pool = urllib3.PoolManager(maxsize=concurrency)
+    status: int
+    reason: str
+    retry_after: str | None
+    data: bytes
 
-    def close(self) -> None:
-        self._pool.clear()
+
+class HttpRequest(NamedTuple):
+    """An HTTP request, and how its response is read; `read` raises `ServingError`."""
+
+    method: str
+    url: str
+    body: bytes | None
+    read: Callable[[Response], Any]
+
+
+class RestMessages:
+    """Makes the requests of a client."""
+
+    def __init__(self, options: Options) -> None:
+        address = options.address
+        if "://" not in address:
+            address = f"{'https' if options.tls else 'http'}://{address}"
+        self.address = address.rstrip("/")
+        url = f"{self.address}/v1/models/{urllib.parse.quote(options.model, safe='')}"
+        if options.version is not None:
+            url += f"/versions/{options.version}"
+        if options.label is not None:
+            url += f"/labels/{urllib.parse.quote(options.label, safe='')}"
+        self._url = url
+        # off from the first server's refusal on
+        self.gzip = options.gzip
 
     def predict(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        names: Sequence[str],
-        deadline: float,
-    ) -> dict[str, np.ndarray]:
-        """Returns a dict from output name to array."""
+        self, signature: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> HttpRequest:
+        """Asks for a dict from output name to array."""
         if not len(next(iter(inputs.values()))):
             # JSON cannot express the shape behind an empty axis
-            return self._empty(signature, names, deadline)
+            return self._get(
+                "/metadata", lambda answer: self._empty(answer, signature, names)
+            )
         columns = {name: _to_json(value) for name, value in inputs.items()}
-        body = {"signature_name": signature, "inputs": columns}
-        outputs = self._request("POST", ":predict", deadline, body, "outputs")
-        if not isinstance(outputs, dict):
-            # TF Serving leaves out the name of a single output
-            outputs = {names[0]: outputs}
-        check_names(self._address, outputs, names)
-        return {name: np.array(outputs[name], _dtype(name)) for name in names}
+        body = json.dumps({"signature_name": signature, "inputs": columns}).encode()
 
-    def status(self, deadline: float) -> list[dict[str, Any]]:
-        return self._request("GET", "", deadline, key="model_version_status")
+        def read(response):
+            outputs = self._read(response, "outputs")
+            if not isinstance(outputs, dict):
+                # TF Serving leaves out the name of a single output
+                outputs = {names[0]: outputs}
+            check_names(self.address, outputs, names)
+            return {name: np.array(outputs[name], _dtype(name)) for name in names}
 
-    def metadata(self, deadline: float) -> dict[str, Any]:
-        answer = self._request("GET", "/metadata", deadline, key="metadata")
-        return answer["signature_def"]["signature_def"]
+        return HttpRequest("POST", f"{self._url}:predict", body, read)
 
-    def _empty(self, signature, names, deadline):
+    def status(self) -> HttpRequest:
+        return self._get("", read_statuses, "model_version_status")
+
+    def metadata(self) -> HttpRequest:
+        return self._get("/metadata", _signatures)
+
+    def version(self) -> HttpRequest:
+        """Asks which version answers."""
+        return self._get("/metadata", lambda spec: int(spec["version"]), "model_spec")
+
+    def _get(self, suffix, convert, key="metadata"):
+        def read(response):
+            answer = self._read(response, key)
+            try:
+                return convert(answer)
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise invalid_response(self.address, f"a strange {key}") from error
+
+        return HttpRequest("GET", self._url + suffix, None, read)
+
+    def _empty(self, metadata, signature, names):
         """Returns empty outputs, with shapes from the model's metadata."""
-        known = read_signatures(self.metadata(deadline))
+        known = _signatures(metadata)
         if signature not in known:
             raise ServingError(
                 f'Serving signature name: "{signature}" not found in signature def',
                 "INVALID_ARGUMENT",
             )
         outputs = known[signature].outputs
-        check_names(self._address, outputs, names)
+        check_names(self.address, outputs, names)
         sizes = {name: (outputs[name].shape or ())[1:] for name in names}
         return {
             name: np.zeros((0, *(size or 0 for size in sizes[name])), _dtype(name))
             for name in names
         }
 
-    def _request(self, method, suffix, deadline, body=None, key=None):
-        """Sends a request; returns the value of `key` in the response."""
-        response, data = self._send(method, suffix, deadline, body)
+    def _read(self, response, key):
+        """Returns the value of `key` in a response."""
         try:
-            answer = json.loads(data)
+            answer = json.loads(response.data)
             if response.status == 200:
                 return answer[key]
             message = answer["error"]
         except (ValueError, KeyError, TypeError) as error:
             message = f"HTTP {response.status} {response.reason}"
             if response.status == 200:
-                raise invalid_response(self._address, f"no {key}") from error
-        raise self._failure(response.status, message)
+                raise invalid_response(self.address, f"no {key}") from error
+        raise self._failure(response, message)
 
-    def _send(self, method, suffix, deadline, body):
-        """Returns a response of any status, and its body."""
-        try:
-            response = self._pool.request(
-                method,
-                f"{self._address}{self._path}{suffix}",
-                body=None if body is None else json.dumps(body),
-                headers={"Content-Type": "application/json"},
-                timeout=urllib3.Timeout(total=max(deadline - time.monotonic(), 1e-3)),
-                retries=False,
-                preload_content=False,
-            )
-            data = bytearray()
-            # in chunks, so that a slow body cannot outlast the deadline; a stalled one
-            # ends by the socket's timeout
-            while piece := response.read1(2**20):
-                data += piece
-                if time.monotonic() > deadline:
-                    response.close()
-                    raise deadline_exceeded(self._address)
-        except urllib3.exceptions.HTTPError as error:
-            # urllib3 raises a kind of timeout for a refused connection
-            refused = isinstance(error, urllib3.exceptions.NewConnectionError)
-            if isinstance(error, urllib3.exceptions.TimeoutError) and not refused:
-                raise deadline_exceeded(self._address) from error
-            raise unavailable(self._address, error) from error
-        response.release_conn()
-        return response, data
-
-    def _failure(self, status, message):
-        code = _CODES.get(status, "UNKNOWN")
+    def _failure(self, response, message):
+        code = _CODES.get(response.status, "UNKNOWN")
+        pause = _seconds(response.retry_after)
         if code == "UNAVAILABLE":
-            return unavailable(self._address, message)
+            return unavailable(self.address, message, pause)
+        if response.status == 429:
+            return ServingError(message, code, pause or 0)
+        if response.status == 415 and self.gzip:
+            self.gzip = False
+            return ServingError(message, code, 0)
         return ServingError(message, code)
+
+
+def _seconds(retry_after):
+    """Reads a `Retry-After` header: seconds, or a date."""
+    if retry_after is None:
+        return None
+    try:
+        return max(float(int(retry_after)), 0.0)
+    except ValueError:
+        pass
+    try:
+        then = email.utils.parsedate_to_datetime(retry_after).timestamp()
+    except ValueError:
+        return None
+    return max(then - time.time(), 0.0)
+
+
+def _signatures(metadata):
+    return read_signatures(metadata["signature_def"]["signature_def"])
 
 
 def _dtype(name):

@@ -26,6 +26,18 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Embeddings:
+    """Embeddings of images, a vector each.
+
+    Args:
+        embedding: `(B, D)` float32 array; how it was pooled, and whether its rows have
+            the length 1, was chosen at export.
+    """
+
+    embedding: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Classification:
     """Most likely classes of images, best first.
 

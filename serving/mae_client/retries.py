@@ -1,10 +1,7 @@
 """Retries with exponential backoff, and one deadline over all attempts."""
 
-import itertools
 import random
 import time
-from collections.abc import Callable
-from typing import Any
 
 from .errors import ServingError
 
@@ -12,23 +9,28 @@ FIRST_PAUSE = 0.2  # seconds before the first retry, doubled for each further on
 LONGEST_PAUSE = 5.0
 
 
-def call(
-    method: Callable[..., Any], *arguments: Any, timeout: float, retries: int
-) -> Any:
-    """Calls `method(*arguments, deadline)`, again while the server is unavailable.
+class Attempts:
+    """The attempts of one request: its deadline, and when to try again.
 
-    One loop for both protocols: gRPC's retryPolicy ends at 5 attempts and 256 kB, and
-    urllib3's Timeout starts anew with each attempt.
+    One policy for both protocols: gRPC's retryPolicy ends at 5 attempts and 256 kB,
+    and an HTTP library's timeout starts anew with each attempt.
     """
-    deadline = time.monotonic() + timeout
-    for attempt in itertools.count():
-        pause = min(FIRST_PAUSE * 2 ** min(attempt, 16), LONGEST_PAUSE)
+
+    def __init__(self, timeout: float, retries: int) -> None:
+        self.deadline = time.monotonic() + timeout
+        self._retries = retries
+        self._failed = 0
+
+    def pause_after(self, error: ServingError) -> float:
+        """Returns seconds until the next attempt; raises the error if it is the end."""
+        pause = min(FIRST_PAUSE * 2 ** min(self._failed, 16), LONGEST_PAUSE)
         # jitter: clients that failed together must not retry together
         pause *= random.uniform(0.5, 1.5)
-        try:
-            return method(*arguments, deadline)
-        except ServingError as error:
-            late = time.monotonic() + pause > deadline
-            if error.code != "UNAVAILABLE" or attempt == retries or late:
-                raise
-        time.sleep(pause)
+        if error.retry_after is not None:
+            pause = max(pause, error.retry_after)
+        passing = error.code == "UNAVAILABLE" or error.retry_after is not None
+        late = time.monotonic() + pause > self.deadline
+        if not passing or self._failed == self._retries or late:
+            raise error
+        self._failed += 1
+        return pause

@@ -1,23 +1,25 @@
-"""gRPC transport; imported on demand, as `tensorflow-serving-api` needs TensorFlow."""
+"""TF Serving's gRPC API, without its stubs, which need TensorFlow."""
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
-import tensorflow as tf
 from google.protobuf import json_format
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_pb2,
-    model_service_pb2_grpc,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
 
-from .errors import ServingError, check_names, deadline_exceeded, unavailable
+from . import messages
+from .errors import (
+    ServingError,
+    check_names,
+    deadline_exceeded,
+    invalid_response,
+    unavailable,
+)
+from .options import Options
+from .results import read_signatures, read_statuses
+from .tensors import from_proto, to_proto
 
 _OPTIONS = {
     "grpc.max_send_message_length": 512 * 2**20,
@@ -27,82 +29,167 @@ _OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
+_PREDICT = "/tensorflow.serving.PredictionService/Predict"
+_METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
+_STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
+_RESPONSES = {
+    _PREDICT: messages.PredictResponse,
+    _METADATA: messages.GetModelMetadataResponse,
+    _STATUS: messages.GetModelStatusResponse,
+}
 
 
-class GrpcTransport:
-    """Sends requests by gRPC, without TLS; each method raises `ServingError`."""
+class GrpcRequest(NamedTuple):
+    """A message for a method, and how its response is read."""
 
-    def __init__(
-        self,
-        address: str,
-        model: str,
-        version: int | None,
-        label: str | None,
-        concurrency: int,
-    ) -> None:
-        if "://" in address:
-            raise ValueError(f"A gRPC address must be host:port. Received: {address}")
-        self._address = address
-        self._spec = model_pb2.ModelSpec(name=model)
-        if version is not None:
-            self._spec.version.value = version
-        if label is not None:
-            self._spec.version_label = label
-        self._channel = grpc.insecure_channel(address, list(_OPTIONS.items()))
-        self._predictions = prediction_service_pb2_grpc.PredictionServiceStub(
-            self._channel
+    method: str
+    message: Any
+    read: Callable[[Any], Any]
+
+
+class GrpcMessages:
+    """Makes the requests of a client."""
+
+    def __init__(self, options: Options) -> None:
+        self.address = options.address
+        self._spec = messages.ModelSpec(name=options.model)
+        if options.version is not None:
+            self._spec.version.value = options.version
+        if options.label is not None:
+            self._spec.version_label = options.label
+
+    def predict(
+        self, signature: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
+    ) -> GrpcRequest:
+        """Asks for a dict from output name to array."""
+        request = messages.PredictRequest(model_spec=self._spec)
+        request.model_spec.signature_name = signature
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(to_proto(value))
+
+        def read(response):
+            check_names(self.address, response.outputs, names)
+            try:
+                return {name: _decode(response.outputs[name]) for name in names}
+            except ValueError as error:
+                raise invalid_response(self.address, str(error)) from error
+
+        return GrpcRequest(_PREDICT, request, read)
+
+    def status(self) -> GrpcRequest:
+        request = messages.GetModelStatusRequest(model_spec=self._spec)
+
+        def read(response):
+            return read_statuses(map(_to_dict, response.model_version_status))
+
+        return GrpcRequest(_STATUS, request, read)
+
+    def metadata(self) -> GrpcRequest:
+        def read(response):
+            table = messages.SignatureDefMap.FromString(
+                response.metadata["signature_def"].value
+            )
+            items = table.signature_def.items()
+            return read_signatures({name: _to_dict(each) for name, each in items})
+
+        return self._metadata(read)
+
+    def version(self) -> GrpcRequest:
+        """Asks which version answers."""
+        return self._metadata(lambda response: response.model_spec.version.value)
+
+    def _metadata(self, read):
+        request = messages.GetModelMetadataRequest(
+            model_spec=self._spec, metadata_field=["signature_def"]
         )
-        self._models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        return GrpcRequest(_METADATA, request, read)
+
+
+class _Grpc:
+    """What both transports share; `library` is `grpc` or `grpc.aio`."""
+
+    def __init__(self, options: Options, library: Any) -> None:
+        self._address = options.address
+        self._metadata = tuple(options.all_headers().items())
+        compression = grpc.Compression.Gzip if options.gzip else None
+        settings = (list(_OPTIONS.items()), compression)
+        if options.encrypted:
+            credentials = _credentials(options)
+            self._channel = library.secure_channel(
+                options.address, credentials, *settings
+            )
+        else:
+            self._channel = library.insecure_channel(options.address, *settings)
+        self._methods = {
+            name: self._channel.unary_unary(
+                name,
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=response.FromString,
+            )
+            for name, response in _RESPONSES.items()
+        }
+
+    def _call(self, request, deadline):
+        return self._methods[request.method](
+            request.message,
+            timeout=max(deadline - time.monotonic(), 0),
+            metadata=self._metadata,
+        )
+
+    def _error(self, error):
+        code, message = error.code().name, error.details()
+        if code == "UNAVAILABLE":
+            return unavailable(self._address, message)
+        if code == "DEADLINE_EXCEEDED":
+            return deadline_exceeded(self._address)
+        return ServingError(message, code)
+
+
+class GrpcTransport(_Grpc):
+    """Sends requests with blocking calls; may be used by several threads."""
+
+    def __init__(self, options: Options, _: GrpcMessages) -> None:
+        super().__init__(options, grpc)
 
     def close(self) -> None:
         self._channel.close()
 
-    def predict(
-        self,
-        signature: str,
-        inputs: Mapping[str, np.ndarray],
-        names: Sequence[str],
-        deadline: float,
-    ) -> dict[str, np.ndarray]:
-        """Returns a dict from output name to array."""
-        request = predict_pb2.PredictRequest(model_spec=self._spec)
-        request.model_spec.signature_name = signature
-        for name, value in inputs.items():
-            dtype = tf.string if value.dtype == object else None
-            proto = tf.make_tensor_proto(value, dtype, value.shape)
-            request.inputs[name].CopyFrom(proto)
-        outputs = self._send(self._predictions.Predict, request, deadline).outputs
-        check_names(self._address, outputs, names)
-        return {name: _from_tensor(tf.make_ndarray(outputs[name])) for name in names}
-
-    def status(self, deadline: float) -> list[dict[str, Any]]:
-        request = get_model_status_pb2.GetModelStatusRequest(model_spec=self._spec)
-        answer = self._send(self._models.GetModelStatus, request, deadline)
-        return [_to_dict(each) for each in answer.model_version_status]
-
-    def metadata(self, deadline: float) -> dict[str, Any]:
-        request = get_model_metadata_pb2.GetModelMetadataRequest(
-            model_spec=self._spec, metadata_field=["signature_def"]
-        )
-        answer = self._send(self._predictions.GetModelMetadata, request, deadline)
-        table = get_model_metadata_pb2.SignatureDefMap()
-        answer.metadata["signature_def"].Unpack(table)
-        return {name: _to_dict(each) for name, each in table.signature_def.items()}
-
-    def _send(self, method, request, deadline):
+    def send(self, request: GrpcRequest, deadline: float) -> Any:
+        """Returns a response message; raises `ServingError` without one."""
         try:
-            return method(request, timeout=max(deadline - time.monotonic(), 0))
+            return self._call(request, deadline)
         except grpc.RpcError as error:
-            code, message = error.code().name, error.details()
-        if code == "UNAVAILABLE":
-            raise unavailable(self._address, message)
-        if code == "DEADLINE_EXCEEDED":
-            raise deadline_exceeded(self._address)
-        raise ServingError(message, code)
+            raise self._error(error) from error
 
 
-def _from_tensor(array):
-    """Decodes TensorFlow's strings, which are bytes."""
+class AsyncGrpcTransport(_Grpc):
+    """Sends requests in an event loop; a cancelled one is cancelled on the server."""
+
+    def __init__(self, options: Options, _: GrpcMessages) -> None:
+        super().__init__(options, grpc.aio)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def send(self, request: GrpcRequest, deadline: float) -> Any:
+        """As `GrpcTransport.send`."""
+        try:
+            return await self._call(request, deadline)
+        except grpc.RpcError as error:
+            raise self._error(error) from error
+
+
+def _credentials(options):
+    root, key, chain = (
+        None if path is None else Path(path).read_bytes()
+        for path in (options.ca_file, options.key_file, options.cert_file)
+    )
+    return grpc.ssl_channel_credentials(root, key, chain)
+
+
+def _decode(proto):
+    """Reads a tensor; strings as text, which TensorFlow has as bytes."""
+    array = from_proto(proto)
     if array.dtype != object:
         return array
     texts = [item.decode() for item in array.ravel()]

@@ -61,7 +61,7 @@ def test_large_batches_are_split_by_bytes(stub, monkeypatch):
     # room for two of the small ones; the large one goes alone
     limit = sum(map(len, encoded[2:4]))
     assert len(encoded[1]) > limit
-    monkeypatch.setattr(mae_client.client, "_MAX_BYTES", limit)
+    monkeypatch.setattr(mae_client.jobs, "_MAX_BYTES", limit)
     mask = np.eye(5, 4, dtype="float32")
     with connect(stub) as asked:
         answer = asked.reconstruct(encoded, seed=[5, 4, 3, 2, 1])
@@ -76,7 +76,7 @@ def test_large_batches_are_split_by_bytes(stub, monkeypatch):
 def test_pixels_are_split_by_their_json_size(stub, monkeypatch):
     pixels = np.random.default_rng(0).normal(size=(5, 8, 8, 3)).astype("float32")
     limit = 2 * 3 * pixels[0].nbytes
-    monkeypatch.setattr(mae_client.client, "_MAX_BYTES", limit)
+    monkeypatch.setattr(mae_client.jobs, "_MAX_BYTES", limit)
     with connect(stub) as asked:
         features = asked.features(pixels=pixels).features
     np.testing.assert_allclose(features[:, 0, 0], pixels.mean((1, 2, 3)), 1e-5)

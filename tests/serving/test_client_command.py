@@ -82,7 +82,7 @@ def test_wrong_commands_are_one_line_and_code_2(arguments, picture, capsys):
 
 def test_a_missing_package_is_one_line_and_code_2(monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "mae_client.rpc", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+    monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(SystemExit) as stop:
         client.main(["status", "--grpc"])
     assert stop.value.code == 2

@@ -66,8 +66,8 @@ def test_wrong_options(options):
 
 def test_grpc_without_its_package_is_an_import_error(monkeypatch):
     monkeypatch.delitem(sys.modules, "mae_client.rpc", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-    with pytest.raises(ImportError, match="needs tensorflow-serving-api"):
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    with pytest.raises(ImportError, match="needs grpcio"):
         mae_client.Client(grpc=True)
 
 
