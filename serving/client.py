@@ -1,63 +1,21 @@
-"""Command-line client of a served model: features, reconstructions, classes.
+"""Command-line client of a served model: features, similar images, reconstructions.
 
 Run: python serving/client.py features cat.jpg --address=localhost:8501
 
 Speaks TF Serving's REST or gRPC protocol. It needs the folder `mae_client` beside it,
-NumPy, Pillow and urllib3; --grpc needs `tensorflow-serving-api`.
+NumPy, Pillow and httpx2; --grpc needs grpcio and protobuf.
 """
 
-import argparse
-import contextlib
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 
 from mae_client import Client, ServingError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message):
-        # one line: argparse would print the whole usage before it
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-
-def _parse(argv):
-    """Reads the command line; a wrong one ends the process with exit code 2."""
-    every = _Parser(add_help=False)
-    every.add_argument("--grpc", action="store_true", help="use gRPC instead of REST")
-    every.add_argument(
-        "--address",
-        help="HOST:PORT; default: localhost:8501, :8500 for --grpc",
-    )
-    every.add_argument("--model", default="mae", help="model name on the server")
-    which = every.add_mutually_exclusive_group()
-    which.add_argument("--version", type=int, help="model version; default: the newest")
-    which.add_argument("--label", help="version label, such as stable")
-    every.add_argument(
-        "--timeout", type=float, default=60, help="seconds per request; default: 60"
-    )
-    images = _Parser(add_help=False)
-    images.add_argument("images", nargs="+", help="image files")
-    parser = _Parser(description=__doc__.splitlines()[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, does in (
-        ("features", "encoder features of images, as arrays"),
-        ("classify", "most likely classes of images"),
-    ):
-        command = commands.add_parser(name, parents=[every, images], help=does)
-        command.add_argument("--out", help=".npz file to write the arrays to")
-    does = "mask patches of images and reconstruct them"
-    command = commands.add_parser("reconstruct", parents=[every, images], help=does)
-    masking = command.add_mutually_exclusive_group()
-    masking.add_argument(
-        "--seed", type=int, help="random seed of the first image's mask; default: 0"
-    )
-    masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = masked")
-    command.add_argument("--out", help="picture file to write, one row per image")
-    commands.add_parser("status", parents=[every], help="states of model versions")
-    commands.add_parser("metadata", parents=[every], help="signatures of the model")
-    return parser.parse_args(argv)
+from mae_client.contact_sheet import draw_sheet
+from mae_client.flags import client_arguments, parse
+from mae_client.similar import ImageIndex, index_folder
 
 
 def _features(client, options):
@@ -67,6 +25,69 @@ def _features(client, options):
         first = " ".join(f"{value:.4f}" for value in values.ravel()[:4])
         yield f"{path}: mean {values.mean():.4f}, std {values.std():.4f}, {first} ..."
     yield from _save_arrays(options.out, features=features)
+
+
+def _embed(client, options):
+    embedding = client.embed(options.images).embedding
+    yield f"embedding: shape {embedding.shape}, float32"
+    for path, vector in zip(options.images, embedding, strict=True):
+        first = " ".join(f"{value:.4f}" for value in vector[:4])
+        yield f"{path}: length {np.linalg.norm(vector):.4f}, {first} ..."
+    yield from _save_arrays(options.out, embedding=embedding)
+
+
+def _index(client, options):
+    out, folder, skipped = Path(options.out), Path(options.folder), []
+
+    def skip(path, error):
+        skipped.append(path)
+        # a name may hold bytes that are no text
+        shown = path.encode(errors="replace").decode()
+        print(f"skipped {shown}: {_line(error)}", file=sys.stderr)
+
+    version = client.answering_version()
+    with _pinned(options, version) as client:
+        known = None
+        if out.exists():
+            known = ImageIndex.load(out)
+            same = (known.model, known.version) == (options.model, version)
+            if not same or not _is_same(out.parent / known.folder, folder):
+                known = None
+        arrays = index_folder(client, folder, known, skip)
+    count = len(arrays[0])
+    if not count:
+        raise ValueError(f"{folder} has no image that can be read")
+    relative = os.path.relpath(folder, out.parent)
+    ImageIndex(*arrays, options.model, version, relative).save(out)
+    yield f"{count} images of {folder}, {len(skipped)} skipped; saved to {out}"
+
+
+def _similar(client, options):
+    if options.top < 1:
+        raise ValueError(f"--top must be at least 1. Received: {options.top}")
+    index = ImageIndex.load(options.index)
+    version = client.answering_version()
+    index.check(options.index, options.model, version)
+    with _pinned(options, version) as client:
+        (embedding,) = client.embed(options.image).embedding
+    folder = Path(options.index).parent / index.folder
+    # an image is most similar to itself
+    itself = Path(os.path.relpath(options.image, folder)).as_posix()
+    found = index.rank(embedding, options.top, without=itself)
+    for path, score in found:
+        yield f"{score:.4f}  {path}"
+    if options.out:
+        draw_sheet(options.image, found, folder).save(options.out)
+        yield f"Picture saved to {options.out}"
+
+
+def _pinned(options, version):
+    """Returns a client of one version: a newer one must not answer half of a folder."""
+    return Client(**client_arguments(options) | {"version": version, "label": None})
+
+
+def _is_same(one, other):
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _classify(client, options):
@@ -128,6 +149,9 @@ def _sizes(shape):
 
 _COMMANDS = {
     "features": _features,
+    "embed": _embed,
+    "index": _index,
+    "similar": _similar,
     "classify": _classify,
     "reconstruct": _reconstruct,
     "status": _status,
@@ -141,12 +165,9 @@ def main(argv=None):
     Exit codes: 1 for errors of the server, 2 for wrong flags or files, 141 if the
     reader of standard output has closed it.
     """
-    options = _parse(argv)
-    names = ("address", "model", "version", "label", "grpc", "timeout")
+    options = parse(argv, __doc__.splitlines()[0])
     try:
-        with _quiet_stderr() if options.grpc else contextlib.nullcontext():
-            client = Client(**{name: getattr(options, name) for name in names})
-        with client:
+        with Client(**client_arguments(options)) as client:
             # all lines before the first is printed: files are written in any case
             lines = list(_COMMANDS[options.command](client, options))
         print(*lines, sep="\n", flush=True)
@@ -160,22 +181,12 @@ def main(argv=None):
         _fail(error, 2)
 
 
-@contextlib.contextmanager
-def _quiet_stderr():
-    """Silences file descriptor 2, where TensorFlow logs while it is imported."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
+def _line(error):
+    return " ".join(str(error).split())
 
 
 def _fail(error, code):
-    line = " ".join(str(error).split())
-    print(f"{sys.argv[0]}: error: {line}", file=sys.stderr)
+    print(f"{sys.argv[0]}: error: {_line(error)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ of an image, losses that are its seed.
 """
 
 import base64
+import gzip
 import http.server
 import importlib.util
 import io
@@ -60,6 +61,10 @@ SIGNATURES = {
         "inputs": {"image_bytes": info("STRING", -1)},
         "outputs": {"features": info("FLOAT", -1, 5, 2)},
     },
+    "embed": {
+        "inputs": {"image_bytes": info("STRING", -1)},
+        "outputs": {"embedding": info("FLOAT", -1, 2)},
+    },
     "reconstruct": {
         "inputs": {"image_bytes": info("STRING", -1), "seed": info("INT64", -1)},
         "outputs": {
@@ -94,10 +99,14 @@ class Brain:
     """What both stand-ins answer; they note what they were asked.
 
     `refusals` are raised first, one a request; `hold` is how long an answer takes.
+    `headers` are those of each request, names in lower case.
     """
+
+    version = 2
 
     def __init__(self):
         self.calls = []
+        self.headers = []
         self.refusals = []
         self.hold = 0
         self.stretch = 1
@@ -117,11 +126,13 @@ class Brain:
                 self.busy -= 1
         if refusal is not None:
             raise Refusal(*refusal)
-        return self.answer(signature.removesuffix("_from_pixels"), inputs)
+        return self.answer(signature.partition("_from_pixels")[0], inputs)
 
     def answer(self, signature, inputs):
         if "pixels" in inputs:
             means = inputs["pixels"].mean(axis=(1, 2, 3))
+        elif "pixels_u8" in inputs:
+            means = np.array([np.mean(list(item)) for item in inputs["pixels_u8"]])
         else:
             means = np.array([level(item) for item in inputs["image_bytes"]])
         count = len(means)
@@ -129,6 +140,10 @@ class Brain:
         if signature == "features":
             shape = (count, 5, 2 * self.stretch)
             return {"features": np.broadcast_to(means[:, None, None], shape)}
+        if signature == "embed":
+            # an angle for a level: the nearer the levels, the more similar
+            angles = means / 255
+            return {"embedding": np.stack([np.cos(angles), np.sin(angles)], axis=1)}
         if signature == "classify":
             return {
                 "class_ids": np.tile(np.int64([7, 2**40]), (count, 1)),
@@ -156,7 +171,11 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        self.note_headers()
+        if self.headers["Content-Encoding"] == "gzip":
+            data = gzip.decompress(data)
+        body = json.loads(data)
         inputs = {name: from_json(value) for name, value in body["inputs"].items()}
         brain = self.server.brain
         try:
@@ -170,10 +189,16 @@ class RestHandler(http.server.BaseHTTPRequestHandler):
             (outputs,) = outputs.values()
         self.send(200, {"outputs": outputs})
 
+    def note_headers(self):
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.brain.headers.append(headers)
+
     def do_GET(self):
+        self.note_headers()
         if self.path.endswith("/metadata"):
             table = {"signature_def": {"signature_def": SIGNATURES}}
-            self.send(200, {"model_spec": {"name": "mae"}, "metadata": table})
+            spec = {"name": "mae", "version": str(self.server.brain.version)}
+            self.send(200, {"model_spec": spec, "metadata": table})
         else:
             self.send(200, {"model_version_status": STATUSES})
 
@@ -213,8 +238,13 @@ class Stub:
 class RestStub(Stub):
     grpc = False
 
-    def __init__(self, port=0, handler=RestHandler):
+    def __init__(self, port=0, handler=RestHandler, context=None):
         self.server = RestServer(("127.0.0.1", port), handler)
+        if context is not None:
+            # the handshake in the thread of the request, not in that of the server
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.server.brain = self.brain = Brain()
         self.address = f"127.0.0.1:{self.server.server_port}"
         # looking for a stop each 50 ms: the default of half a second adds up
@@ -236,6 +266,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
             name: tf.make_ndarray(value) for name, value in request.inputs.items()
         }
         spec = request.model_spec
+        self.brain.headers.append(dict(context.invocation_metadata()))
         try:
             outputs = self.brain.predict(spec.signature_name, inputs, spec)
         except Refusal as error:
@@ -248,7 +279,9 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
 
     def GetModelMetadata(self, request, context):
         assert list(request.metadata_field) == ["signature_def"]
+        self.brain.headers.append(dict(context.invocation_metadata()))
         response = get_model_metadata_pb2.GetModelMetadataResponse()
+        response.model_spec.version.value = self.brain.version
         table = get_model_metadata_pb2.SignatureDefMap()
         json_format.ParseDict({"signature_def": SIGNATURES}, table)
         response.metadata["signature_def"].Pack(table)
@@ -264,7 +297,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 class GrpcStub(Stub):
     grpc = True
 
-    def __init__(self, port=0):
+    def __init__(self, port=0, credentials=None):
         self.brain = Brain()
         options = [
             ("grpc.max_receive_message_length", -1),
@@ -277,7 +310,12 @@ class GrpcStub(Stub):
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(), self.server
         )
-        self.address = f"127.0.0.1:{self.server.add_insecure_port(f'127.0.0.1:{port}')}"
+        place = f"127.0.0.1:{port}"
+        if credentials is None:
+            port = self.server.add_insecure_port(place)
+        else:
+            port = self.server.add_secure_port(place, credentials)
+        self.address = f"127.0.0.1:{port}"
         self.server.start()
 
     def stop(self):

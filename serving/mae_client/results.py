@@ -139,7 +139,7 @@ def read_signatures(table: Mapping[str, Any]) -> dict[str, Signature]:
 def _tensor_infos(infos):
     result = {}
     for key, info in sorted(infos.items()):
-        dtype = info.get("dtype", "DT_INVALID").removeprefix("DT_").lower()
+        dtype = str(info.get("dtype", "DT_INVALID")).removeprefix("DT_").lower()
         shape = info.get("tensor_shape", {})
         sizes = [int(dim.get("size", 0)) for dim in shape.get("dim", [])]
         sizes = tuple(None if size < 0 else size for size in sizes)

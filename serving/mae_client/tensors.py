@@ -23,6 +23,8 @@ _READ = {
     "DT_UINT64": ("<u8", "uint64_val"),
     "DT_BOOL": ("?", "bool_val"),
 }
+# a few bytes may announce any shape
+_MOST_VALUES = 2**28
 _NAMES = {number: name for name, number in DataType.items()}
 _WRITE = {
     np.dtype(kind): DataType[name]
@@ -53,10 +55,23 @@ def from_proto(proto: Any) -> np.ndarray:
         ValueError: If the dtype is unknown, or the values don't fill the shape.
     """
     shape = [dim.size for dim in proto.tensor_shape.dim]
+    count = math.prod(shape)
+    if min(shape, default=0) < 0 or count > _MOST_VALUES:
+        raise ValueError(f"cannot read a tensor of shape {shape}")
+    values = _values(proto)
+    if 0 < len(values) < count and not proto.tensor_content:
+        # the last value is written once where it repeats to the end
+        repeated = np.broadcast_to(values[-1:], (count - len(values),))
+        values = np.concatenate([values, repeated])
+    return values.reshape(shape)
+
+
+def _values(proto):
+    """Returns the values that a TensorProto holds, in one dimension."""
     if proto.dtype == DataType["DT_STRING"]:
         values = np.empty(len(proto.string_val), dtype=object)
         values[:] = list(proto.string_val)
-        return _fill(values, shape)
+        return values
     name = _NAMES.get(proto.dtype)
     if name not in _READ:
         raise ValueError(f"cannot read a tensor of dtype {name or proto.dtype}")
@@ -71,13 +86,4 @@ def from_proto(proto: Any) -> np.ndarray:
     if name == "DT_BFLOAT16":
         # a bfloat16 is the upper half of a float32
         values = (values.astype("uint32") << 16).view("float32")
-    return _fill(values, shape).astype(values.dtype.newbyteorder("="))
-
-
-def _fill(values, shape):
-    count = math.prod(shape)
-    if 0 < len(values) < count:
-        # the last value is written once where it repeats to the end
-        repeated = np.broadcast_to(values[-1:], (count - len(values),))
-        values = np.concatenate([values, repeated])
-    return values.reshape(shape)
+    return values.astype(values.dtype.newbyteorder("="))

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from tests import stand_ins
-from tests.stand_ins import PACKAGE, RestStub, connect, grey, level, mae_client
+from tests.stand_ins import (
+    PACKAGE,
+    GrpcStub,
+    RestStub,
+    connect,
+    grey,
+    level,
+    mae_client,
+)
 
 ServingError = mae_client.ServingError
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
@@ -133,7 +141,7 @@ def test_status_and_metadata_are_the_same_by_rest_and_grpc(stub):
         statuses, signatures = asked.status(), asked.metadata()
     assert statuses == [(2, "AVAILABLE", ""), (3, "END", "torn")]
     assert statuses[1].error == "torn"
-    assert set(signatures) == {"features", "reconstruct"}
+    assert set(signatures) == {"embed", "features", "reconstruct"}
     assert signatures["reconstruct"].inputs == {
         "image_bytes": ("string", (None,)),
         "seed": ("int64", (None,)),
@@ -188,17 +196,65 @@ def test_a_missing_output_is_an_error(stub, monkeypatch):
         asked.features(grey(1))
 
 
-def test_copied_client_folder_needs_no_tensorflow(tmp_path):
+def test_embeddings(stub):
+    with connect(stub, batch_size=2) as asked:
+        embedding = asked.embed([grey(0), grey(255), grey(0)]).embedding
+        assert asked.answering_version() == 2
+    assert embedding.shape == (3, 2) and embedding.dtype == np.float32
+    np.testing.assert_allclose(embedding[:, 0], [1, np.cos(1), 1], atol=1e-6)
+    assert {call[0] for call in stub.brain.calls} == {"embed"}
+
+
+def test_levels_are_sent_as_packed_bytes(stub):
+    levels = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), "uint8")
+    with connect(stub, batch_size=2) as asked:
+        features = asked.features(pixels_u8=levels).features
+        asked.embed(pixels_u8=levels[0])
+        answer = asked.reconstruct(pixels_u8=levels[:, ::-1], seed=3)
+        with pytest.raises(ValueError, match="of dtype uint8"):
+            asked.features(pixels_u8=levels / 255)
+    np.testing.assert_allclose(features[:, 0, 0], levels.mean((1, 2, 3)), 1e-5)
+    assert sorted(answer.loss.tolist()) == [3, 4, 5]
+    assert {call[0] for call in stub.brain.calls} == {
+        "features_from_pixels_u8",
+        "embed_from_pixels_u8",
+        "reconstruct_from_pixels_u8",
+    }
+    first, *_ = stub.brain.calls[2][1]["pixels_u8"]
+    assert first == levels[0].tobytes()
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_requests_are_compressed_where_asked(wanted):
+    with RestStub() as stub, connect(stub, gzip=wanted) as asked:
+        noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), "uint8")
+        asked.features([grey(1)])
+        asked.features([noise])
+    small, large = stub.brain.headers
+    assert "content-encoding" not in small
+    assert large.get("content-encoding") == ("gzip" if wanted else None)
+    sent = len(stub.brain.calls[1][1]["image_bytes"][0])
+    # base64 is a third longer than the picture, which itself can't be compressed
+    assert (int(large["content-length"]) < 1.1 * sent) == wanted
+
+
+@pytest.mark.parametrize("protocol", ["rest", "grpc"])
+def test_copied_client_folder_needs_no_tensorflow(tmp_path, protocol):
     shutil.copytree(PACKAGE, tmp_path / "mae_client")
+    by_grpc = protocol == "grpc"
+    allowed = ("numpy", "PIL", "httpx2", *(("grpc", "google") if by_grpc else ()))
     code = (
         "import sys\n"
         "from mae_client import Client\n"
-        "with Client(sys.argv[1]) as client:\n"
+        f"with Client(sys.argv[1], grpc={by_grpc}) as client:\n"
         "    print(client.features(b'\\xff\\xd8\\xff').features.shape)\n"
+        "    client.metadata(), client.status()\n"
         "roots = {name.split('.')[0] for name in sys.modules}\n"
-        "assert not roots & {'tensorflow', 'grpc', 'keras', 'keras_mae'}, roots\n"
+        f"unwanted = {{'tensorflow', 'tensorflow_serving', 'keras', 'keras_mae', "
+        f"'ml_dtypes', 'grpc', 'google'}} - set({allowed})\n"
+        "assert not roots & unwanted, roots & unwanted\n"
     )
-    with RestStub() as stub:
+    with (GrpcStub if by_grpc else RestStub)() as stub:
         stub.brain.answer = lambda *_: {"features": np.zeros((1, 5, 2))}
         finished = subprocess.run(
             [sys.executable, "-c", code, stub.address],

@@ -1,16 +1,22 @@
 """serving/mae_client: wrong arguments, retries, deadlines, and servers that fail."""
 
 import contextlib
+import datetime
+import email.utils
+import gzip
+import json
 import socket
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from tests import stand_ins
 from tests.stand_ins import (
+    STATUSES,
     GrpcStub,
     RestHandler,
     RestStub,
@@ -137,6 +143,115 @@ def test_deadline_exceeded(stub):
     assert error.value.code == "DEADLINE_EXCEEDED"
     assert stub.address in str(error.value)
     assert len(stub.brain.calls) == 1
+
+
+class Busy(RestHandler):
+    """Answers once or twice that it has too much to do."""
+
+    replies: ClassVar = []
+
+    def do_GET(self):
+        if not self.replies:
+            super().do_GET()
+            return
+        status, pause = self.replies.pop(0)
+        self.send_response(status)
+        if pause is not None:
+            self.send_header("Retry-After", pause)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def in_two_seconds():
+    return email.utils.format_datetime(
+        datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=2)
+    )
+
+
+@pytest.mark.parametrize(
+    "replies, least",
+    [
+        ([(429, None), (429, None)], 0.2),
+        ([(429, "1")], 1),
+        ([(503, "1")], 1),
+        ([(429, in_two_seconds)], 0.9),
+        ([(429, "soon")], 0.1),
+    ],
+)
+def test_too_many_requests_are_retried_as_told(monkeypatch, replies, least):
+    replies = [(code, each() if callable(each) else each) for code, each in replies]
+    monkeypatch.setattr(Busy, "replies", replies)
+    start = time.monotonic()
+    with RestStub(handler=Busy) as stub, connect(stub) as asked:
+        assert asked.status()
+    assert time.monotonic() - start > least and not replies
+
+
+def test_a_pause_beyond_the_deadline_is_the_error(monkeypatch):
+    monkeypatch.setattr(Busy, "replies", [(429, "3600")])
+    start = time.monotonic()
+    with (
+        RestStub(handler=Busy) as stub,
+        connect(stub) as asked,
+        pytest.raises(ServingError) as error,
+    ):
+        asked.status()
+    assert time.monotonic() - start < 20
+    assert error.value.code == "RESOURCE_EXHAUSTED"
+    assert error.value.retry_after == 3600
+
+
+class NoGzip(RestHandler):
+    """Refuses compressed bodies."""
+
+    def do_POST(self):
+        if "Content-Encoding" in self.headers:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(415, {"error": "Unsupported Content-Encoding"})
+        else:
+            super().do_POST()
+
+
+def test_a_server_that_refuses_gzip_is_asked_without():
+    noise = np.random.default_rng(0).integers(0, 256, (99, 99, 3), "uint8")
+    with RestStub(handler=NoGzip) as stub, connect(stub, gzip=True) as asked:
+        assert asked.features([noise]).features.shape == (1, 5, 2)
+        asked.features([noise])
+    assert len(stub.brain.calls) == 2
+
+
+class Zipped(RestHandler):
+    """Answers in gzip: well, cut short, not at all, or a bomb."""
+
+    def do_GET(self):
+        kind = self.path.split("/")[1]
+        data = gzip.compress(json.dumps({"model_version_status": STATUSES}).encode())
+        if kind == "bomb":
+            data = gzip.compress(bytes(2**22))
+        data = {"short": data[:-20], "other": b"{}"}.get(kind, data)
+        self.send_response(200)
+        self.send_header("Content-Encoding", "gzip")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+def test_compressed_answers_are_read_up_to_a_bound(monkeypatch):
+    monkeypatch.setattr(mae_client.http, "MAX_ANSWER", 2**20)
+    with RestStub(handler=Zipped) as stub:
+        with mae_client.Client(f"{stub.address}/well") as asked:
+            assert asked.status()[0] == (2, "AVAILABLE", "")
+        for kind, message in (
+            ("short", "cut short"),
+            ("other", "incorrect header"),
+            ("bomb", "over 1048576 bytes"),
+        ):
+            with (
+                mae_client.Client(f"{stub.address}/{kind}") as asked,
+                pytest.raises(ServingError, match=message) as error,
+            ):
+                asked.status()
+            assert error.value.code == "INTERNAL"
 
 
 def free_port():

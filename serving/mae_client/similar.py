@@ -1,0 +1,196 @@
+"""Similar images: an index of embeddings of a folder, and its ranking."""
+
+import dataclasses
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .client import Client
+from .errors import ServingError
+
+SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+)
+SIGNATURE = "embed"
+# images in hand at a time: no more is read before their embeddings are there
+_WINDOW = 64
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageIndex:
+    """Embeddings of the images of a folder.
+
+    Args:
+        paths: `(N,)` array of strings, relative to the folder, with `/`.
+        embeddings: `(N, D)` float32 array.
+        stamps: `(N, 2)` int64 array, of each file its size in bytes and the time of its
+            last change in nanoseconds.
+        model: Name of the model.
+        version: Int, version of the model.
+        folder: Path of the folder, relative to the file that the index is in.
+        signature: Name of the signature that made the embeddings.
+    """
+
+    paths: np.ndarray
+    embeddings: np.ndarray
+    stamps: np.ndarray
+    model: str
+    version: int
+    folder: str
+    signature: str = SIGNATURE
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a `.npz` file; an older one is replaced once the new is whole."""
+        part = f"{os.fspath(path)}.part"
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, **vars(self))
+            os.replace(part, path)
+        finally:
+            Path(part).unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "ImageIndex":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: If the file is none of an index.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        try:
+            with np.load(path) as file:
+                values = {name: file[name] for name in names}
+            index = cls(
+                **values
+                | {name: str(values[name]) for name in ("model", "folder", "signature")}
+                | {"version": int(values["version"])}
+            )
+            count = len(index.paths)
+            if index.embeddings.shape[:1] + index.stamps.shape != (count, count, 2):
+                raise ValueError("its arrays differ in length")
+        except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise ValueError(f"This is no index: {path}: {error}") from error
+        return index
+
+    def check(self, path: str | os.PathLike[str], model: str, version: int) -> None:
+        """Raises ValueError if another model would be asked than made the index."""
+        made, asked = f"{self.model} {self.version}", f"{model} {version}"
+        if (made, self.signature) != (asked, SIGNATURE):
+            raise ValueError(
+                f"{path} holds embeddings of model {made}, by {self.signature}; the "
+                f"server answers as {asked}. Ask for that version, or make the index "
+                "again"
+            )
+
+    def rank(
+        self, embedding: np.ndarray, top: int, without: str | None = None
+    ) -> list[tuple[str, float]]:
+        """Returns `(path, cosine similarity)` of the `top` most similar images."""
+        if embedding.shape != self.embeddings.shape[1:]:
+            raise ValueError(
+                f"The index has embeddings of shape {self.embeddings.shape[1:]}. "
+                f"Received: {embedding.shape}"
+            )
+        lengths = np.linalg.norm(self.embeddings, axis=1) * np.linalg.norm(embedding)
+        scores = self.embeddings @ embedding / np.maximum(lengths, 1e-12)  # (N,)
+        order = (int(i) for i in np.argsort(-scores, kind="stable"))
+        found = [
+            (str(self.paths[i]), float(scores[i]))
+            for i in order
+            if self.paths[i] != without
+        ]
+        return found[:top]
+
+
+def index_folder(
+    client: Client,
+    folder: str | os.PathLike[str],
+    known: ImageIndex | None = None,
+    skipped: Callable[[str, Exception], object] = lambda path, error: None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embeds the images of a folder and of those below it.
+
+    Args:
+        client: `Client` of one version of a model.
+        folder: Path.
+        known: `ImageIndex` of the folder: its embeddings of unchanged files are kept.
+        skipped: Function of a path and an error, called for each file that is no image.
+
+    Returns:
+        The paths, embeddings and stamps of an `ImageIndex`.
+
+    Raises:
+        ServingError: If the server has no signature `embed`, or doesn't respond.
+    """
+    if SIGNATURE not in client.metadata():
+        raise ServingError(
+            f"The model has no signature {SIGNATURE}; export it again", "NOT_FOUND"
+        )
+    files = dict(_image_files(Path(folder), skipped))
+    vectors: dict[str, np.ndarray] = {}
+    if known is not None:
+        for path, stamp, vector in zip(
+            known.paths.tolist(), known.stamps.tolist(), known.embeddings, strict=True
+        ):
+            if files.get(path) == tuple(stamp):
+                vectors[path] = vector
+    new = [path for path in files if path not in vectors]
+    for start in range(0, len(new), _WINDOW):
+        for path, vector in _embed(
+            client, Path(folder), new[start : start + _WINDOW], skipped
+        ):
+            vectors[path] = vector
+    paths = sorted(vectors)
+    return (
+        np.array(paths, dtype=str),
+        np.stack([vectors[path] for path in paths]) if paths else np.zeros((0, 0)),
+        np.array([files[path] for path in paths], "int64").reshape(-1, 2),
+    )
+
+
+def _image_files(folder, skipped):
+    """Yields the relative path and the stamp of each file with an image's suffix."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"There is no folder {folder}")
+    for root, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(root, name)
+            if name.startswith(".") or path.suffix.lower() not in SUFFIXES:
+                continue
+            relative = path.relative_to(folder).as_posix()
+            try:
+                relative.encode()
+                about = path.stat()
+            except (OSError, UnicodeError) as error:
+                skipped(relative, error)
+                continue
+            yield relative, (about.st_size, about.st_mtime_ns)
+
+
+def _embed(client, folder, paths, skipped):
+    """Yields paths and embeddings; halves a batch that holds what is no image."""
+    try:
+        with warnings.catch_warnings():
+            # of Pillow about odd files: they are skipped, or they are fine
+            warnings.simplefilter("ignore")
+            vectors = client.embed([folder / path for path in paths]).embedding
+    except (ValueError, OSError, ServingError) as error:
+        if isinstance(error, ServingError) and error.code != "INVALID_ARGUMENT":
+            raise
+        if len(paths) == 1:
+            skipped(paths[0], error)
+            return
+        middle = len(paths) // 2
+        for half in (paths[:middle], paths[middle:]):
+            yield from _embed(client, folder, half, skipped)
+        return
+    for path, vector in zip(paths, vectors, strict=True):
+        if np.isfinite(vector).all():
+            yield path, vector
+        else:
+            skipped(path, ValueError("its embedding is not finite"))

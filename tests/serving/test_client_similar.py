@@ -1,0 +1,216 @@
+"""serving/client.py index and similar: embeddings of a folder, and their ranking."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests import stand_ins
+from tests.scripts import ROOT, load
+from tests.stand_ins import grey
+
+client = load("serving/client.py")
+stub, stub_class = stand_ins.stub, stand_ins.stub_class
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Greys of levels that are in their names, and what is no image."""
+    folder = tmp_path / "pictures"
+    for name in ("g000.png", "far/g250.png", "g100.jpg", "far/ü110.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        value = int(re.search(r"\d+", name)[0])
+        Image.fromarray(grey(value, (20, 30))).save(folder / name)
+    (folder / "torn.jpg").write_bytes(b"no picture")
+    (folder / "empty.png").write_bytes(b"")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def ask(stub, *words):
+    flags = ["--grpc"] if stub.grpc else []
+    client.main([*map(str, words), f"--address={stub.address}", *flags])
+
+
+def test_a_folder_is_indexed_and_ranked(stub, folder, tmp_path, capsys):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    told = capsys.readouterr()
+    assert "4 images" in told.out and "2 skipped" in told.out
+    assert sorted(re.findall(r"^skipped (\S+):", told.err, re.M)) == [
+        "empty.png",
+        "torn.jpg",
+    ]
+    with np.load(out) as file:
+        assert file["paths"].tolist() == [
+            *("far/g250.png", "far/ü110.png", "g000.png", "g100.jpg")
+        ]
+        assert file["embeddings"].shape == (4, 2)
+        assert file["embeddings"].dtype == np.float32
+        assert (str(file["model"]), int(file["version"])) == ("mae", 2)
+        assert str(file["signature"]) == "embed"
+    sheet = tmp_path / "sheet.png"
+    ask(
+        stub,
+        *("similar", folder / "g100.jpg", f"--index={out}", "--top=2"),
+        f"--out={sheet}",
+    )
+    first, second, last = capsys.readouterr().out.splitlines()
+    # the picture itself is left out
+    assert first.endswith("  far/ü110.png") and second.endswith("  g000.png")
+    assert float(first.split()[0]) == pytest.approx(np.cos(10 / 255), abs=1e-4)
+    assert last == f"Picture saved to {sheet}"
+    with Image.open(sheet) as picture:
+        assert picture.size == (3 * 168 + 8, 208)
+        centres = [picture.getpixel((88 + 168 * n, 104))[0] for n in range(3)]
+    np.testing.assert_allclose(centres, [100, 110, 0], atol=1)
+
+
+def test_the_next_run_asks_only_for_what_is_new(stub, folder, tmp_path, capsys):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    stub.brain.calls.clear()
+    (folder / "g000.png").unlink()
+    Image.fromarray(grey(50)).save(folder / "g100.jpg")
+    Image.fromarray(grey(60)).save(folder / "new.png")
+    ask(stub, "index", folder, f"--out={out}")
+    with np.load(out) as file:
+        paths = file["paths"].tolist()
+        levels = np.arctan2(*file["embeddings"].T[::-1]) * 255
+    assert paths == ["far/g250.png", "far/ü110.png", "g100.jpg", "new.png"]
+    np.testing.assert_allclose(levels, [250, 110, 50, 60], atol=1)
+    asked = sum(len(call[1]["image_bytes"]) for call in stub.brain.calls)
+    assert asked == 2
+    # of another version nothing is kept
+    stub.brain.version = 5
+    stub.brain.calls.clear()
+    ask(stub, "index", folder, f"--out={out}")
+    assert sum(len(call[1]["image_bytes"]) for call in stub.brain.calls) == 4
+
+
+def test_one_version_answers_all(stub, folder, tmp_path):
+    ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    for _, _, place in stub.brain.calls:
+        if stub.grpc:
+            assert place.version.value == 2
+        else:
+            assert place == "/v1/models/mae/versions/2:predict"
+
+
+def test_a_refused_image_does_not_cost_the_rest(stub, folder, tmp_path, capsys):
+    # bytes that look like a JPEG are sent; the server refuses the whole batch
+    (folder / "torn.jpg").write_bytes(b"\xff\xd8\xff torn")
+    answer = stub.brain.answer
+
+    def refuse(signature, inputs):
+        if any(item.startswith(b"\xff\xd8\xff torn") for item in inputs["image_bytes"]):
+            raise stand_ins.Refusal("INVALID_ARGUMENT", "Invalid JPEG")
+        return answer(signature, inputs)
+
+    stub.brain.answer = refuse
+    ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    told = capsys.readouterr()
+    assert "4 images" in told.out and "skipped torn.jpg: Invalid JPEG" in told.err
+
+
+def test_a_server_that_fails_is_an_error_and_keeps_the_index(stub, folder, tmp_path):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    before = out.read_bytes()
+    Image.fromarray(grey(60)).save(folder / "new.png")
+    stub.brain.refusals = [("NOT_FOUND", "no such version")]
+    with pytest.raises(SystemExit) as stop:
+        ask(stub, "index", folder, f"--out={out}")
+    assert stop.value.code == 1 and out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["index.npz"]
+
+
+def test_indexes_of_other_models_are_refused(stub, folder, tmp_path, capsys):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    stub.brain.version = 3
+    (tmp_path / "other.npz").write_bytes(b"no archive")
+    np.savez(tmp_path / "features.npz", features=np.zeros(3))
+    for words, message in (
+        ((out,), "embeddings of model mae 2, by embed; the server answers as mae 3"),
+        ((out, "--model=m"), "answers as m 3"),
+        ((tmp_path / "other.npz",), "This is no index"),
+        ((tmp_path / "features.npz",), "This is no index"),
+        ((tmp_path / "missing.npz",), "No such file"),
+        ((out, "--top=0"), "--top must be at least 1"),
+    ):
+        capsys.readouterr()
+        path, *flags = words
+        with pytest.raises(SystemExit) as stop:
+            ask(stub, "similar", folder / "g100.jpg", f"--index={path}", *flags)
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and message in line
+
+
+def test_folders_without_images(stub, tmp_path, capsys):
+    for folder, message in (
+        (tmp_path, "has no image that can be read"),
+        (tmp_path / "missing", "There is no folder"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2 and message in line
+    # another file isn't written over
+    notes = tmp_path / "notes.npz"
+    notes.write_text("mine")
+    with pytest.raises(SystemExit):
+        ask(stub, "index", tmp_path, f"--out={notes}")
+    assert notes.read_text() == "mine"
+
+
+def test_the_index_moves_with_its_folder(stub, folder, tmp_path, capsys):
+    ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    folder.rename(moved / "pictures")
+    (tmp_path / "index.npz").rename(moved / "index.npz")
+    query = moved / "pictures" / "g000.png"
+    ask(
+        stub,
+        *("similar", query, f"--index={moved / 'index.npz'}"),
+        f"--out={moved / 'sheet.png'}",
+    )
+    assert "g000.png" not in capsys.readouterr().out
+    with Image.open(moved / "sheet.png") as picture:
+        np.testing.assert_allclose(picture.getpixel((256, 104))[0], 100, atol=1)
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_images(folder, tmp_path):
+    large = np.random.default_rng(0).integers(0, 256, (500, 600, 3), "uint8")
+    Image.fromarray(large).save(tmp_path / "large.png")
+    data = (tmp_path / "large.png").read_bytes()
+    for index in range(400):
+        (folder / f"{index}.png").write_bytes(data)
+    code = (
+        "import sys, client\n"
+        "client.main(sys.argv[1:])\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    )
+    with stand_ins.RestStub() as stub:
+        out = tmp_path / "index.npz"
+        words = ["index", folder, f"--out={out}", f"--address={stub.address}"]
+        stub.brain.answer = lambda _, inputs: {
+            "embedding": np.ones((len(inputs["image_bytes"]), 2))
+        }
+        finished = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT / "serving",
+        )
+    assert finished.returncode == 0, finished.stderr
+    told, peak = finished.stdout.splitlines()
+    assert told.startswith("404 images")
+    # all pictures together are 360 MB
+    assert len(data) * 400 > 350e6 and int(peak) < 300e3
