@@ -355,15 +355,16 @@ def test_commands_run_in_order(tmp_path):
                 timeout=900,
             )
             assert finished.returncode == 0, f"{line}\n{finished.stderr}"
-        pattern = r"```python title=\"client.py\"\n(.*?)```"
-        block = re.search(pattern, TEXT, re.DOTALL)[1]
-        (folder / "lines.py").write_text(block.replace("localhost:8501", address))
-        subprocess.run(
-            [sys.executable, "lines.py"],
-            cwd=folder,
-            env={**variables, "PYTHONPATH": str(ROOT / "serving")},
-            check=True,
-        )
-    for name in ("reconstruction.png", "mae-base.keras", "for-timm/model.safetensors"):
+        pattern = r"```python title=\"(?:async_)?client.py\"\n(.*?)```"
+        for block in re.findall(pattern, TEXT, re.DOTALL):
+            (folder / "lines.py").write_text(block.replace("localhost:8501", address))
+            subprocess.run(
+                [sys.executable, "lines.py"],
+                cwd=folder,
+                env={**variables, "PYTHONPATH": str(ROOT / "serving")},
+                check=True,
+            )
+    names = ("reconstruction.png", "mae-base.keras", "for-timm/model.safetensors")
+    for name in (*names, "sheet.png"):
         assert (folder / name).exists(), name
     assert np.load(folder / "features.npz")["features"].shape[0] == 2
