@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from numpy.typing import ArrayLike
 
@@ -45,8 +45,7 @@ class AsyncClient(Connection):
 
     _asynchronous = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _start(self) -> None:
         self._free = asyncio.Semaphore(self._options.concurrency)
 
     async def __aenter__(self) -> Self:

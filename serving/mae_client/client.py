@@ -4,7 +4,7 @@ import concurrent.futures
 import itertools
 import time
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Self
 
 from numpy.typing import ArrayLike
 
@@ -66,8 +66,7 @@ class Client(Connection):
     ```
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def _start(self) -> None:
         self._executor = concurrent.futures.ThreadPoolExecutor(
             self._options.concurrency
         )
@@ -99,8 +98,8 @@ class Client(Connection):
             pixels: `(H, W, C)` or `(B, H, W, C)` float array, instead of images:
                 already resized and normalized as `MAEImageProcessor` does.
             pixels_u8: `(H, W, C)` or `(B, H, W, C)` uint8 array, instead of images:
-                grey levels, already resized to the model's size. They are sent as they
-                are, nothing is encoded or decoded.
+                grey levels, already resized to the model's size; answers for another
+                size are NaN. They are sent as they are, nothing is encoded or decoded.
 
         Returns:
             `Features`; a single image is a batch of one.

@@ -1,5 +1,6 @@
 """What `Client` and `AsyncClient` share: options, and the two protocols."""
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,9 +27,9 @@ class Connection:
         concurrency: int = 4,
         *,
         tls: bool = False,
-        ca_file: str | None = None,
-        cert_file: str | None = None,
-        key_file: str | None = None,
+        ca_file: str | os.PathLike[str] | None = None,
+        cert_file: str | os.PathLike[str] | None = None,
+        key_file: str | os.PathLike[str] | None = None,
         verify: bool = True,
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -56,6 +57,11 @@ class Connection:
         self._messages, transports = _protocol(self._options)
         transport: Any = transports[self._asynchronous]
         self._transport = transport(self._options, self._messages)
+        self._start()
+
+    def _start(self) -> None:
+        """Makes what a client needs besides."""
+        raise NotImplementedError
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._options.address!r})"

@@ -1,6 +1,7 @@
 """Options of a client, checked before anything is sent."""
 
 import dataclasses
+import os
 import re
 import urllib.parse
 from collections.abc import Mapping
@@ -24,9 +25,9 @@ class Options:
     batch_size: int
     concurrency: int
     tls: bool
-    ca_file: str | None
-    cert_file: str | None
-    key_file: str | None
+    ca_file: str | os.PathLike[str] | None
+    cert_file: str | os.PathLike[str] | None
+    key_file: str | os.PathLike[str] | None
     verify: bool
     # secrets: in no repr and no error
     token: str | None = dataclasses.field(repr=False)

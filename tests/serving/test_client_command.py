@@ -1,6 +1,8 @@
 """serving/client.py: output, files and exit codes."""
 
+import inspect
 import re
+import shlex
 import subprocess
 import sys
 
@@ -9,8 +11,10 @@ import pytest
 from PIL import Image
 
 from tests import stand_ins
-from tests.scripts import command, load, run
+from tests.scripts import ROOT, command, load, run
 from tests.stand_ins import RestStub, grey
+
+from mae_client import Client, flags  # isort: skip
 
 SCRIPT = "serving/client.py"
 client = load(SCRIPT)
@@ -119,3 +123,24 @@ def test_closed_stdout_exits_with_141(picture, tmp_path, count):
         process.stderr.close()
         assert process.wait() == 141
     assert len(np.load(out)["features"]) == count
+
+
+def test_flags_in_the_docs_exist(monkeypatch):
+    text = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
+    monkeypatch.setenv("NAME", "token")
+    lines = re.findall(r"^python serving/client.py (.*)$", text, re.M)
+    assert len(lines) > 4
+    for line in lines:
+        flags.client_arguments(flags.parse(shlex.split(line, comments=True), ""))
+    (table,) = re.findall(r"\| `Client` \| flag(.*?)\n\n", text, re.DOTALL)
+    known = inspect.signature(Client).parameters
+    for row in table.splitlines()[2:]:
+        arguments, named, _ = row.strip("| ").split(" | ")
+        for name in re.findall(r"`(\w+)", arguments):
+            assert name in known, name
+        for flag in re.findall(r"`(-[^`]*)`", named):
+            value = [] if flag in SWITCHES or "=" in flag else ["X: y"]
+            flags.parse(["status", flag, *value], "")
+
+
+SWITCHES = ("--tls", "--insecure", "-k", "--gzip")

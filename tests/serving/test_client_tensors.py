@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from google.protobuf import descriptor_pool
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -49,6 +50,12 @@ def test_messages_have_the_fields_of_the_official_ones():
     for name, theirs in THEIRS.items():
         compare(getattr(messages, name).DESCRIPTOR, theirs.DESCRIPTOR, seen)
     assert len(seen) > len(messages._MESSAGES)  # the entries of maps too
+
+
+def test_messages_stay_out_of_the_pool_that_all_share():
+    name = messages.ModelSpec.DESCRIPTOR.full_name
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindMessageTypeByName(name)
 
 
 ARRAYS = [
