@@ -6,7 +6,10 @@ from typing import Any
 
 import keras
 
+from keras_mae.layers.adapted import lora
 from keras_mae.layers.dense import Dense
+from keras_mae.layers.transformer import TransformerBlock
+from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
 
@@ -21,12 +24,44 @@ class FusedInference:
     is what an exported model traces.
     """
 
+    _cast_kernels: CastKernels | None = None
+
     @contextlib.contextmanager
     def fused_inference(self):
         """Gives the context in which a step of `predict` or `evaluate` runs."""
         fuses = should_fuse(self.jit_compile, self.count_params())
-        with cpu_graph_scope(runs_as_cpu_graph(self.jit_compile)), fusion_scope(fuses):
+        copies = contextlib.nullcontext()
+        if self._cast_kernels is not None:
+            copies = self._cast_kernels.scope()
+        graph = cpu_graph_scope(runs_as_cpu_graph(self.jit_compile))
+        with graph, fusion_scope(fuses), copies:
             yield
+
+    # Keras calls these whenever it predicts or evaluates
+    def make_predict_function(self, force=False):
+        self._cast_once()
+        return super().make_predict_function(force)
+
+    def make_test_function(self, force=False):
+        self._cast_once()
+        return super().make_test_function(force)
+
+    def _cast_once(self):
+        """Casts the blocks' kernels for all batches to come."""
+        if self.compute_dtype == self.variable_dtype or self.run_eagerly:
+            return
+        if not runs_as_cpu_graph(self.jit_compile):
+            return
+        self._cast_kernels = self._cast_kernels or CastKernels()
+        layers = [
+            layer
+            for block in self._flatten_layers()
+            if type(block) is TransformerBlock
+            for layer in block._flatten_layers()
+            if type(layer) is Dense and not (lora(layer) or layer.quantization_mode)
+        ]
+        kernels = [layer.kernel for layer in layers]
+        self._cast_kernels.refresh(kernels, self.compute_dtype)
 
     def export(self, filepath, *args, **kwargs):
         """Exports the plain call, as `keras.Model.export` does, of image batches."""

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from keras_mae.ops.fusion import fusion_enabled, to_tf_tensor, with_alternative
+from keras_mae.ops.cast_kernels import layer_weight
+from keras_mae.ops.fusion import fusion_enabled, with_alternative
 from keras_mae.utils.typing import Tensor
 
 _CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
@@ -77,7 +78,7 @@ class LayerTraceCache:
         key = (*_key(layer), *sorted(fixed.items()))
         if key not in self._traced:
             self._traced[key] = _trace(layer, fixed)
-        weights = [to_tf_tensor(weight) for weight in layer.weights]
+        weights = [layer_weight(weight) for weight in layer.weights]
         return self._traced[key](weights, x, tensors)
 
 

@@ -68,6 +68,7 @@ def _encoding(preset, compiled, overrides):
     model = MAEEncoder.from_preset(preset, **overrides)
     if keras.backend.backend() == "tensorflow":
         model.jit_compile = compiled
+        model.make_predict_function()  # casts weights
         return model, model.predict_step
     return model, model
 

@@ -1,0 +1,53 @@
+"""Kernels in the compute dtype, cast once for inference over many batches."""
+
+import contextlib
+import contextvars
+import types
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import keras
+
+from keras_mae.ops.fusion import to_tf_tensor
+from keras_mae.utils.typing import Tensor
+
+_COPIES: contextvars.ContextVar[Mapping[int, Any]] = contextvars.ContextVar(
+    "copies", default=types.MappingProxyType({})
+)
+
+
+class CastKernels:
+    """Copies of kernels in another dtype, for TensorFlow graphs on one device."""
+
+    def __init__(self) -> None:
+        self._pairs: dict[int, tuple[keras.Variable, Any]] = {}
+
+    def refresh(self, kernels: Iterable[keras.Variable], dtype: str) -> None:
+        """Casts kernels anew; graphs that were traced with a copy go on using it."""
+        import tensorflow as tf
+
+        for kernel in kernels:
+            if isinstance(kernel.value, tf.distribute.DistributedValues):
+                continue
+            if id(kernel) not in self._pairs:
+                copy = tf.Variable(tf.cast(kernel.value, dtype), trainable=False)
+                self._pairs[id(kernel)] = kernel, copy
+            else:
+                copy = self._pairs[id(kernel)][1]
+                copy.assign(tf.cast(kernel.value, dtype))
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
+        """Makes `layer_weight` return the copies, in graphs traced in the block."""
+        copies = {key: copy for key, (_, copy) in self._pairs.items()}
+        token = _COPIES.set(copies)
+        try:
+            yield
+        finally:
+            _COPIES.reset(token)
+
+
+def layer_weight(variable: keras.Variable) -> Tensor:
+    """Returns a weight's value, or its copy in a `CastKernels.scope`."""
+    copy = _COPIES.get().get(id(variable))
+    return to_tf_tensor(variable) if copy is None else copy.read_value()
