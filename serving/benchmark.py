@@ -16,6 +16,7 @@ import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import base64
+import collections
 import contextlib
 import dataclasses
 import io
@@ -381,7 +382,7 @@ def soak(config, base_path, folder):
             moving = Moving(MOVE_SECONDS, versions, address)
             moving.start()
             path = f"{name}/labels/{LABEL}"
-            found = load(kind, body, addresses, path, SOAK_USERS, 60)
+            found = load_while(moving, kind, body, addresses, path, SOAK_USERS)
             moving.join()
             row = summarize_locust(found, SOAK_USERS)
             row |= {"minute": minute, "requests": found["num_requests"]}
@@ -390,6 +391,18 @@ def soak(config, base_path, folder):
             print_minute(row)
     check_soak(rows)
     return rows
+
+
+def load_while(moving, *arguments):
+    """Runs locust for a minute, and on while a thread runs; returns its statistics."""
+    found = load(*arguments, 60)
+    while moving.is_alive():
+        more = load(*arguments, 10)
+        for key in ("num_requests", "num_failures"):
+            found[key] += more[key]
+        times = collections.Counter(found["response_times"])
+        found["response_times"] = times + collections.Counter(more["response_times"])
+    return found
 
 
 def print_minute(row):

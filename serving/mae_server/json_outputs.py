@@ -13,7 +13,7 @@ import orjson
 import tensorflow as tf
 
 from mae_server import errors
-from mae_server.decimals import decimals
+from mae_server.decimals import decimals, rows
 from mae_server.errors import invalid, type_name
 
 # values that are made text at once
@@ -21,24 +21,20 @@ _BLOCK = 2**16
 _INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint32", "uint64")
 
 
-def write_outputs(outputs, rows):
+def write_outputs(outputs, in_rows):
     """Returns the JSON body of a predict response, in row or column format."""
     names = sorted(outputs)
-    if not rows:
-        texts = [_nested(_texts(n, outputs[n]), outputs[n].shape) for n in names]
-        return _document(
-            "outputs", texts[0] if len(names) == 1 else _object(names, texts)
-        )
+    if not in_rows:
+        texts = [_texts(name, outputs[name], ()) for name in names]
+        texts = [next(text) for text in texts]
+        text = texts[0] if len(names) == 1 else _object(names, texts)
+        return _document("outputs", text)
     count = _batch_size(outputs)
-    values = {name: _texts(name, outputs[name]) for name in names}
-    columns = [
-        [_nested(values[name], outputs[name].shape[1:]) for _ in range(count)]
-        for name in names
-    ]
+    columns = [_texts(name, outputs[name], (count,)) for name in names]
     if len(names) == 1:
         return _document("predictions", _list(columns[0]))
-    rows = [_object(names, row) for row in zip(*columns, strict=True)]
-    return _document("predictions", _list(rows))
+    rows_of_texts = zip(*columns, strict=True)
+    return _document("predictions", _list(_object(names, row) for row in rows_of_texts))
 
 
 def write_classes(rows):
@@ -77,10 +73,27 @@ def _batch_size(outputs):
     return wanted
 
 
-def _texts(name, array):
-    """Yields the text of each value, in order."""
-    flat = array.ravel()
-    kind = array.dtype.name
+def _texts(name, array, outer):
+    """Yields the text of each item; `outer` is the shape that holds the items."""
+    inner = array.shape[len(outer) :]
+    count = int(np.prod(outer))
+    if array.dtype in (np.float32, np.float64) and inner:
+        lists = _float_lists(array.reshape(int(np.prod(array.shape[:-1])), inner[-1]))
+        return (_nested(lists, inner[:-1]) for _ in range(count))
+    values = _values(name, array.ravel())
+    return (_nested(values, inner) for _ in range(count))
+
+
+def _float_lists(matrix):
+    """Yields the text of each row."""
+    step = max(_BLOCK // max(matrix.shape[1], 1), 1)
+    for begin in range(0, len(matrix), step):
+        yield from (f"[{text}]" for text in rows(matrix[begin : begin + step]))
+
+
+def _values(name, flat):
+    """Yields the text of each value."""
+    kind = flat.dtype.name
     for begin in range(0, len(flat), _BLOCK):
         block = flat[begin : begin + _BLOCK]
         if kind in ("float32", "float64"):
@@ -93,7 +106,7 @@ def _texts(name, array):
             write = _encoded if name.endswith("_bytes") else _quoted
             yield from map(write, block.tolist())
         else:  # half, bfloat16, uint16 and complex numbers
-            raise invalid(errors.UNWRITABLE, dtype=type_name(tf.as_dtype(array.dtype)))
+            raise invalid(errors.UNWRITABLE, dtype=type_name(tf.as_dtype(flat.dtype)))
 
 
 def _encoded(value):

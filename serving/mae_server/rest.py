@@ -77,7 +77,7 @@ class RestApi:
             lambda signature: json_inputs.read_inputs(document, signature.inputs),
             call=call,
         )
-        return json_outputs.write_outputs(outputs, rows="instances" in document)
+        return json_outputs.write_outputs(outputs, in_rows="instances" in document)
 
     def _classify(self, spec, body, call):
         name, examples = _read_examples(body)

@@ -262,15 +262,15 @@ def test_answers_of_all_types():
         "n_bytes": np.array([b"hello", b""], object),
         "u": np.array([2**64 - 1, 0], "uint64"),
     }
-    text = json_outputs.write_outputs(outputs, rows=True).decode()
-    assert '"f": [0.1, 9e+06]' in text and '"f": [NaN, -Infinity]' in text
+    text = json_outputs.write_outputs(outputs, in_rows=True).decode()
+    assert '"f": [0.1,9e+06]' in text and '"f": [NaN,-Infinity]' in text
     first, second = json.loads(text)["predictions"]
     assert first == {
         **{"b": [True], "f": [0.1, 9e6], "i": -1, "n": "größer\n"},
         **{"n_bytes": {"b64": "aGVsbG8="}, "u": 2**64 - 1},
     }
     assert second["n"] == '"'
-    columns = json.loads(json_outputs.write_outputs(outputs, rows=False))["outputs"]
+    columns = json.loads(json_outputs.write_outputs(outputs, in_rows=False))["outputs"]
     assert columns["b"] == [[True], [False]] and columns["i"] == [-1, 2]
     cube = np.arange(12, dtype="float64").reshape(2, 3, 2)
     for rows, key in ((True, "predictions"), (False, "outputs")):
@@ -279,15 +279,17 @@ def test_answers_of_all_types():
     assert (
         json_outputs.write_outputs({"x": np.float32(2)}, False) == b'{"outputs": 2.0}'
     )
+    hollow = {"x": np.zeros((2, 0), "float32")}
+    assert json_outputs.write_outputs(hollow, False) == b'{"outputs": [[], []]}'
     empty = {"x": np.zeros((0, 3)), "y": np.zeros(0)}
-    assert json_outputs.write_outputs(empty, rows=True) == b'{"predictions": []}'
+    assert json_outputs.write_outputs(empty, in_rows=True) == b'{"predictions": []}'
 
 
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "uint16", "complex64"])
 def test_types_that_json_has_no_writer_for(name):
     array = np.zeros(2, tf.as_dtype(name).as_numpy_dtype)
     with pytest.raises(RequestError) as caught:
-        json_outputs.write_outputs({"x": array}, rows=False)
+        json_outputs.write_outputs({"x": array}, in_rows=False)
     wanted = {"float16": "half"}.get(name, name)
     assert str(caught.value) == f"Failed to write JSON value for tensor type: {wanted}"
 
@@ -298,7 +300,7 @@ def test_answers_without_a_batch():
         ({"x": np.zeros(())}, "Tensor name: x has no shape information"),
     ):
         with pytest.raises(RequestError, match=message):
-            json_outputs.write_outputs(outputs, rows=True)
+            json_outputs.write_outputs(outputs, in_rows=True)
 
 
 def test_classes_and_numbers():
