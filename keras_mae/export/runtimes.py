@@ -1,6 +1,6 @@
 """Exports models for OpenVINO, LiteRT and ONNX Runtime, from pixels to numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -28,7 +28,7 @@ def export_runtime(
     path: PathLike,
     format: str,
     overwrite: bool = False,
-    labels: list[str] | None = None,
+    labels: Sequence[str] | None = None,
     embedding: str | None = None,
     normalize_embedding: bool = True,
 ) -> None:
@@ -53,7 +53,7 @@ def export_runtime(
         format: `"openvino"`, `"litert"` or `"onnx"`; it needs `keras-mae[openvino]`
             and so on.
         overwrite: Whether to replace an existing folder.
-        labels: List of str, the names of a classifier's classes.
+        labels: Sequence of str, the names of a classifier's classes.
         embedding: As of `export_savedmodel`.
         normalize_embedding: As of `export_savedmodel`.
 
@@ -86,13 +86,18 @@ def export_runtime(
             "Other runtimes take models that compute in float32. "
             f"Received: {model.compute_dtype}"
         )
-    options = {"embedding": embedding, "normalize_embedding": normalize_embedding}
-    served = build_signatures(model, processor, labels, **options)
+    served = build_signatures(
+        model,
+        processor,
+        labels,
+        embedding=embedding,
+        normalize_embedding=normalize_embedding,
+    )
     with new_version(path) as aside:
         FORMATS[format].write(aside, _traced(served))
         processor.save_pretrained(aside)
         if isinstance(model, MAEClassifier):
-            write_labels(aside, labels or map(str, range(model.num_classes)))
+            write_labels(aside, labels or [*map(str, range(model.num_classes))])
         verify_runtime(aside, served)
 
 

@@ -66,11 +66,13 @@ def write_warmup(folder, signatures, batch_sizes, name="mae"):
         return
     path = Path(folder, WARMUP_PATH)
     path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {signature.images.name for signature in signatures.values()}
+    main = kinds - {PIXELS, PACKED} or kinds & {PIXELS} or kinds
     with tf.io.TFRecordWriter(str(path)) as writer:
         for signature_name, signature in signatures.items():
-            # other inputs of the same function differ in what is read, at any size
-            first = signature.images.name not in (PIXELS, PACKED)
-            for batch_size in batch_sizes if first else [min(batch_sizes)]:
+            # the others differ in what is read, at any size
+            is_main = signature.images.name in main
+            for batch_size in batch_sizes if is_main else [min(batch_sizes)]:
                 inputs = sample_inputs(signature, batch_size)
                 make = _predict_log
                 if signature.method == CLASSIFY_METHOD:
