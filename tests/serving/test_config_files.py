@@ -128,8 +128,10 @@ def test_metrics_have_their_usual_path():
 
 def test_flags_in_docs_and_comments_exist():
     page = re.sub(r"\\\n *", "", (ROOT / "docs/serving.md").read_text())
-    (line,) = re.findall(r"^tensorflow_model_server (.*)", page, re.MULTILINE)
-    parse_flags(line.split())
+    lines = re.findall(r"^tensorflow_model_server (.*)", page, re.MULTILINE)
+    assert lines
+    for line in lines:
+        parse_flags(line.split())
     for path in [*CONFIG.iterdir(), *SERVING.glob("*.y*ml")]:
         named = re.findall(r"--([a-z]+(?:_[a-z]+)+)", path.read_text())
         assert set(named) <= set(known_flags()), path
@@ -294,6 +296,7 @@ def test_the_embedded_server_takes_the_same_files_and_flags(tmp_path):
     path.write_text(text.replace("/models/mae", str(tmp_path)))
     flags = compose_flags() | {"model_config_file": path}
     flags = [f"--{k}={v}" for k, v in flags.items() if not k.endswith("port")]
+    flags = [flag.replace("=/config/", f"={CONFIG}/") for flag in flags]
     script = ROOT / "serving/local_server.py"
     with running(script, *flags, env=environment()) as (rest, _, server):
         assert ready(rest.partition(":")[2])
