@@ -1,7 +1,7 @@
 """A transformer block for TensorFlow on CPUs, fused between its matrix products.
 
 The products are oneDNN's. XLA compiles what is between two of them into one pass,
-forward and backward, and sums over an axis are products with ones, which vectorize.
+forward and backward, and sums over a row are products with ones, which vectorize.
 For the gradient the block keeps its input, the middle of its residual stream, queries,
 keys and values, attention's output and the MLP's hidden layer: norms, activations and
 attention's probabilities are computed again. Values and gradients differ from the plain
@@ -123,10 +123,11 @@ def _backward(upstream, weights, factors, options, kept):
     branch = _branch_gradient(
         upstream, None if factors is None else factors[:, 1], options.dtype
     )
-    active = tf.matmul(branch, weights["fc2"], transpose_b=True)
-    active, hidden, found["fc1_bias"] = _activate_again(
+    active = _input_gradient(branch, weights["fc2"])
+    active, hidden = _activate_again(
         kept.hidden, weights.get("fc1_bias"), active, options.activation
     )
+    found["fc1_bias"] = _column_sums(hidden)
     found["fc2"] = tf.matmul(active, branch, transpose_a=True)
     found["fc2_bias"] = _column_sums(branch)
     norm = weights["gamma2"], weights["beta2"]
@@ -134,7 +135,7 @@ def _backward(upstream, weights, factors, options, kept):
     found["fc1"] = tf.matmul(normed, hidden, transpose_a=True)
     middle, found["gamma2"], found["beta2"] = _norm_gradient(
         *(kept.middle, weights["gamma2"], kept.mean2, kept.scale2),
-        tf.matmul(hidden, weights["fc1"], transpose_b=True),
+        _input_gradient(hidden, weights["fc1"]),
         upstream,
     )
     branch = _branch_gradient(
@@ -142,7 +143,7 @@ def _backward(upstream, weights, factors, options, kept):
     )
     found["proj"] = tf.matmul(_rows(kept.attended), branch, transpose_a=True)
     found["proj_bias"] = _column_sums(branch)
-    attended = tf.matmul(branch, weights["proj"], transpose_b=True)
+    attended = _input_gradient(branch, weights["proj"])
     qkv, found["qkv_bias"] = _attention_gradient(attended, options, kept)
     norm = weights["gamma1"], weights["beta1"]
     normed = _norm_again(kept.x, *norm, kept.mean1, kept.scale1, options.dtype)
@@ -151,7 +152,7 @@ def _backward(upstream, weights, factors, options, kept):
         middle = tf.pad(middle, ((0, 0), (options.first_query, 0), (0, 0)))
     gradient, found["gamma1"], found["beta1"] = _norm_gradient(
         *(kept.x, weights["gamma1"], kept.mean1, kept.scale1),
-        tf.matmul(qkv, weights["qkv"], transpose_b=True),
+        _input_gradient(qkv, weights["qkv"]),
         middle,
     )
     return gradient, found
@@ -180,6 +181,19 @@ def _attention_gradient(upstream, options, kept):
     return qkv, _column_sums(qkv)
 
 
+@_compiled
+def _transposed(kernel):
+    return tf.transpose(kernel)
+
+
+def _input_gradient(upstream, kernel):
+    """Returns the gradient of a dense layer's input."""
+    if kernel.dtype != tf.float32:
+        return tf.matmul(upstream, kernel, transpose_b=True)
+    # oneDNN's float32 product takes a quarter longer where it reads a transposed kernel
+    return tf.matmul(upstream, _transposed(kernel))
+
+
 def _rows(x):
     return tf.reshape(x, (-1, x.shape[-1]))  # (R, D)
 
@@ -191,8 +205,8 @@ def _row_means(x):
 
 @_compiled
 def _column_sums(x):
-    ones = tf.ones((1, tf.shape(x)[0]), x.dtype)
-    return tf.matmul(ones, x)[0]  # (D,), added up in float32
+    # no product with ones: those of bfloat16 are slow in XLA
+    return tf.cast(tf.reduce_sum(tf.cast(x, "float32"), 0), x.dtype)  # (D,)
 
 
 @_compiled
@@ -308,13 +322,10 @@ def _activate(hidden, bias, activation):
 
 @_compiled
 def _activate_again(hidden, bias, upstream, activation):
-    """Returns the activation, and the gradients before it and of the bias."""
+    """Returns the activation, and the gradient before it."""
     wide = tf.cast(hidden, "float32")
     with tf.GradientTape() as tape:
         tape.watch(wide)
         active = _active(wide, bias, activation)
     gradient = tape.gradient(active, wide, tf.cast(upstream, "float32"))
-    total = tf.matmul(tf.ones((1, tf.shape(gradient)[0])), gradient)[0]  # (mlp_dim,)
-    dtype = hidden.dtype
-    total = total if bias is None else tf.cast(total, bias.dtype)
-    return tf.cast(active, dtype), tf.cast(gradient, dtype), total
+    return tf.cast(active, hidden.dtype), tf.cast(gradient, hidden.dtype)

@@ -15,9 +15,9 @@ def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
         one.value if isinstance(one, keras.Variable) else one for one in variables
     )
     if decay:
-        # as late as possible: each product is as large as the weight
+        # as late as possible: the product is as large as the weight
         with tf.control_dependencies([gradient]):
-            weight.assign_sub(weight * (rate * decay))
+            weight.assign(weight * (1.0 - rate * decay))
     tf.raw_ops.ResourceApplyAdam(
         var=weight.handle,
         m=moments[0].handle,
