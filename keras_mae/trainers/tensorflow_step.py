@@ -119,7 +119,7 @@ class BackendStep(BaseStep):
             rows = step * size + tf.range(size)
             part_loss, outputs, more = self._loss_and_gradients(
                 {name: tf.gather(tensor, rows) for name, tensor in inputs.items()},
-                share,
+                share / steps,  # of the sum, whose division would copy it
             )
             if outputs is not None:
                 has_outputs.append(True)
@@ -135,12 +135,15 @@ class BackendStep(BaseStep):
         zeros = [tf.zeros(variable.shape, "float32") for variable in variables]
         parts = tf.TensorArray("float32", steps)
         _, loss, gradients, parts = tf.while_loop(
-            lambda step, *_: step < steps, add_part, (0, 0.0, zeros, parts)
+            lambda step, *_: step < steps,
+            add_part,
+            (0, 0.0, zeros, parts),
+            parallel_iterations=1,  # parts side by side would take memory each
         )
         gradients = [
             None if index in unused else total for index, total in enumerate(gradients)
         ]
-        gradients = mean_gradients(gradients, steps, variables)
+        gradients = mean_gradients(gradients, 1, variables)
         return loss / steps, parts.concat() if has_outputs else None, gradients
 
     def _replica_results(self, results):
