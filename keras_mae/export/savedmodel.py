@@ -15,6 +15,8 @@ from keras_mae.export.verification import verify_savedmodel
 from keras_mae.export.version_folder import check_version, new_version
 from keras_mae.export.warmup import check_warmup, write_warmup
 from keras_mae.models.loading import without_lora
+from keras_mae.models.mixins import casting_layers
+from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import PathLike
 
@@ -91,10 +93,16 @@ def _write(served, folder):
     """Writes the signatures; they share the weights."""
     signatures = served.signatures()
     share = functools.cache(functools.partial(tf.function, autograph=False))
-    traced = {name: signature.trace(share) for name, signature in signatures.items()}
+    kernels = CastKernels()
+    kernels.refresh(casting_layers(served.model))
+    weights = [(one, kernels.replaced(one)) for one in served.model.weights]
+    with keras.StatelessScope() as scope:
+        for pair in weights:
+            scope.add_update(pair)
+        traced = {key: signature.trace(share) for key, signature in signatures.items()}
     # a bare module: a Keras model would bring its own functions and weights along
     module = tf.Module()
-    module.weights = [weight.value for weight in served.model.weights]
+    module.weights = [value for _, value in weights]
     module.resources = served.resources
     tf.saved_model.save(
         module, folder, signatures={"serving_default": traced[served.default], **traced}

@@ -8,7 +8,6 @@ import keras
 
 from keras_mae.layers.adapted import lora
 from keras_mae.layers.dense import Dense
-from keras_mae.layers.transformer import TransformerBlock
 from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
@@ -53,15 +52,7 @@ class FusedInference:
         if not runs_as_cpu_graph(self.jit_compile):
             return
         self._cast_kernels = self._cast_kernels or CastKernels()
-        layers = [
-            layer
-            for block in self._flatten_layers()
-            if type(block) is TransformerBlock
-            for layer in block._flatten_layers()
-            if type(layer) is Dense and not (lora(layer) or layer.quantization_mode)
-        ]
-        kernels = [layer.kernel for layer in layers]
-        self._cast_kernels.refresh(kernels, self.compute_dtype)
+        self._cast_kernels.refresh(casting_layers(self))
 
     def export(self, filepath, *args, **kwargs):
         """Exports the plain call, as `keras.Model.export` does, of image batches."""
@@ -77,6 +68,17 @@ class FusedInference:
     def test_step(self, *arguments):
         with self.fused_inference():
             return super().test_step(*arguments)
+
+
+def casting_layers(model: keras.Model) -> list[Dense]:
+    """Lists the dense layers that cast their kernel at each call."""
+    return [
+        layer
+        for layer in model._flatten_layers()
+        if type(layer) is Dense
+        and layer.compute_dtype != layer.variable_dtype
+        and not (lora(layer) or layer.quantization_mode)
+    ]
 
 
 class Adaptable:

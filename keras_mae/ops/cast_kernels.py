@@ -22,11 +22,12 @@ class CastKernels:
     def __init__(self) -> None:
         self._pairs: dict[int, tuple[keras.Variable, Any]] = {}
 
-    def refresh(self, kernels: Iterable[keras.Variable], dtype: str) -> None:
+    def refresh(self, layers: Iterable[keras.layers.Dense]) -> None:
         """Casts kernels anew; graphs that were traced with a copy go on using it."""
         import tensorflow as tf
 
-        for kernel in kernels:
+        for layer in layers:
+            kernel, dtype = layer.kernel, layer.compute_dtype
             if isinstance(kernel.value, tf.distribute.DistributedValues):
                 continue
             if id(kernel) not in self._pairs:
@@ -45,6 +46,10 @@ class CastKernels:
             yield
         finally:
             _COPIES.reset(token)
+
+    def replaced(self, variable: keras.Variable) -> Any:
+        """Returns the copy of a kernel, and the TensorFlow variable of any other."""
+        return self._pairs.get(id(variable), (None, variable.value))[1]
 
 
 def layer_weight(variable: keras.Variable) -> Tensor:

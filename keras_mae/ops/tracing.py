@@ -89,8 +89,10 @@ def _trace(layer, fixed):
 
     @functools.partial(tf.function, autograph=False, experimental_attributes=attributes)
     def call(values, x, tensors):
-        pairs = list(zip(layer.weights, values, strict=True))
-        with keras.StatelessScope(state_mapping=pairs):
+        with keras.StatelessScope() as scope:
+            for pair in zip(layer.weights, values, strict=True):
+                # a `state_mapping` would cast to the weight's dtype
+                scope.add_update(pair)
             return layer(x, **fixed, **tensors)
 
     return call

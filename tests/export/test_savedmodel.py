@@ -307,6 +307,24 @@ def test_another_precision_has_the_same_weights(run_folder, tmp_path):
     assert np.abs(got - wanted).max() > 1e-4
 
 
+@pytest.mark.slow
+def test_half_precision_stores_half_and_keeps_the_bits(processor, tmp_path):
+    model = keras_mae.MAEEncoder.from_preset(
+        "mae_tiny", depth=2, dtype="mixed_bfloat16"
+    )
+    folder = tmp_path / "1"
+    export_savedmodel(model, processor, folder, warmup_batch_sizes=())
+    kernels = [weight for weight in model.weights if "kernel" in weight.path]
+    stored = sum(file.stat().st_size for file in folder.glob("variables/*"))
+    saved = 2 * sum(int(np.prod(kernel.shape)) for kernel in kernels)
+    assert stored < 4 * model.count_params() - 0.99 * saved + 20_000
+    pixels = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    wanted = tf.function(model, autograph=False)(tf.constant(pixels))
+    signature = tf.saved_model.load(folder).signatures["features_from_pixels"]
+    got = signature(pixels=tf.constant(pixels))["features"]
+    np.testing.assert_array_equal(got, tf.cast(wanted, "float32"))
+
+
 @pytest.mark.nightly
 def test_published_weights_are_served_as_what_they_hold(make_model, tmp_path, capsys):
     main = load(SCRIPT).main
