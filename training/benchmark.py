@@ -7,7 +7,8 @@ Each side is a process of its own, and they take turns, one step each, so that o
 load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
 `--against=plain` is this package without `--quantize` and `--residual_dtype`. MFU
-is relative to the FLOP/s of a large matrix product in the same process.
+is relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
+process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -26,7 +27,7 @@ from pathlib import Path
 import keras
 
 from keras_mae.presets import preset_sizes
-from keras_mae.profiling.costs import measured_flops
+from keras_mae.profiling.costs import measured_flops, peak_flops
 from keras_mae.profiling.paired_runs import Worker, compare, serve_steps, take_turns
 from keras_mae.profiling.timed_steps import make_step
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -111,6 +112,18 @@ def make_input_step(config):
     return lambda: next(batches)
 
 
+def find_peak_flops(precision):
+    """Returns the peak FLOP/s: known GPUs' published ones, else a large product's."""
+    if keras.backend.backend() == "torch":
+        return measured_flops(precision)
+    strategy = None
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        strategy = tf.distribute.get_strategy()
+    return peak_flops(strategy, precision)
+
+
 def work(config):
     """Runs our steps in a worker process."""
     begin = time.perf_counter()
@@ -123,7 +136,7 @@ def work(config):
         "backend": keras.backend.backend(),
         "build": time.perf_counter() - begin,
         "flops": flops,
-        "peak_flops": measured_flops(config.precision) if flops else 0.0,
+        "peak_flops": find_peak_flops(config.precision) if flops else 0.0,
     }
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf

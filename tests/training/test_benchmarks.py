@@ -1,14 +1,17 @@
 """Benchmark scripts, end to end on the smallest models; no speed is asserted."""
 
+import dataclasses
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 
 import pytest
 
 from keras_mae.profiling.costs import flops_per_image
 from keras_mae.profiling.paired_runs import Worker, compare, take_turns
-from tests.scripts import load, refusal, run
+from tests.scripts import ROOT, config_class, load, refusal, run
 
 TRAINING, SERVING = "training/benchmark.py", "serving/benchmark.py"
 GROWTH = "training/benchmark_growth.py"
@@ -176,3 +179,26 @@ def test_a_soak_ends_with_an_error_on_failed_requests_and_growing_memory():
         check([rows[0], {"failed": 1, "memory": 120.0}])
     with pytest.raises(ValueError, match="Received: 0 failed, 100 to 130 MiB"):
         check([rows[0], {"failed": 0, "memory": 130.0}])
+
+
+@pytest.mark.nightly
+def test_losses_are_compared_with_transformers(capsys):
+    needs("transformers")
+    script = load("training/compare_losses.py")
+    options = {"preset": "mae_tiny", "batch_size": 2, "steps": 2}
+    script.main(script.CompareLossesConfig(**options))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and "largest relative difference" in lines[-1]
+    with pytest.raises(SystemExit):
+        script.main(script.CompareLossesConfig(**options, tolerance=1e-15))
+
+
+def test_the_gpu_benchmark_passes_flags_that_exist():
+    path = ROOT / "training/benchmark_gpu.sh"
+    subprocess.run(["bash", "-n", path], check=True)
+    text = path.read_text().replace("\\\n", "")
+    commands = re.findall(r"(training/\w+\.py)([^|\n]*)", text)
+    assert len(commands) == 2
+    for script, flags in commands:
+        known = {field.name for field in dataclasses.fields(config_class(script))}
+        assert set(re.findall(r"--(\w+)", flags)) <= known
