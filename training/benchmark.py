@@ -6,8 +6,8 @@ Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
 Each side is a process of its own, and they take turns, one step each, so that other
 load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
-`--against=plain` is this package without `--quantize` and `--residual_dtype`. MFU
-is relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
+`--against=plain` is this package without `--quantize` and `--residual_dtype`. MFU is
+relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
 process.
 """
 

@@ -10,14 +10,9 @@ from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.utils.typing import Tensor
 
 
-def _split_heads(qkv, num_heads):
-    """Turns `(B, N, 3 * D)` into scaled queries, keys, and values."""
-    length, head_dim = ops.shape(qkv)[1], qkv.shape[-1] // (3 * num_heads)
-    qkv = ops.reshape(qkv, (-1, length, 3, num_heads, head_dim))
-    query, key, value = ops.unstack(
-        ops.transpose(qkv, (2, 0, 3, 1, 4)), 3
-    )  # (B, heads, N, head_dim) each
-    return query * head_dim**-0.5, key, value
+def _has_fused_attention():
+    """Whether the backend's own attention is faster than its operations one by one."""
+    return keras.backend.backend() in ("jax", "torch")
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -39,11 +34,13 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         x: `(B, N, hidden_dim)` tensor.
         training: Whether dropout is active.
         first_query: Int; the outputs of the tokens before it are not computed.
+        keep_attention: Whether to return the attention probabilities; without them JAX
+            and PyTorch use their own fused attention.
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities; with `first_query` N - `first_query` of the N
-        outputs.
+        attention probabilities, or `None`; with `first_query` N - `first_query` of
+        the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -90,23 +87,39 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         self.proj.build(input_shape)
 
     def call(
-        self, x: Tensor, training: bool | None = None, first_query: int = 0
+        self,
+        x: Tensor,
+        training: bool | None = None,
+        first_query: int = 0,
+        keep_attention: bool = True,
     ) -> Any:
-        query, key, value = _split_heads(self.qkv(x), num_heads=self.num_heads)
+        head_dim = self.hidden_dim // self.num_heads
+        qkv = ops.reshape(
+            self.qkv(x), (-1, ops.shape(x)[1], 3, self.num_heads, head_dim)
+        )  # (B, N, 3, heads, head_dim)
+        drops = training and self.dropout_rate
+        if keep_attention or drops or not _has_fused_attention():
+            x, attention = self._attend(qkv, first_query, training)
+        else:
+            query, key, value = ops.unstack(qkv, 3, axis=2)  # (B, N, heads, head_dim)
+            query, attention = query[:, first_query:], None
+            x = ops.dot_product_attention(query, key, value)
+        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
+        return self.proj(x), attention if keep_attention else None
+
+    def _attend(self, qkv, first_query, training):
+        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))
+        query, key, value = ops.unstack(qkv, 3)  # (B, heads, N, head_dim) each
+        query = query * query.shape[-1] ** -0.5
         if first_query:
             query = query[:, :, first_query:]  # (B, heads, Q, head_dim)
-        x, attention = self._attend(query, key, value, training)
-        x = ops.transpose(x, (0, 2, 1, 3))  # (B, Q, heads, head_dim)
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
-        return self.proj(x), attention
-
-    def _attend(self, query, key, value, training):
         key = ops.transpose(key, (0, 1, 3, 2))  # (B, heads, head_dim, N)
         scores = ops.matmul(query, key)  # (B, heads, Q, N)
         attention = ops.softmax(ops.cast(scores, "float32"), axis=-1)
         attention = ops.cast(attention, scores.dtype)
         attention = self.dropout(attention, training=training)
-        return ops.matmul(attention, value), attention
+        x = ops.matmul(attention, value)
+        return ops.transpose(x, (0, 2, 1, 3)), attention  # (B, Q, heads, head_dim)
 
     def get_config(self) -> dict[str, Any]:
         return {

@@ -40,11 +40,12 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         factors: `(B, 2)` tensor by which attention and MLP are multiplied, as
             `StochasticDepth` draws them; by default 1.
         first_query: Int; the outputs of the tokens before it are not computed.
+        keep_attention: Whether to return the attention probabilities.
 
     Returns:
         A tuple: the `(B, N, hidden_dim)` output and the `(B, num_heads, N, N)`
-        attention probabilities, `None` where fused; with `first_query` N -
-        `first_query` of the N outputs.
+        attention probabilities, or `None`; with `first_query` N - `first_query` of
+        the N outputs.
 
     Raises:
         ValueError: If `num_heads` does not divide `hidden_dim`.
@@ -119,13 +120,17 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         training: bool | None = None,
         factors: Tensor | None = None,
         first_query: int = 0,
+        keep_attention: bool = True,
     ) -> Any:
         if self.residual_dtype is not None:
             x = ops.cast(x, self.residual_dtype)
-        if fusion_enabled() and self._can_fuse(training):
+        if not keep_attention and fusion_enabled() and self._can_fuse(training):
             return self._fused(x, factors, first_query), None
         y, attention = self.attention(
-            self.norm1(x), training=training, first_query=first_query
+            self.norm1(x),
+            training=training,
+            first_query=first_query,
+            keep_attention=keep_attention,
         )
         y = self.dropout1(y, training=training)
         if first_query:
@@ -217,6 +222,7 @@ def run_blocks(
     rematerialize: bool = False,
     factors: Tensor | None = None,
     first_query: int = 0,
+    keep_attentions: bool = False,
 ) -> Any:
     """Runs blocks in turn; returns the output, `hidden_states` and `attentions`.
 
@@ -229,7 +235,10 @@ def run_blocks(
     hidden_states, attentions = [x], []
     call = LayerTraceCache(TransformerBlock)
     for index, block in enumerate(blocks):
-        options: dict[str, Any] = {"training": training}
+        options: dict[str, Any] = {
+            "training": training,
+            "keep_attention": keep_attentions,
+        }
         if factors is not None:
             options["factors"] = factors[:, index]
         if first_query and index == len(blocks) - 1:

@@ -130,7 +130,13 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
             x = ops.cast(x, residual_dtype)  # also the first of hidden_states
         rematerialize = bool(self.rematerialize and training and not keep_attentions)
         x, hidden_states, attentions = run_blocks(
-            self.blocks, x, training, rematerialize, factors, first_query
+            self.blocks,
+            x,
+            training,
+            rematerialize,
+            factors,
+            first_query,
+            keep_attentions,
         )
         return self.norm(x), hidden_states, attentions
 

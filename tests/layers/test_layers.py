@@ -1,5 +1,6 @@
 """Attention and position layers, beyond the contract (test_contract.py)."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -14,6 +15,20 @@ def test_attention_rows_sum_to_one_and_dropout_needs_training():
     np.testing.assert_array_equal(layer(x)[0], layer(x)[0])
     dropped, _ = layer(x, training=True)
     assert np.abs(dropped - layer(x)[0]).max() > 0
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("first_query", [0, 2])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 0.05)])
+def test_outputs_are_the_same_without_probabilities(first_query, dtype, tolerance):
+    layer = SelfAttention(12, 3, dtype=dtype)
+    x = np.random.default_rng(0).standard_normal((2, 5, 12)).astype("float32")
+    wanted, probabilities = layer(x, first_query=first_query)
+    got, none = layer(x, first_query=first_query, keep_attention=False)
+    assert probabilities.shape == (2, 3, 5 - first_query, 5) and none is None
+    got, wanted = (keras.ops.cast(value, "float32") for value in (got, wanted))
+    got, wanted = map(keras.ops.convert_to_numpy, (got, wanted))
+    np.testing.assert_allclose(got, wanted, atol=tolerance)
 
 
 def test_positions_are_not_trained():

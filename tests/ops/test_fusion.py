@@ -8,6 +8,7 @@ import tensorflow as tf
 import keras_mae
 from keras_mae.layers.mlp import MLP
 from keras_mae.layers.transformer import TransformerBlock
+from keras_mae.ops import fused_block
 from keras_mae.ops.fusion import fusion_scope, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
 
@@ -94,8 +95,8 @@ def block_step(block, x, fused, **options):
     def run(x):
         with tf.GradientTape() as tape, fusion_scope(fused):
             tape.watch(x)
-            output, attention = block(x, **options)
-        assert (attention is None) == fused
+            output, attention = block(x, keep_attention=False, **options)
+        assert attention is None
         upstream = tf.cos(tf.cast(tf.range(tf.size(output)), "float32"))
         upstream = tf.cast(tf.reshape(upstream, tf.shape(output)), output.dtype)
         return [output, *tape.gradient(output, [x, *wanted], upstream)]
@@ -119,7 +120,14 @@ BLOCK_CASES = {
 
 
 @pytest.mark.parametrize("case", BLOCK_CASES)
-def test_a_fused_block_is_the_plain_one(case):
+def test_a_fused_block_is_the_plain_one(case, monkeypatch):
+    fused_calls, compute = [], fused_block.fused_block
+
+    def counted(*arguments):
+        fused_calls.append(arguments)
+        return compute(*arguments)
+
+    monkeypatch.setattr(fused_block, "fused_block", counted)
     config, options = BLOCK_CASES[case]
     keras.utils.set_random_seed(0)
     block = TransformerBlock(12, num_heads=3, mlp_dim=20, **config)
@@ -129,7 +137,10 @@ def test_a_fused_block_is_the_plain_one(case):
     x = tf.constant(np.random.default_rng(0).standard_normal((2, 5, 12)), "float32")
     x = tf.cast(x, config.get("residual_dtype") or block.compute_dtype)
     tolerance = 1e-5 if block.compute_dtype == "float32" else 0.05
-    plain, fused = (block_step(block, x, on, **options) for on in (False, True))
+    plain = block_step(block, x, False, **options)
+    assert not fused_calls
+    fused = block_step(block, x, True, **options)
+    assert len(fused_calls) == 1
     largest = max(np.abs(value).max() for value in plain)
     for mine, theirs in zip(fused, plain, strict=True):
         # the keys' bias has no gradient but rounding
@@ -144,13 +155,15 @@ def test_a_fused_block_takes_any_number_of_images():
     @tf.function(input_signature=[tf.TensorSpec((None, 3, 8))], autograph=False)
     def run(x):
         with fusion_scope(True):
-            return block(x)[0]
+            return block(x, keep_attention=False)[0]
 
     for batch in (2, 1, 0):
         assert run(tf.ones((batch, 3, 8))).shape == (batch, 3, 8)
 
 
-def test_a_block_with_a_part_of_another_kind_is_not_fused():
+def test_a_block_with_a_part_of_another_kind_is_not_fused(monkeypatch):
+    monkeypatch.setattr(fused_block, "fused_block", pytest.fail)
+
     class Doubled(MLP):
         def call(self, x):
             return 2 * super().call(x)
@@ -163,11 +176,15 @@ def test_a_block_with_a_part_of_another_kind_is_not_fused():
         block(x)
     blocks[2].mlp.fc1.quantize("int8")
     for block in blocks:
-        wanted, _ = block(x)
+        wanted, attention = block(x)
+        assert attention.shape == (1, 2, 3, 3)
         with fusion_scope(True):
-            got, attention = block(x)
-        assert attention is not None
+            got, _ = block(x, keep_attention=False)
         np.testing.assert_array_equal(got, wanted)
+    # one whose attention is asked for
+    with fusion_scope(True):
+        _, again = TransformerBlock.from_config(block.get_config())(x)
+    assert again.shape == attention.shape
 
 
 @pytest.mark.nightly
