@@ -6,9 +6,9 @@ Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
 Each side is a process of its own, and they take turns, one step each, so that other
 load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
-`--against=plain` is this package without `--quantize` and `--residual_dtype`. MFU is
-relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
-process.
+`--against=plain` is this package without `--quantize`, `--residual_dtype` and
+`--engine`. MFU is relative to a GPU's published FLOP/s, or to those of a large matrix
+product in the same process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -21,18 +21,21 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from keras_mae.presets import preset_sizes
-from keras_mae.profiling.costs import measured_flops, peak_flops
+from keras_mae.profiling.costs import flops_per_image, measured_flops, peak_flops
 from keras_mae.profiling.paired_runs import Worker, compare, serve_steps, take_turns
 from keras_mae.profiling.timed_steps import make_step
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
+ENGINES = ("keras", "savedmodel", "openvino", "litert", "onnx")
 
 
 @dataclasses.dataclass
@@ -57,6 +60,11 @@ class BenchmarkConfig:
         None,
         ("float32",),
     )
+    engine: str = flag(
+        "what runs --mode=encode: Keras, or the exported encoder in another runtime",
+        "keras",
+        ENGINES,
+    )
     quantize: str | None = flag(
         "quantize the dense layers, of --mode=encode or reconstruct; default: no",
         None,
@@ -68,8 +76,8 @@ class BenchmarkConfig:
     warmup: int = flag("steps before measuring", 2)
     repeats: int = flag("steps to measure", 10)
     against: str | None = flag(
-        "what to compare with: transformers, or this package without --residual_dtype "
-        "and --quantize",
+        "what to compare with: transformers, or this package without --residual_dtype, "
+        "--quantize and --engine",
         None,
         ("huggingface", "plain"),
     )
@@ -83,6 +91,8 @@ def make_our_step(config):
     """Returns the step of our side, and its FLOPs."""
     if config.mode == "input":
         return make_input_step(config), 0.0
+    if config.engine != "keras":
+        return make_engine_step(config)
     overrides = {"dtype": config.precision, "mask_ratio": config.mask_ratio}
     overrides["rematerialize"] = config.rematerialize
     for name in ("image_size", "depth", "residual_dtype", "quantize"):
@@ -97,6 +107,40 @@ def make_our_step(config):
         replicas=config.replicas,
         **overrides,
     )
+
+
+def make_engine_step(config):
+    """Returns the step of an exported encoder, and its FLOPs."""
+    sizes = {"dtype": config.precision}
+    for name in ("image_size", "depth"):
+        if getattr(config, name) is not None:
+            sizes[name] = getattr(config, name)
+    encoder = keras_mae.MAEEncoder.from_preset(config.preset, **sizes)
+    shape = (config.batch_size, *encoder.image_size, encoder.num_channels)
+    pixels = np.random.default_rng(0).standard_normal(shape).astype("float32")
+    encode = load_exported(encoder, config.engine)
+    flops = config.batch_size * flops_per_image(encoder) / 3
+    return lambda: float(np.max(encode(pixels))), flops
+
+
+def load_exported(encoder, engine):
+    """Exports an encoder and loads it into an engine; returns a function of pixels."""
+    # they import TensorFlow, which JAX needn't hold
+    from keras_mae.export import export_runtime, export_savedmodel, load_runtime
+
+    processor = keras_mae.MAEImageProcessor(encoder.image_size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "1")
+        if engine == "savedmodel":
+            import tensorflow as tf
+
+            export_savedmodel(encoder, processor, path, warmup_batch_sizes=())
+            loaded = tf.saved_model.load(path)  # which its signatures don't keep
+            name = "features_from_pixels"
+            return lambda x: loaded.signatures[name](pixels=tf.constant(x))["features"]
+        export_runtime(encoder, processor, path, engine)
+        encode = load_runtime(path)["encode"]
+    return lambda x: encode(pixels=x)["features"]
 
 
 def make_input_step(config):
@@ -129,7 +173,8 @@ def work(config):
     begin = time.perf_counter()
     step, flops = make_our_step(config)
     residuals = config.residual_dtype and f"{config.residual_dtype} residuals"
-    variant = [name for name in (config.quantize, residuals) if name]
+    engine = config.engine if config.engine != "keras" else None
+    variant = [name for name in (config.quantize, residuals, engine) if name]
     about = {
         "library": ", ".join(["keras_mae", *variant]),
         "keras": keras.__version__,
@@ -161,7 +206,8 @@ def start_ours(config):
 
 def start_plain(config):
     """Starts our worker process without what is compared."""
-    return start_ours(dataclasses.replace(config, residual_dtype=None, quantize=None))
+    plain = {"residual_dtype": None, "quantize": None, "engine": "keras"}
+    return start_ours(dataclasses.replace(config, **plain))
 
 
 def start_peer(config):
@@ -223,6 +269,11 @@ def main(config):
     if config.worker:
         work(config)
         return
+    if config.engine != "keras" and config.mode != "encode":
+        raise ValueError(
+            f"--engine={config.engine} needs --mode=encode. Received: "
+            f"--mode={config.mode}"
+        )
     if config.quantize and config.mode not in ("encode", "reconstruct"):
         raise ValueError(
             "--quantize needs --mode=encode or reconstruct. Received: "

@@ -202,3 +202,8 @@ def test_the_gpu_benchmark_passes_flags_that_exist():
     for script, flags in commands:
         known = {field.name for field in dataclasses.fields(config_class(script))}
         assert set(re.findall(r"--(\w+)", flags)) <= known
+
+
+def test_engines_are_for_encoding():
+    line = refusal(TRAINING, "--engine=openvino")
+    assert "--engine=openvino needs --mode=encode" in line
