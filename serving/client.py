@@ -38,6 +38,8 @@ def _embed(client, options):
 
 def _index(client, options):
     out, folder, skipped = Path(options.out), Path(options.folder), []
+    if not out.parent.is_dir():
+        raise NotADirectoryError(f"There is no folder {out.parent}")
 
     def skip(path, error):
         skipped.append(path)
@@ -76,6 +78,8 @@ def _similar(client, options):
     found = index.rank(embedding, options.top, without=itself)
     for path, score in found:
         yield f"{score:.4f}  {path}"
+    if not found:
+        yield f"{options.index} has no other image"
     if options.out:
         draw_sheet(options.image, found, folder).save(options.out)
         yield f"Picture saved to {options.out}"

@@ -88,7 +88,12 @@ STATUSES = [
         "status": {"error_code": "UNKNOWN", "error_message": "torn"},
     },
 ]
-HTTP_STATUS = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "UNAVAILABLE": 503}
+HTTP_STATUS = {
+    "INVALID_ARGUMENT": 400,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 413,
+    "UNAVAILABLE": 503,
+}
 
 
 class Refusal(Exception):

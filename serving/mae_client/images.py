@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # a path, encoded bytes, a PIL image, an array, or a list of these
 Images: TypeAlias = Any
@@ -23,13 +23,12 @@ def as_list(images: Images) -> list:
 
 def encode(image: Images) -> bytes:
     """Returns an image as bytes that the server can decode."""
-    if isinstance(image, (str, Path)):
-        image = Path(image).read_bytes()
+    image, name = _read(image)
     if isinstance(image, (bytes, bytearray)) and _is_decodable(bytes(image[:34])):
         return bytes(image)
     file = io.BytesIO()
     # the fastest level: a few percent larger than the default
-    to_pil(image).save(file, "PNG", compress_level=1)
+    _to_pil(image, name).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -45,10 +44,19 @@ def _is_decodable(head):
 
 def to_pil(image: Images) -> Image.Image:
     """Converts an image of any accepted kind to a PIL image, grey or RGB."""
+    return _to_pil(*_read(image))
+
+
+def _read(image):
+    """Returns the bytes of a path, anything else as it is; and a name for errors."""
     if isinstance(image, (str, Path)):
-        image = Path(image).read_bytes()
+        return Path(image).read_bytes(), image
+    return image, "image"
+
+
+def _to_pil(image, name):
     if isinstance(image, (bytes, bytearray)):
-        image = _open(image)
+        image = _open(image, name)
     if not isinstance(image, Image.Image):
         image = _from_array(image)
     if image.mode.startswith("I;16"):
@@ -62,13 +70,16 @@ def to_pil(image: Images) -> Image.Image:
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
-def _open(encoded):
+def _open(encoded, name):
     try:
         image = Image.open(io.BytesIO(encoded))
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        # Pillow's text would be of an object in memory
+        unknown = isinstance(error, UnidentifiedImageError)
+        why = "no format that Pillow knows" if unknown else error
         raise ValueError(
-            f"Cannot read image. Received: {len(encoded)} bytes: {error}"
+            f"Cannot read {name}. Received: {len(encoded)} bytes: {why}"
         ) from error
     return image
 

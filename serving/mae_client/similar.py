@@ -2,8 +2,8 @@
 
 import dataclasses
 import os
+import stat
 import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,12 +69,23 @@ class ImageIndex:
                 | {name: str(values[name]) for name in ("model", "folder", "signature")}
                 | {"version": int(values["version"])}
             )
-            count = len(index.paths)
-            if index.embeddings.shape[:1] + index.stamps.shape != (count, count, 2):
-                raise ValueError("its arrays differ in length")
-        except (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            index._check_arrays()
+        except OSError:
+            raise
+        except Exception as error:  # NumPy's and zipfile's have no common kind
             raise ValueError(f"This is no index: {path}: {error}") from error
         return index
+
+    def _check_arrays(self) -> None:
+        count, width = self.embeddings.shape
+        shapes = (self.paths.shape, self.stamps.shape)
+        if shapes != ((count,), (count, 2)):
+            raise ValueError("its arrays differ in length")
+        kinds = self.paths.dtype.kind, self.embeddings.dtype, self.stamps.dtype
+        if kinds != ("U", np.float32, np.int64):
+            raise ValueError(f"its arrays are of other dtypes: {kinds}")
+        if not width or not np.isfinite(self.embeddings).all():
+            raise ValueError("its embeddings are not finite")
 
     def check(self, path: str | os.PathLike[str], model: str, version: int) -> None:
         """Raises ValueError if another model would be asked than made the index."""
@@ -156,7 +167,11 @@ def _image_files(folder, skipped):
     """Yields the relative path and the stamp of each file with an image's suffix."""
     if not folder.is_dir():
         raise NotADirectoryError(f"There is no folder {folder}")
-    for root, folders, names in os.walk(folder):
+
+    def unreadable(error):
+        skipped(os.path.relpath(error.filename, folder), error)
+
+    for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             path = Path(root, name)
@@ -166,7 +181,10 @@ def _image_files(folder, skipped):
             try:
                 relative.encode()
                 about = path.stat()
-            except (OSError, UnicodeError) as error:
+                if not stat.S_ISREG(about.st_mode):
+                    # reading a pipe or a device would never end
+                    raise ValueError("This is no file")
+            except (OSError, ValueError) as error:
                 skipped(relative, error)
                 continue
             yield relative, (about.st_size, about.st_mtime_ns)
@@ -180,7 +198,7 @@ def _embed(client, folder, paths, skipped):
             warnings.simplefilter("ignore")
             vectors = client.embed([folder / path for path in paths]).embedding
     except (ValueError, OSError, ServingError) as error:
-        if isinstance(error, ServingError) and error.code != "INVALID_ARGUMENT":
+        if isinstance(error, ServingError) and not _is_of_images(error):
             raise
         if len(paths) == 1:
             skipped(paths[0], error)
@@ -194,3 +212,10 @@ def _embed(client, folder, paths, skipped):
             yield path, vector
         else:
             skipped(path, ValueError("its embedding is not finite"))
+
+
+def _is_of_images(error):
+    """Whether a server refused a request for its images, or for their size."""
+    # with retry_after it has too much to do
+    too_large = error.code == "RESOURCE_EXHAUSTED" and error.retry_after is None
+    return too_large or error.code == "INVALID_ARGUMENT"

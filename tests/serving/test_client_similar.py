@@ -1,5 +1,6 @@
 """serving/client.py index and similar: embeddings of a folder, and their ranking."""
 
+import os
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tests.scripts import ROOT, load
 from tests.stand_ins import grey
 
 client = load("serving/client.py")
+ImageIndex = sys.modules["mae_client.similar"].ImageIndex
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
 
 
@@ -115,6 +117,93 @@ def test_a_refused_image_does_not_cost_the_rest(stub, folder, tmp_path, capsys):
     ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
     told = capsys.readouterr()
     assert "4 images" in told.out and "skipped torn.jpg: Invalid JPEG" in told.err
+
+
+def test_a_request_that_is_too_large_does_not_cost_the_rest(stub, folder, tmp_path):
+    answer = stub.brain.answer
+
+    def refuse(signature, inputs):
+        levels = [stand_ins.level(item) for item in inputs["image_bytes"]]
+        if 250 in levels or len(levels) > 2:
+            raise stand_ins.Refusal("RESOURCE_EXHAUSTED", "The request is too large")
+        return answer(signature, inputs)
+
+    stub.brain.answer = refuse
+    ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    with np.load(tmp_path / "index.npz") as file:
+        assert file["paths"].tolist() == ["far/ü110.png", "g000.png", "g100.jpg"]
+
+
+def test_what_is_no_file_is_skipped(stub, folder, tmp_path, capsys):
+    # reading them would never end
+    os.mkfifo(folder / "pipe.png")
+    (folder / "zeros.png").symlink_to("/dev/zero")
+    (folder / "gone.png").symlink_to("missing")
+    ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    told = capsys.readouterr()
+    assert "4 images" in told.out and "5 skipped" in told.out
+    assert "skipped pipe.png: This is no file" in told.err
+    # with the name, and no object of Python
+    assert "Cannot read" in told.err and "0x" not in told.err
+
+
+def test_the_folder_of_the_index_is_looked_for_first(stub, folder, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ask(stub, "index", folder, f"--out={tmp_path / 'missing' / 'index.npz'}")
+    assert stop.value.code == 2 and "There is no folder" in capsys.readouterr().err
+    assert not stub.brain.calls
+
+
+def test_an_index_of_one_image_has_nothing_similar(stub, tmp_path, capsys):
+    Image.fromarray(grey(9)).save(tmp_path / "one.png")
+    ask(stub, "index", tmp_path, f"--out={tmp_path / 'index.npz'}")
+    capsys.readouterr()
+    ask(stub, "similar", tmp_path / "one.png", f"--index={tmp_path / 'index.npz'}")
+    assert "has no other image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"embeddings": np.full((2, 2), np.nan, "float32")},
+        {"embeddings": np.array([["a", "b"], ["c", "d"]])},
+        {"embeddings": np.zeros(2, "float32")},
+        {"paths": np.arange(2)},
+        {"paths": np.array([["a", "b"], ["c", "d"]])},
+        {"paths": np.array(["a"])},
+        {"stamps": np.zeros((2, 2), "float32")},
+        {"version": np.array("new")},
+    ],
+)
+def test_a_broken_index_is_refused(tmp_path, changed):
+    whole = {
+        "paths": np.array(["a.png", "b.png"]),
+        "embeddings": np.ones((2, 2), "float32"),
+        "stamps": np.ones((2, 2), "int64"),
+        **{"model": "mae", "version": 2, "folder": ".", "signature": "embed"},
+    }
+    path = tmp_path / "index.npz"
+    np.savez(path, **whole)
+    assert ImageIndex.load(path).version == 2
+    np.savez(path, **{**whole, **changed})
+    with pytest.raises(ValueError, match="This is no index"):
+        ImageIndex.load(path)
+
+
+def test_a_damaged_index_is_refused(tmp_path):
+    whole = ImageIndex(
+        np.array(["a.png"]),
+        np.ones((1, 2), "float32"),
+        np.ones((1, 2), "int64"),
+        *("mae", 2, "."),
+    )
+    whole.save(tmp_path / "index.npz")
+    data = bytearray((tmp_path / "index.npz").read_bytes())
+    # the compression method in the archive's directory: one that Python lacks
+    data[data.rfind(b"PK\x01\x02") + 10] = 99
+    (tmp_path / "index.npz").write_bytes(data)
+    with pytest.raises(ValueError, match="This is no index"):
+        ImageIndex.load(tmp_path / "index.npz")
 
 
 def test_a_server_that_fails_is_an_error_and_keeps_the_index(stub, folder, tmp_path):
