@@ -12,10 +12,12 @@ from .images import Images, encode
 from .inputs import read_rows, read_seeds, read_source
 from .results import Classification, Embeddings, Features, Reconstruction
 
-# per request: as base64 or digits still below the 64 MiB that a server accepts
-_MAX_BYTES = 32 * 2**20
-# a float32 as JSON digits, in units of its own size
-_JSON_GROWTH = 3
+# of a request as JSON: below the 32 MiB that config/nginx.conf lets through, and half
+# of what a server accepts
+_MAX_BYTES = 30 * 2**20
+# bytes as base64, and float32 as JSON's digits, in units of their own size
+_BASE64_GROWTH = 4 / 3
+_DIGITS_GROWTH = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,9 @@ def _cut(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Splits a batch that is too large for a request, between images."""
     sizes = [
-        len(item) if isinstance(item, bytes) else _JSON_GROWTH * item.nbytes
+        _BASE64_GROWTH * len(item)
+        if isinstance(item, bytes)
+        else _DIGITS_GROWTH * item.nbytes
         for item in inputs[kind]
     ]
     starts, total = [0], 0
