@@ -2,7 +2,6 @@
 
 import asyncio
 import gzip
-import ssl
 import time
 import zlib
 from typing import Any
@@ -27,7 +26,7 @@ class _Http:
         headers = {"accept-encoding": "gzip", "content-type": "application/json"}
         self._arguments: dict[str, Any] = {
             "headers": headers | options.all_headers(),
-            "verify": _ssl_context(options) if options.encrypted else False,
+            "verify": options.ssl_context() if options.encrypted else False,
             "limits": httpx2.Limits(
                 max_connections=None, max_keepalive_connections=options.concurrency
             ),
@@ -136,14 +135,3 @@ class AsyncHttpTransport(_Http):
         except (httpx2.HTTPError, TimeoutError) as error:
             raise self._error(error) from error
         return await asyncio.to_thread(self._finish, response, data)
-
-
-def _ssl_context(options):
-    context = ssl.create_default_context(cafile=options.ca_file)
-    if not options.verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    if options.cert_file is not None:
-        # an encrypted key is an error: ssl would ask the terminal for its password
-        context.load_cert_chain(options.cert_file, options.key_file, lambda: "")
-    return context

@@ -3,12 +3,20 @@
 import dataclasses
 import os
 import re
+import ssl
 import urllib.parse
 from collections.abc import Mapping
 from pathlib import Path
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+# how a message is sent, which the transport says
+_FRAMING = frozenset(
+    (
+        *("accept-encoding", "connection", "content-encoding", "content-length"),
+        *("te", "transfer-encoding"),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +92,20 @@ class Options:
             if path is not None:
                 # ssl's own error of an absent file doesn't name it
                 Path(path).read_bytes()
+        if given:
+            # gRPC's own errors of wrong files would be of an absent server
+            self.ssl_context()
+
+    def ssl_context(self) -> ssl.SSLContext:
+        """Reads the certificates; an error is an OSError."""
+        context = ssl.create_default_context(cafile=self.ca_file)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self.cert_file is not None:
+            # an encrypted key is an error: ssl would ask the terminal for its password
+            context.load_cert_chain(self.cert_file, self.key_file, lambda: "")
+        return context
 
     def _check_headers(self) -> None:
         # the libraries' own errors would show the values
@@ -95,6 +117,8 @@ class Options:
             binary = self.grpc and name.lower().endswith("-bin")
             if not _HEADER_NAME.fullmatch(name) or binary:
                 raise ValueError(f"This is no name of a text header: {name!r}")
+            if name.lower() in _FRAMING or name.lower().startswith("grpc-"):
+                raise ValueError(f"The client itself sets the header {name}")
             if not _HEADER_VALUE.fullmatch(value):
                 raise ValueError(f"The value of header {name} must be ASCII text")
             if self.token is not None and name.lower() == "authorization":

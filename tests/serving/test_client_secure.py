@@ -130,6 +130,8 @@ def test_headers_go_with_each_request(stub):
         {"tls": True, "grpc": True, "verify": False},
         {"tls": True, "grpc": True, "cert_file": "{ca}"},
         {"tls": True, "cert_file": "{ca}", "key_file": "{stranger}"},
+        {"tls": True, "cert_file": "{ca}", "key_file": "{stranger}", "grpc": True},
+        {"tls": True, "ca_file": "{names}", "grpc": True},
         {"address": f"https://user:{TOKEN}@localhost"},
         {"token": f"{TOKEN}\n"},
         {"token": ""},
@@ -138,6 +140,9 @@ def test_headers_go_with_each_request(stub):
         {"headers": {f"{TOKEN} ": "x"}, "hidden": ""},
         {"headers": {"x-key-bin": TOKEN}, "grpc": True},
         {"headers": {"authorization": TOKEN}, "token": TOKEN},
+        {"headers": {"Content-Length": "5"}},
+        {"headers": {"Accept-Encoding": "br"}},
+        {"headers": {"grpc-timeout": "1S"}, "grpc": True},
     ],
 )
 def test_wrong_options_are_refused_without_their_secrets(keys, options):
