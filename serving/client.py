@@ -113,6 +113,9 @@ def _save_arrays(path, **arrays):
 
 
 def _reconstruct(client, options):
+    if options.png_folder is not None:
+        yield from _reconstruct_png(client, options)
+        return
     mask = None if options.mask is None else _read_mask(options.mask)
     answer = client.reconstruct(options.images, seed=options.seed, mask=mask)
     for path, row, loss in zip(options.images, answer.mask, answer.loss, strict=True):
@@ -121,6 +124,22 @@ def _reconstruct(client, options):
     if options.out:
         answer.save(options.out, options.images)
         yield f"Picture saved to {options.out}"
+
+
+def _reconstruct_png(client, options):
+    for name in ("mask", "out"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"Give either --png_folder or --{name}")
+    folder = Path(options.png_folder)
+    # a name of its own: the folder may be that of the images
+    names = [f"{Path(path).stem}-reconstruction.png" for path in options.images]
+    if len(set(names)) < len(names):
+        raise ValueError("--png_folder needs images of different names")
+    answer = client.reconstruct_png(options.images, seed=options.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, png, loss in zip(names, answer.png_bytes, answer.loss, strict=True):
+        (folder / name).write_bytes(png)
+        yield f"{folder / name}: loss {loss:.4f}"
 
 
 def _read_mask(path):

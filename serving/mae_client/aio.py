@@ -14,6 +14,7 @@ from .results import (
     Classification,
     Embeddings,
     Features,
+    PngReconstruction,
     Reconstruction,
     Signature,
     VersionStatus,
@@ -91,6 +92,19 @@ class AsyncClient(Connection):
         """As `Client.reconstruct`."""
         return await self._predict(
             jobs.reconstruct(images, seed, mask, noise, pixels, pixels_u8)
+        )
+
+    async def reconstruct_png(
+        self,
+        images: Images | None = None,
+        seed: int | Sequence[int] | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
+    ) -> PngReconstruction:
+        """As `Client.reconstruct_png`."""
+        return await self._predict(
+            jobs.reconstruct_png(images, seed, pixels, pixels_u8)
         )
 
     async def classify(

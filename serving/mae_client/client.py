@@ -16,6 +16,7 @@ from .results import (
     Classification,
     Embeddings,
     Features,
+    PngReconstruction,
     Reconstruction,
     Signature,
     VersionStatus,
@@ -194,6 +195,41 @@ class Client(Connection):
         return self._predict(
             jobs.reconstruct(images, seed, mask, noise, pixels, pixels_u8)
         )
+
+    def reconstruct_png(
+        self,
+        images: Images | None = None,
+        seed: int | Sequence[int] | None = None,
+        *,
+        pixels: ArrayLike | None = None,
+        pixels_u8: ArrayLike | None = None,
+    ) -> PngReconstruction:
+        """Masks patches of images and reconstructs them as PNG files.
+
+        Args:
+            images: As for `features`.
+            seed: As for `reconstruct`; the default is 0.
+            pixels: As for `features`.
+            pixels_u8: As for `features`.
+
+        Returns:
+            `PngReconstruction`.
+
+        Raises:
+            ValueError: If an argument is invalid, or its rows are not as many as the
+                images.
+            OSError: If a file cannot be read.
+            ServingError: If the server returns an error, or does not respond.
+
+        Example:
+
+        ```python
+        with Client("localhost:8501") as client:
+            (png,) = client.reconstruct_png("cat.jpg", seed=7).png_bytes
+        Path("reconstruction.png").write_bytes(png)
+        ```
+        """
+        return self._predict(jobs.reconstruct_png(images, seed, pixels, pixels_u8))
 
     def classify(
         self,

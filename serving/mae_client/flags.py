@@ -33,6 +33,10 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     masking.add_argument("--mask", help=".npy file, (L,) or (B, L), 1 = masked")
     command.add_argument("--out", help="picture file to write, one row per image")
+    command.add_argument(
+        "--png_folder",
+        help="folder to write the server's PNG of each image to, instead of --out",
+    )
     _add_similar(commands, every)
     commands.add_parser("status", parents=[every], help="states of model versions")
     commands.add_parser("metadata", parents=[every], help="signatures of the model")

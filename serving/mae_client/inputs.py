@@ -1,5 +1,6 @@
 """Inputs of a request: one row per image."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,13 @@ def _read_pixels(name, pixels):
             f"channels). Received: shape {pixels.shape}"
         )
     return pixels[None] if pixels.ndim == 3 else pixels
+
+
+def as_objects(items: Sequence[bytes]) -> np.ndarray:
+    """Makes an array of bytes of any lengths."""
+    array = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
 
 
 def read_seeds(seed: ArrayLike, count: int) -> np.ndarray:

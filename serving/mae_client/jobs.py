@@ -8,9 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from .errors import ServingError
 from .images import Images, encode
-from .inputs import read_rows, read_seeds, read_source
-from .results import Classification, Embeddings, Features, Reconstruction
+from .inputs import as_objects, read_rows, read_seeds, read_source
+from .results import (
+    Classification,
+    Embeddings,
+    Features,
+    PngReconstruction,
+    Reconstruction,
+)
 
 # of a request as JSON: below the 32 MiB that config/nginx.conf lets through, and half
 # of what a server accepts
@@ -61,19 +68,21 @@ class Job:
     def join(self, answers: Iterable[Mapping[str, np.ndarray]]) -> Any:
         """Makes the result of the answers, in the order of the images."""
         answers = list(answers)
-        return self.result_class(
-            **{
+        try:
+            joined = {
                 name: np.concatenate([answer[name] for answer in answers])
                 for name in self.names
             }
-        )
-
-
-def as_objects(items: Sequence[bytes]) -> np.ndarray:
-    """Makes an array of bytes of any lengths."""
-    array = np.empty(len(items), dtype=object)
-    array[:] = items
-    return array
+        except ValueError as error:
+            raise ServingError(f"The answers don't fit: {error}", "INTERNAL") from error
+        for name, rows in joined.items():
+            if len(rows) != len(self.items):
+                raise ServingError(
+                    f"The answers have {len(rows)} rows of {name} for "
+                    f"{len(self.items)} images",
+                    "INTERNAL",
+                )
+        return self.result_class(**joined)
 
 
 def _cut(
@@ -86,7 +95,7 @@ def _cut(
         else _DIGITS_GROWTH * item.nbytes
         for item in inputs[kind]
     ]
-    starts, total = [0], 0
+    starts, total = [0], 0.0
     for index, size in enumerate(sizes):
         total += size
         if total > _MAX_BYTES and index > starts[-1]:
@@ -131,3 +140,15 @@ def reconstruct(
     else:
         rows = read_rows(name, value, len(items))
     return Job(Reconstruction, signature, items, kind, {name: rows})
+
+
+def reconstruct_png(
+    images: Images | None,
+    seed: int | Sequence[int] | None,
+    pixels: Pixels,
+    pixels_u8: Pixels,
+) -> Job:
+    items, kind = read_source(images, pixels, pixels_u8)
+    seeds = read_seeds(0 if seed is None else seed, len(items))
+    signature = "reconstruct_png_bytes"
+    return Job(PngReconstruction, signature, items, kind, {"seed": seeds})

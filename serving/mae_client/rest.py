@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .errors import ServingError, check_names, invalid_response, unavailable
+from .inputs import as_objects
 from .options import Options
 from .results import read_signatures, read_statuses
 
@@ -88,7 +89,10 @@ class RestMessages:
                 # TF Serving leaves out the name of a single output
                 outputs = {names[0]: outputs}
             check_names(self.address, outputs, names)
-            return {name: np.array(outputs[name], _dtype(name)) for name in names}
+            try:
+                return {name: _from_json(name, outputs[name]) for name in names}
+            except (ValueError, TypeError, KeyError) as error:
+                raise invalid_response(self.address, str(error)) from error
 
         return HttpRequest("POST", f"{self._url}:predict", body, read)
 
@@ -174,7 +178,16 @@ def _signatures(metadata):
 
 
 def _dtype(name):
+    if name.endswith("_bytes"):
+        return "object"
     return _DTYPES.get(name, "float32")
+
+
+def _from_json(name, value):
+    """Converts nested lists to an array; of outputs `*_bytes` base64 to bytes."""
+    if name.endswith("_bytes"):
+        return as_objects([base64.b64decode(item["b64"]) for item in value])
+    return np.array(value, _dtype(name))
 
 
 def _to_json(array):

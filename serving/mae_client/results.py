@@ -89,6 +89,25 @@ class Reconstruction:
         draw(images, self.reconstruction, self.mask, self.patch_size).save(path)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class PngReconstruction:
+    """Reconstructed images as PNG files, a fraction of the size of `Reconstruction`.
+
+    Args:
+        png_bytes: `(B,)` array of bytes, a PNG file of each image: the reconstruction
+            with the visible patches over it, of the model's size. Empty where
+            `pixels_u8` had another size.
+        mask: `(B, L)` float32 array, 1 = masked, 0 = visible.
+        loss: `(B,)` float32 array.
+        patch_size: `(B, 2)` int32 array, height and width of a patch in pixels.
+    """
+
+    png_bytes: np.ndarray
+    mask: np.ndarray
+    loss: np.ndarray
+    patch_size: np.ndarray
+
+
 class VersionStatus(NamedTuple):
     """A version of a model; one that can be used has the state `"AVAILABLE"`."""
 

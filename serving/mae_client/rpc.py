@@ -70,7 +70,7 @@ class GrpcMessages:
         def read(response):
             check_names(self.address, response.outputs, names)
             try:
-                return {name: _decode(response.outputs[name]) for name in names}
+                return {name: _decode(name, response.outputs[name]) for name in names}
             except ValueError as error:
                 raise invalid_response(self.address, str(error)) from error
 
@@ -187,10 +187,10 @@ def _credentials(options):
     return grpc.ssl_channel_credentials(root, key, chain)
 
 
-def _decode(proto):
-    """Reads a tensor; strings as text, which TensorFlow has as bytes."""
+def _decode(name, proto):
+    """Reads a tensor; strings are text, but for outputs `*_bytes`."""
     array = from_proto(proto)
-    if array.dtype != object:
+    if array.dtype != object or name.endswith("_bytes"):
         return array
     texts = [item.decode() for item in array.ravel()]
     return np.array(texts, dtype="str").reshape(array.shape)

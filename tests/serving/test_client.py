@@ -94,11 +94,45 @@ def test_pixels_are_split_by_their_json_size(stub, monkeypatch):
     assert 0.8 * limit < len(json.dumps(pixels[:2].tolist())) < limit
 
 
+def test_reconstructions_as_files(stub):
+    with connect(stub, batch_size=2) as asked:
+        answer = asked.reconstruct_png([grey(value) for value in range(3)], seed=7)
+        nothing = asked.reconstruct_png([])
+    assert answer.png_bytes.tolist() == [
+        b"\x89PNG\xff\0" + bytes([n]) for n in range(3)
+    ]
+    assert answer.loss.tolist() == [7, 8, 9] and answer.mask.shape == (3, 4)
+    assert nothing.png_bytes.shape == (0,) and nothing.mask.shape == (0, 4)
+    assert {call[0] for call in stub.brain.calls} == {"reconstruct_png_bytes"}
+
+
+def test_answers_that_do_not_fit_are_errors_of_the_server(stub):
+    images = [grey(1), grey(2)]
+    for embedding in (np.ones((1, 2)), np.ones((3, 2)), np.float64(1)):
+        stub.brain.answer = lambda *_, it=embedding: {"embedding": it}
+        with connect(stub) as asked, pytest.raises(ServingError) as error:
+            asked.embed(images)
+        assert error.value.code == "INTERNAL"
+
+
+@pytest.mark.parametrize("outputs", [[[1, 2], [3]], [["a"]], [{"a": 1}], {"b": 1}])
+def test_strange_json_is_an_error_of_the_server(outputs):
+    class Odd(stand_ins.RestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send(200, {"outputs": outputs})
+
+    with RestStub(handler=Odd) as stub, connect(stub) as asked:
+        with pytest.raises(ServingError) as error:
+            asked.embed([grey(1), grey(2)])
+        assert error.value.code == "INTERNAL"
+
+
 def test_requests_fit_through_the_proxy():
     text = (ROOT / "serving/docker-compose.yml").read_text()
     (megabytes,) = re.findall(r"\$\{BODY:-(\d+)m\}", text)
     # JSON's brackets, names and quotes beside the images
-    assert mae_client.jobs._MAX_BYTES + 2**20 < int(megabytes) * 2**20
+    assert int(megabytes) * 2**20 > mae_client.jobs._MAX_BYTES + 2**20
 
 
 def test_masks_and_noise_are_split_with_their_images(stub):
@@ -149,7 +183,9 @@ def test_status_and_metadata_are_the_same_by_rest_and_grpc(stub):
         statuses, signatures = asked.status(), asked.metadata()
     assert statuses == [(2, "AVAILABLE", ""), (3, "END", "torn")]
     assert statuses[1].error == "torn"
-    assert set(signatures) == {"embed", "features", "reconstruct"}
+    assert set(signatures) == {
+        *("embed", "features", "reconstruct", "reconstruct_png_bytes")
+    }
     assert signatures["reconstruct"].inputs == {
         "image_bytes": ("string", (None,)),
         "seed": ("int64", (None,)),

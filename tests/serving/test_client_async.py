@@ -35,6 +35,7 @@ def test_methods_are_those_of_the_blocking_client(stub):
             client.embed(pixels_u8=levels),
             client.reconstruct(images, seed=7),
             client.classify(images),
+            client.reconstruct_png(images, seed=7),
         ), (
             await client.status(),
             await client.metadata(),
@@ -51,6 +52,7 @@ def test_methods_are_those_of_the_blocking_client(stub):
             asked.embed(images),
             asked.reconstruct(images, seed=7),
             asked.classify(images),
+            asked.reconstruct_png(images, seed=7),
         )
         assert (status, metadata) == (asked.status(), asked.metadata())
     assert version == 2 and nothing.features.shape == (0, 5, 2)

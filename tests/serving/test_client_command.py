@@ -45,6 +45,10 @@ def test_commands_print_results(stub, picture, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"{picture}: loss 5.0000, 2 of 4 patches masked" in out
     assert Image.open(tmp_path / "painted.png").size == (652, 180)
+    ask(stub, "reconstruct", picture, "--seed=5", "--png_folder", tmp_path / "new")
+    file = tmp_path / "new" / "cat-reconstruction.png"
+    assert capsys.readouterr().out == f"{file}: loss 5.0000\n"
+    assert file.read_bytes().startswith(b"\x89PNG")
     np.save(tmp_path / "mask.npy", [1, 0, 0, 0])
     ask(stub, "reconstruct", picture, "--mask", tmp_path / "mask.npy")
     assert "1 of 4 patches masked" in capsys.readouterr().out
@@ -70,6 +74,9 @@ def test_commands_print_results(stub, picture, tmp_path, capsys):
         ("reconstruct", "{picture}", "--mask={empty}"),
         ("reconstruct", "{picture}", "--mask={empty}", "--seed=1"),
         ("reconstruct", "{picture}", "--out={missing}.xyz"),
+        ("reconstruct", "{picture}", "--png_folder={text}"),
+        ("reconstruct", "{picture}", "--png_folder=x", "--out=y"),
+        ("reconstruct", "{picture}", "{picture}", "--png_folder=x"),
         ("status", "{picture}"),
     ],
 )
