@@ -31,6 +31,29 @@ def check_installed(format):
         )
 
 
+def _checked(name, shapes, run):
+    """Checks arrays first: OpenVINO takes its last ones where an input is missing."""
+
+    def call(**inputs):
+        if set(inputs) != set(shapes):
+            raise ValueError(
+                f"{name} takes {', '.join(shapes)}. "
+                f"Received: {', '.join(inputs) or 'nothing'}"
+            )
+        arrays = {key: np.asarray(inputs[key], "float32") for key in shapes}
+        count = max(len(np.atleast_1d(array)) for array in arrays.values())
+        for key, array in arrays.items():
+            wanted = (count, *shapes[key][1:])
+            if array.shape != wanted or not count:
+                raise ValueError(
+                    f"{key} must have the shape {(max(count, 1), *wanted[1:])}. "
+                    f"Received: {array.shape}"
+                )
+        return run(**arrays)
+
+    return call
+
+
 def _write_openvino(folder, traced):
     import openvino
 
@@ -50,8 +73,20 @@ def _load_openvino(files):
         found = compiled(inputs)
         return {output.any_name: found[output] for output in compiled.outputs}
 
-    models = {file.stem: core.compile_model(file, "CPU", options) for file in files}
-    return {name: functools.partial(run, model) for name, model in models.items()}
+    functions = {}
+    for file in files:
+        model = core.compile_model(file, "CPU", options)
+        shapes = {
+            each.any_name: [
+                size.get_length() if size.is_static else None for size in sizes
+            ]
+            for each in model.inputs
+            for sizes in [each.partial_shape]
+        }
+        functions[file.stem] = _checked(
+            file.stem, shapes, functools.partial(run, model)
+        )
+    return functions
 
 
 def _write_litert(folder, traced):
@@ -76,8 +111,15 @@ def _load_litert(files):
 
     (file,) = files
     interpreter = Interpreter(str(file), num_threads=os.cpu_count())
-    names = interpreter.get_signature_list()
-    return {name: interpreter.get_signature_runner(name) for name in names}
+    functions = {}
+    for name in interpreter.get_signature_list():
+        run = interpreter.get_signature_runner(name)
+        shapes = {
+            key: [size if size >= 0 else None for size in each["shape_signature"]]
+            for key, each in run.get_input_details().items()
+        }
+        functions[name] = _checked(name, shapes, run)
+    return functions
 
 
 def _write_onnx(folder, traced):
@@ -118,13 +160,16 @@ def _load_onnx(files):
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(names, inputs), strict=True))
 
-    sessions = {
-        file.stem: onnxruntime.InferenceSession(
-            file, providers=["CPUExecutionProvider"]
-        )
-        for file in files
-    }
-    return {name: functools.partial(run, found) for name, found in sessions.items()}
+    functions = {}
+    for file in files:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        shapes = {
+            each.name: [size if isinstance(size, int) else None for size in each.shape]
+            for each in session.get_inputs()
+        }
+        found = functools.partial(run, session)
+        functions[file.stem] = _checked(file.stem, shapes, found)
+    return functions
 
 
 FORMATS = {

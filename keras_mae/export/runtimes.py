@@ -108,8 +108,8 @@ def load_runtime(path: PathLike) -> dict[str, Callable[..., dict[str, np.ndarray
         path: Path of the folder.
 
     Returns:
-        A dict from name to function, which takes arrays by name and returns a dict of
-        arrays.
+        A dict from name to function, which takes arrays by name, of at least one image,
+        and returns a dict of arrays; other names or shapes are a `ValueError`.
 
     Raises:
         ValueError: If the folder has no converted model.

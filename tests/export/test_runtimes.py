@@ -61,6 +61,23 @@ def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
         levels = np.clip(levels, 0, 255)
         np.testing.assert_allclose(got["reconstruction"], levels, atol=0.02)
         np.testing.assert_array_equal(got["patch_size"], [[8, 8]] * count)
+    images = pixels(2)
+    for name, inputs, message in (
+        ("encode", {}, "encode takes pixels. Received: nothing"),
+        ("encode", {"pixels": images, "noise": noise}, "takes pixels"),
+        # a runtime may have those of the last call still
+        ("reconstruct", {"pixels": images}, "noise.*Received: pixels$"),
+        ("reconstruct", {"pixels": images, "noise": noise[:1]}, r"shape \(2, 16\)"),
+        ("encode", {"pixels": images[0]}, r"\(32, 32, 32, 3\). Received: \(32, 32, 3"),
+        ("encode", {"pixels": images[:, :16]}, r"Received: \(2, 16, 32, 3\)"),
+        ("encode", {"pixels": images[:0]}, r"\(1, 32, 32, 3\)\. Received: \(0, 32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            functions[name](**inputs)
+    # lists and float64 do as well
+    got = functions["encode"](pixels=images.tolist())
+    features = np.asarray(model.encoder(images))
+    np.testing.assert_allclose(got["features"], features, atol=1e-4)
 
 
 @pytest.mark.slow
