@@ -115,7 +115,7 @@ def _load_litert(files):
     for name in interpreter.get_signature_list():
         run = interpreter.get_signature_runner(name)
         shapes = {
-            key: [size if size >= 0 else None for size in each["shape_signature"]]
+            key: [int(size) if size >= 0 else None for size in each["shape_signature"]]
             for key, each in run.get_input_details().items()
         }
         functions[name] = _checked(name, shapes, run)

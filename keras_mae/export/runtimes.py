@@ -12,6 +12,7 @@ from keras_mae.export.signatures import PIXELS, ModelSignatures
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import compare_outputs, draw_images
 from keras_mae.export.version_folder import check_version, new_version
+from keras_mae.layers.adapted import is_quantized
 from keras_mae.models import MAEClassifier
 from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
@@ -47,7 +48,7 @@ def export_runtime(
 
     Args:
         model: A `MAEPretrainer`, `MAEClassifier` or `MAEEncoder` that computes in
-            float32.
+            float32 and is not quantized.
         processor: The `MAEImageProcessor` of its images.
         path: Path of the folder.
         format: `"openvino"`, `"litert"` or `"onnx"`; it needs `keras-mae[openvino]`
@@ -81,10 +82,11 @@ def export_runtime(
     path = Path(path)
     check_version(path, overwrite)
     model = without_lora(model)
-    if model.compute_dtype != "float32":
+    if model.compute_dtype != "float32" or is_quantized(model):
+        # of quantized layers one runtime has no operation, another other results
+        received = "quantized layers" if is_quantized(model) else model.compute_dtype
         raise ValueError(
-            "Other runtimes take models that compute in float32. "
-            f"Received: {model.compute_dtype}"
+            f"Other runtimes take models that compute in float32. Received: {received}"
         )
     served = build_signatures(
         model,

@@ -147,6 +147,10 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
     with pytest.raises(ValueError, match=r"in float32\. Received: bfloat16"):
         export_runtime(encoder, PROCESSOR, tmp_path / "1", "litert")
+    rounded = keras_mae.MAEEncoder.from_preset("mae_tiny", patch_size=8, depth=1)
+    rounded.quantize("int8")
+    with pytest.raises(ValueError, match=r"in float32\. Received: quantized"):
+        export_runtime(rounded, PROCESSOR, tmp_path / "1", "litert")
     with pytest.raises(ValueError, match=r"must have a file of \*\.xml, model\.tflite"):
         load_runtime(tmp_path)
     assert not any(tmp_path.iterdir())
