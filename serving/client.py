@@ -48,6 +48,16 @@ def _index(client, options):
         print(f"skipped {shown}: {_line(error)}", file=sys.stderr)
 
     version = client.answering_version()
+
+    def save(arrays):
+        relative = os.path.relpath(folder, out.parent)
+        ImageIndex(*arrays, options.model, version, relative).save(out)
+
+    def keep(arrays):
+        save(arrays)
+        count = len(arrays[0])
+        print(f"kept {count} images in {out}; run again for the rest", file=sys.stderr)
+
     with _pinned(options, version) as client:
         known = None
         if out.exists():
@@ -55,12 +65,11 @@ def _index(client, options):
             same = (known.model, known.version) == (options.model, version)
             if not same or not _is_same(out.parent / known.folder, folder):
                 known = None
-        arrays = index_folder(client, folder, known, skip)
+        arrays = index_folder(client, folder, known, skip, keep)
     count = len(arrays[0])
     if not count:
         raise ValueError(f"{folder} has no image that can be read")
-    relative = os.path.relpath(folder, out.parent)
-    ImageIndex(*arrays, options.model, version, relative).save(out)
+    save(arrays)
     yield f"{count} images of {folder}, {len(skipped)} skipped; saved to {out}"
 
 
@@ -186,7 +195,7 @@ def main(argv=None):
     """Runs the command line; errors are one line on standard error.
 
     Exit codes: 1 for errors of the server, 2 for wrong flags or files, 141 if the
-    reader of standard output has closed it.
+    reader of standard output has closed it, 130 for Ctrl-C.
     """
     options = parse(argv, __doc__.splitlines()[0])
     try:
@@ -194,6 +203,8 @@ def main(argv=None):
             # all lines before the first is printed: files are written in any case
             lines = list(_COMMANDS[options.command](client, options))
         print(*lines, sep="\n", flush=True)
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell reports SIGINT
     except BrokenPipeError:
         # Python flushes standard output again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

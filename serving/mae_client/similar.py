@@ -6,6 +6,7 @@ import stat
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,7 @@ SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 )
 SIGNATURE = "embed"
+IndexArrays: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 # images in hand at a time: no more is read before their embeddings are there
 _WINDOW = 64
 
@@ -122,7 +124,8 @@ def index_folder(
     folder: str | os.PathLike[str],
     known: ImageIndex | None = None,
     skipped: Callable[[str, Exception], object] = lambda path, error: None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    unfinished: Callable[[IndexArrays], object] = lambda arrays: None,
+) -> IndexArrays:
     """Embeds the images of a folder and of those below it.
 
     Args:
@@ -130,6 +133,8 @@ def index_folder(
         folder: Path.
         known: `ImageIndex` of the folder: its embeddings of unchanged files are kept.
         skipped: Function of a path and an error, called for each file that is no image.
+        unfinished: Function of what would be returned, called before an error is raised
+            that comes after new embeddings.
 
     Returns:
         The paths, embeddings and stamps of an `ImageIndex`.
@@ -150,11 +155,19 @@ def index_folder(
             if files.get(path) == tuple(stamp):
                 vectors[path] = vector
     new = [path for path in files if path not in vectors]
-    for start in range(0, len(new), _WINDOW):
-        for path, vector in _embed(
-            client, Path(folder), new[start : start + _WINDOW], skipped
-        ):
-            vectors[path] = vector
+    kept = len(vectors)
+    try:
+        for start in range(0, len(new), _WINDOW):
+            batch = new[start : start + _WINDOW]
+            vectors.update(_embed(client, Path(folder), batch, skipped))
+    except BaseException:  # Ctrl-C among them
+        if len(vectors) > kept:
+            unfinished(_to_arrays(vectors, files))
+        raise
+    return _to_arrays(vectors, files)
+
+
+def _to_arrays(vectors, files):
     paths = sorted(vectors)
     return (
         np.array(paths, dtype=str),

@@ -218,6 +218,37 @@ def test_a_server_that_fails_is_an_error_and_keeps_the_index(stub, folder, tmp_p
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["index.npz"]
 
 
+@pytest.mark.parametrize("error", ["server", "interrupt"])
+def test_an_interrupted_run_keeps_what_it_has(
+    stub, folder, tmp_path, capsys, monkeypatch, error
+):
+    monkeypatch.setattr(sys.modules["mae_client.similar"], "_WINDOW", 3)
+    embed, calls = client.Client.embed, []
+
+    def stop(asked, images):
+        if error == "interrupt" and len(calls) == 1:
+            raise KeyboardInterrupt
+        calls.append(images)
+        answer = embed(asked, images)
+        stub.brain.refusals = [("NOT_FOUND", "gone")] if error == "server" else []
+        return answer
+
+    out = tmp_path / "index.npz"
+    (folder / "torn.jpg").unlink()
+    (folder / "empty.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(client.Client, "embed", stop)
+        with pytest.raises(SystemExit) as end:
+            ask(stub, "index", folder, f"--out={out}")
+    assert end.value.code == {"server": 1, "interrupt": 130}[error]
+    assert "kept 3 images" in capsys.readouterr().err
+    assert len(ImageIndex.load(out).paths) == 3
+    stub.brain.refusals = []
+    stub.brain.calls.clear()
+    ask(stub, "index", folder, f"--out={out}")
+    assert len(ImageIndex.load(out).paths) == 4 and len(stub.brain.calls) == 1
+
+
 def test_indexes_of_other_models_are_refused(stub, folder, tmp_path, capsys):
     out = tmp_path / "index.npz"
     ask(stub, "index", folder, f"--out={out}")
