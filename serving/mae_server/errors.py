@@ -73,6 +73,12 @@ def unimplemented(text, **values):
     return RequestError("UNIMPLEMENTED", text.format(**values))
 
 
+def check_batch_size(size, most=None):
+    """Raises if a request has more images than `most`."""
+    if most is not None and size > most:
+        raise invalid(BATCH_TOO_LARGE, size=size, limit=most)
+
+
 # Texts for `invalid`, most as TF Serving words them
 
 # REST: path and body (a `value` is JSON)
@@ -192,6 +198,9 @@ OUTPUT_NOT_FOUND = (
 )
 DUPLICATE_OUTPUT = "duplicate output tensor alias: {name}"
 BATCH_TOO_LARGE = "Task size {size} is larger than maximum input batch size {limit}"
+CONTEXT_TOO_LARGE = (
+    "The context, once for each example, would take {size} bytes, more than {limit}"
+)
 BATCH_OF_SCALARS = "Batching Run() input tensors must have at least one dimension"
 BATCH_OF_DIFFERENT_SIZES = (
     "Batching Run() input tensors must have equal 0th-dimension size"

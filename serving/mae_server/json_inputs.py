@@ -22,8 +22,11 @@ def signature_name(document):
     return name
 
 
-def read_inputs(document, infos):
-    """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`."""
+def read_inputs(document, infos, most_rows=None):
+    """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`.
+
+    More than `most_rows` instances are refused before they are read one by one.
+    """
     if not infos:
         name = document.get("signature_name") or "DEFAULT"
         raise invalid(errors.NO_INPUTS_IN_SIGNATURE, name=name)
@@ -35,6 +38,7 @@ def read_inputs(document, infos):
             raise invalid(errors.INSTANCES_NOT_A_LIST, value=text_of(document))
         if not document["instances"]:
             raise invalid(errors.EMPTY_INSTANCES, value=text_of(document))
+        errors.check_batch_size(len(document["instances"]), most_rows)
         return _from_rows(document["instances"], dtypes)
     if "inputs" in document:
         return _from_columns(document["inputs"], dtypes)
@@ -84,7 +88,7 @@ def _check_row(index, row, named, dtypes):
 
 def _stack(items, name, dtype, named):
     """Stacks the rows of an input, or raises with the index of the wrong row."""
-    array = _convert_floats(items, dtype)
+    array = _convert_at_once(items, dtype)
     if array is not None:
         return array
     arrays = []
@@ -110,7 +114,7 @@ def _stack(items, name, dtype, named):
 
 
 def _to_array(value, dtype):
-    array = _convert_floats(value, dtype)
+    array = _convert_at_once(value, dtype)
     if array is not None:
         return array
     shape, first = [], value
@@ -120,39 +124,49 @@ def _to_array(value, dtype):
         if len(shape) > _MAX_AXES:
             raise invalid(errors.TOO_MANY_AXES, level=_MAX_AXES)
     leaves = []
-    _collect(value, 0, shape, dtype, leaves)
+    _collect(value, 0, shape, _reader(dtype), leaves)
     if dtype == tf.string:
         return np.array(leaves, object).reshape(shape)
-    with np.errstate(over="ignore"):  # beyond float32 is infinity
-        array = np.array(leaves, _WIDE[dtype])
-        return array.astype(dtype.as_numpy_dtype).reshape(shape)
+    return _cast(np.array(leaves, _WIDE[dtype]), dtype).reshape(shape)
 
 
-def _convert_floats(value, dtype):
-    """Converts lists of floats at once; `None` if items must be checked one by one."""
-    if dtype not in _FLOATS or not isinstance(value, list) or _holds_bool(value):
+def _convert_at_once(value, dtype):
+    """Converts lists of numbers; `None` if items must be checked one by one."""
+    kinds = _KINDS.get(dtype)
+    if kinds is None or not isinstance(value, list) or not _hold_only(kinds, value):
         return None
     try:
         array = np.array(value)
     except (ValueError, OverflowError):  # ragged, or too deep
         return None
-    if array.dtype.kind not in "fiu" or not array.size:
+    if array.dtype.kind not in "bfiu" or not array.size:
         return None
-    with np.errstate(over="ignore"):
-        return array.astype("float64").astype(dtype.as_numpy_dtype)
+    if dtype in _BOUNDS:
+        least, most = _BOUNDS[dtype]
+        # int64 and uint64 together are float64
+        if array.dtype.kind == "f" or array.min() < least or array.max() > most:
+            return None
+    return _cast(array.astype(_WIDE[dtype]), dtype)
 
 
-def _holds_bool(value):
-    """Whether nested lists hold a bool, which NumPy would convert to a number."""
-    if isinstance(value, list):
-        if value and not isinstance(value[0], list):
-            return bool in set(map(type, value))
-        return any(map(_holds_bool, value))
-    return isinstance(value, bool)
+def _cast(array, dtype):
+    with np.errstate(over="ignore"):  # beyond float32 is infinity
+        return array.astype(dtype.as_numpy_dtype)
 
 
-def _collect(value, level, shape, dtype, leaves):
-    """Flattens nested lists of a shape into `leaves`."""
+def _hold_only(kinds, value):
+    """Whether nested lists hold only items of some types.
+
+    NumPy would convert others, and make every text as long as the longest one.
+    """
+    found = set(map(type, value))
+    if found == {list}:
+        return all(_hold_only(kinds, item) for item in value)
+    return found <= kinds
+
+
+def _collect(value, level, shape, read, leaves):
+    """Flattens nested lists of a shape into `leaves`, each by `read`."""
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
@@ -161,7 +175,7 @@ def _collect(value, level, shape, dtype, leaves):
                 level=level + 1,
                 levels=len(shape),
             )
-        leaves.append(_leaf(value, dtype))
+        leaves.append(read(value))
         return
     if level >= len(shape):
         raise invalid(errors.LIST_TOO_DEEP, level=level, levels=len(shape))
@@ -170,34 +184,36 @@ def _collect(value, level, shape, dtype, leaves):
             errors.WRONG_LIST_SIZE, got=len(value), level=level, wanted=shape[level]
         )
     for item in value:
-        _collect(item, level + 1, shape, dtype, leaves)
+        _collect(item, level + 1, shape, read, leaves)
 
 
-def _leaf(value, dtype):
+def _reader(dtype):
+    """Returns a function that checks and converts a value for a type of tensors."""
     if dtype == tf.string:
+        return _read_bytes
+    kinds, bounds = _KINDS.get(dtype), _BOUNDS.get(dtype)
+
+    def read(value):
         if isinstance(value, dict):
-            return from_base64(value)
-        if not isinstance(value, str):
             raise _type_error(value, dtype)
-        return to_bytes(value)
+        if kinds is None:
+            raise errors.unimplemented(
+                errors.NO_CONVERSION, value=text_of(value), dtype=type_name(dtype)
+            )
+        fits = type(value) in kinds
+        if not fits or (bounds and not bounds[0] <= value <= bounds[1]):
+            raise _type_error(value, dtype)
+        return value
+
+    return read
+
+
+def _read_bytes(value):
     if isinstance(value, dict):
-        raise _type_error(value, dtype)
-    if dtype not in (tf.bool, *_FLOATS, *_BOUNDS):
-        raise errors.unimplemented(
-            errors.NO_CONVERSION, value=text_of(value), dtype=type_name(dtype)
-        )
-    if not _fits(value, dtype):
-        raise _type_error(value, dtype)
-    return value
-
-
-def _fits(value, dtype):
-    if dtype == tf.bool or isinstance(value, bool):
-        return dtype == tf.bool and isinstance(value, bool)
-    if dtype in _FLOATS:
-        return isinstance(value, (int, float))
-    least, most = _BOUNDS[dtype]
-    return isinstance(value, int) and least <= value <= most
+        return from_base64(value)
+    if not isinstance(value, str):
+        raise _type_error(value, tf.string)
+    return to_bytes(value)
 
 
 def to_bytes(text):
@@ -251,6 +267,12 @@ _BOUNDS = {
     tf.uint32: (0, 2**32 - 1),
     tf.int64: (-(2**63), 2**63 - 1),
     tf.uint64: (0, 2**64 - 1),
+}
+# types of JSON's values that are read for them
+_KINDS = {
+    tf.bool: {bool},
+    **{key: {int, float} for key in _FLOATS},
+    **{key: {int} for key in _BOUNDS},
 }
 # types of NumPy that hold them before they wrap around
 _WIDE = {

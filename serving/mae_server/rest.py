@@ -16,6 +16,7 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from mae_server import errors, json_documents, json_inputs, json_outputs, metrics
 from mae_server.errors import RequestError, invalid
 from mae_server.json_documents import kind_of, text_of
+from mae_server.tensor_protos import with_context
 
 _WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _FLAGS = re.IGNORECASE | re.ASCII
@@ -71,21 +72,23 @@ class RestApi:
 
     def _predict(self, spec, body, call):
         document = json_documents.parse(body)
+        call.check()
+        most = self._service.max_batch_size
         _, _, outputs = self._service.predict(
             spec,
             json_inputs.signature_name(document),
-            lambda signature: json_inputs.read_inputs(document, signature.inputs),
+            lambda signature: json_inputs.read_inputs(document, signature.inputs, most),
             call=call,
         )
         return json_outputs.write_outputs(outputs, in_rows="instances" in document)
 
     def _classify(self, spec, body, call):
-        name, examples = _read_examples(body)
+        name, examples = _read_examples(body, self._service.max_batch_size)
         _, _, rows = self._service.classify(spec, name, examples, call)
         return json_outputs.write_classes(rows)
 
     def _regress(self, spec, body, call):
-        name, examples = _read_examples(body)
+        name, examples = _read_examples(body, self._service.max_batch_size)
         _, _, values = self._service.regress(spec, name, examples, call)
         return json_outputs.write_numbers(values)
 
@@ -127,11 +130,10 @@ def refused(error):
     return error.http_status, json.dumps({"error": str(error)}, indent=4).encode()
 
 
-def _read_examples(body):
+def _read_examples(body, most=None):
     """Returns the signature's name and serialized `tf.train.Example`s of a body."""
     document = json_documents.parse(body)
     name = json_inputs.signature_name(document)
-    # concatenated serialized messages are merged
     context = _example(document.get("context", {}))
     if "examples" not in document:
         raise invalid(errors.NO_EXAMPLES, value=text_of(document))
@@ -139,7 +141,8 @@ def _read_examples(body):
         raise invalid(errors.EXAMPLES_NOT_A_LIST, value=text_of(document))
     if not document["examples"]:
         raise invalid(errors.EMPTY_EXAMPLES, value=text_of(document))
-    return name, [context + _example(row) for row in document["examples"]]
+    errors.check_batch_size(len(document["examples"]), most)
+    return name, with_context(context, [_example(row) for row in document["examples"]])
 
 
 def _example(features):

@@ -23,7 +23,7 @@ from tensorflow_serving.apis import (
 from mae_server import errors, inference
 from mae_server.calls import Call
 from mae_server.errors import RequestError, invalid
-from mae_server.tensor_protos import examples_of, typed_tensor_proto
+from mae_server.tensor_protos import typed_tensor_proto
 
 # of a request, as of an HTTP body, and of an answer
 MOST_BYTES, MOST_ANSWER_BYTES = 64 * 2**20, 512 * 2**20
@@ -177,7 +177,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             version, name, rows = self._service.classify(
                 spec,
                 request.model_spec.signature_name,
-                examples_of(request.input),
+                self._service.examples_of(request.input),
                 call,
             )
         response = classification_pb2.ClassificationResponse()
@@ -193,7 +193,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             version, name, values = self._service.regress(
                 spec,
                 request.model_spec.signature_name,
-                examples_of(request.input),
+                self._service.examples_of(request.input),
                 call,
             )
         response = regression_pb2.RegressionResponse()
@@ -209,7 +209,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         ]
         with self._service.slot(call):
             version, results = self._service.multi_inference(
-                tasks, examples_of(request.input), call
+                tasks, self._service.examples_of(request.input), call
             )
         response = inference_pb2.MultiInferenceResponse()
         for (spec, _, method), (name, found) in zip(tasks, results, strict=True):

@@ -11,6 +11,7 @@ from mae_server import errors, inference
 from mae_server.calls import Call, Calls
 from mae_server.errors import invalid
 from mae_server.metrics import Metrics
+from mae_server.tensor_protos import examples_of
 from mae_server.versions import ModelConfig
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -31,7 +32,7 @@ class Service:
         self.max_threads = threads + max_enqueued + 4
         self._slots = threading.BoundedSemaphore(threads + max_enqueued)
         self._running = threading.BoundedSemaphore(threads)
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
 
     def predict(self, spec, signature_name, inputs, outputs=(), call=None):
         """Runs a signature; returns version, signature name and a dict of arrays.
@@ -106,6 +107,10 @@ class Service:
         found = bundle.run(name, inputs, outputs, call or Call())
         return inference.read(method, found, len(examples))
 
+    def examples_of(self, message):
+        """Returns the serialized examples of an `Input`."""
+        return examples_of(message, self.max_batch_size)
+
     def metadata(self, spec):
         """Returns the version, and its `SignatureDef`s by name."""
         with self.models.use(*spec) as (version, bundle):
@@ -131,8 +136,7 @@ class Service:
 
     def _check_batch(self, inputs):
         size = max((len(a) for a in inputs.values() if np.ndim(a)), default=0)
-        if size > self._max_batch_size:
-            raise invalid(errors.BATCH_TOO_LARGE, size=size, limit=self._max_batch_size)
+        errors.check_batch_size(size, self.max_batch_size)
 
 
 def _check_tasks(tasks, signatures):

@@ -4,6 +4,11 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
+from mae_server import errors
+from mae_server.errors import invalid
+
+# of the context of examples, counted for each of them
+MOST_CONTEXT_BYTES = 2**28
 # dtype -> field of TensorProto (tensorflow/core/framework/tensor.proto)
 _FIELDS = {
     tf.float32: "float_val",
@@ -56,11 +61,21 @@ def _varint(number):
     return bytes(octets)
 
 
-def examples_of(message):
-    """Returns the serialized examples of an `Input`, merged with its context."""
+def examples_of(message, most=None):
+    """Returns the serialized examples of an `Input`, at most so many."""
+    context, listed = b"", message.example_list
     if message.WhichOneof("kind") == "example_list_with_context":
         listed = message.example_list_with_context
-        # concatenated serialized messages are merged
         context = listed.context.SerializeToString()
-        return [context + example.SerializeToString() for example in listed.examples]
-    return [example.SerializeToString() for example in message.example_list.examples]
+    errors.check_batch_size(len(listed.examples), most)
+    examples = [example.SerializeToString() for example in listed.examples]
+    return with_context(context, examples)
+
+
+def with_context(context, examples):
+    """Merges serialized examples with what all of them have in common."""
+    size = len(context) * len(examples)
+    if size > MOST_CONTEXT_BYTES:
+        raise invalid(errors.CONTEXT_TOO_LARGE, size=size, limit=MOST_CONTEXT_BYTES)
+    # concatenated serialized messages are merged
+    return [context + example for example in examples]

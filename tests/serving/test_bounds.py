@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gzip
 import io
+import json
 import threading
 import time
 import tracemalloc
@@ -14,6 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from tensorflow.core.protobuf import meta_graph_pb2
+from tensorflow_serving.apis import input_pb2
 
 from mae_server import (
     bodies,
@@ -22,6 +24,7 @@ from mae_server import (
     http_server,
     json_documents,
     json_inputs,
+    rest,
     splitting,
 )
 from mae_server.bundle import Bundle
@@ -106,6 +109,48 @@ def test_an_error_does_not_copy_the_document(refuse):
 
 def raise_(error):
     raise error
+
+
+def test_a_long_text_among_numbers_does_not_make_others_as_long():
+    rows = [["x" * 20_000, *["x"] * 1000]]
+
+    def read():
+        with pytest.raises(RequestError, match="not of expected type: float"):
+            json_inputs.read_inputs({"instances": rows}, X)
+
+    assert peak(read) < MIB
+
+
+def test_more_rows_than_a_request_may_have_are_not_read():
+    rows, message = [0] * 2_000_000, "2000000 is larger than maximum input batch size 9"
+
+    def read():
+        with pytest.raises(RequestError, match=message):
+            json_inputs.read_inputs({"instances": rows}, X, 9)
+
+    assert peak(read) < MIB
+    body = b'{"examples": [{}' + b", {}" * 9 + b"]}"
+    with pytest.raises(RequestError, match="10 is larger than maximum"):
+        rest._read_examples(body, 9)
+    message = input_pb2.Input()
+    message.example_list.examples.extend([tf.train.Example()] * 10)
+    assert Service(None, max_batch_size=10).examples_of(message) == [b""] * 10
+    with pytest.raises(RequestError, match="10 is larger than maximum"):
+        Service(None, max_batch_size=9).examples_of(message)
+
+
+def test_the_context_of_many_examples_is_bounded():
+    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[HUGE.encode()]))
+    message = input_pb2.Input()
+    listed = message.example_list_with_context
+    listed.context.features.feature["x"].CopyFrom(feature)
+    listed.examples.extend([tf.train.Example()] * 40)
+    with pytest.raises(RequestError, match="would take 335") as caught:
+        Service(None).examples_of(message)
+    assert caught.value.code == "INVALID_ARGUMENT"
+    body = json.dumps({"context": {"x": HUGE}, "examples": [{}] * 40}).encode()
+    with pytest.raises(RequestError, match="would take 335"):
+        rest._read_examples(body)
 
 
 def test_a_short_value_is_quoted_whole():
