@@ -6,6 +6,7 @@ padded.
 """
 
 import threading
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,11 +74,16 @@ def read_parameters(path):
     given = {field.name: value for field, value in message.ListFields()}
     known = BatchingParameters._fields
     found = {name: given[name].value for name in known if name in given}
-    if "max_batch_size" in found:
-        most = found["max_batch_size"]
-        if not message.enable_large_batch_splitting.value:
-            found["max_execution_batch_size"] = most
-        found.setdefault("max_execution_batch_size", most)
+    most = found.get("max_batch_size", BatchingParameters().max_batch_size)
+    if not message.enable_large_batch_splitting.value:
+        found["max_execution_batch_size"] = most
+    found.setdefault("max_execution_batch_size", most)
+    # bundle_factory_util.cc, WrapSessionForBatching
+    if message.allowed_batch_sizes and message.allowed_batch_sizes[-1] != most:
+        raise ValueError(
+            f"{path}: Last entry in allowed_batch_sizes must match max_batch_size; "
+            f"last entry was {message.allowed_batch_sizes[-1]}; expected {most}"
+        )
     parameters = BatchingParameters(**found)
     least = {"batch_timeout_micros": 0}
     for name, value in parameters._asdict().items():
@@ -122,7 +128,7 @@ class Batcher:
     def _run_part(self, fetches, feeds, size, call):
         rows = [(name, array.shape[1:]) for name, array in feeds.items()]
         key = (tuple(sorted(fetches.items())), tuple(sorted(rows)))
-        batch, begin = self._join(key, feeds, size)
+        batch, begin = self._join(key, feeds, size, call)
         if begin == 0:  # the first of its requests
             self._lead(key, batch, fetches)
         while not batch.done.wait(0.2):
@@ -134,7 +140,7 @@ class Batcher:
             name: values[begin : begin + size] for name, values in batch.outputs.items()
         }
 
-    def _join(self, key, feeds, size):
+    def _join(self, key, feeds, size, call):
         """Adds rows to a batch; returns it, and which of its rows is their first."""
         most = self._parameters.max_execution_batch_size
         with self._lock:
@@ -148,6 +154,7 @@ class Batcher:
                 batch = self._open[key] = _Batch()
             begin = batch.size
             batch.requests.append(feeds)
+            batch.calls.append(call)
             batch.size += size
             if batch.size == most:
                 batch.full.set()
@@ -155,7 +162,10 @@ class Batcher:
 
     def _lead(self, key, batch, fetches):
         """Waits for other requests, and runs them with the first one."""
-        batch.full.wait(self._parameters.batch_timeout_micros / 1e6)
+        end = time.monotonic() + self._parameters.batch_timeout_micros / 1e6
+        while batch.is_wanted() and (left := end - time.monotonic()) > 0:
+            if batch.full.wait(min(left, 0.2)):
+                break
         # while other batches run, this one grows
         with self._threads:
             with self._lock:
@@ -163,11 +173,15 @@ class Batcher:
                 if self._open.get(key) is batch:
                     del self._open[key]
             try:
+                if not batch.is_wanted():
+                    raise errors.deadline_exceeded()
                 feeds = {
                     name: np.concatenate([one[name] for one in batch.requests])
                     for name in batch.requests[0]
                 }
-                batch.outputs = self._run(fetches, feeds, None)
+                outputs = self._run(fetches, feeds, batch.seconds_left())
+                _check_rows(outputs, batch.size)
+                batch.outputs = outputs
             except Exception as error:  # each of its requests is to know
                 batch.error = error
             finally:
@@ -178,9 +192,28 @@ class _Batch:
     """Requests that are run together."""
 
     def __init__(self):
-        self.requests, self.size = [], 0
+        self.requests, self.calls, self.size = [], [], 0
         self.outputs = self.error = None
         self.full, self.done = threading.Event(), threading.Event()
+
+    def is_wanted(self):
+        """Whether anyone still waits for it."""
+        return any(call.is_wanted() for call in self.calls)
+
+    def seconds_left(self):
+        """Returns the time of the request that may wait longest, `None` for any."""
+        times = [call.seconds_left() for call in self.calls]
+        return None if None in times else max(times)
+
+
+def _check_rows(outputs, size):
+    """Raises if outputs can't be cut into those of requests."""
+    # batching_session.cc, SplitOutputTensors
+    for values in outputs.values():
+        if np.ndim(values) == 0:
+            raise RequestError("FAILED_PRECONDITION", errors.BATCH_TO_SCALAR)
+        if len(values) != size:
+            raise RequestError("FAILED_PRECONDITION", errors.BATCH_TO_OTHER_SIZE)
 
 
 def _message_class():

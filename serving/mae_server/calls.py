@@ -29,6 +29,10 @@ class Call:
         """Returns seconds until the deadline, 0 after it; `None` without one."""
         return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
+    def is_wanted(self):
+        """Whether someone waits, and has time to."""
+        return not self._cancelled.is_set() and self.seconds_left() != 0.0
+
     def check(self):
         """Raises `RequestError` if the work is not wanted any more."""
         if self._cancelled.is_set():

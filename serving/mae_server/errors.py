@@ -205,6 +205,11 @@ BATCH_OF_SCALARS = "Batching Run() input tensors must have at least one dimensio
 BATCH_OF_DIFFERENT_SIZES = (
     "Batching Run() input tensors must have equal 0th-dimension size"
 )
+BATCH_TO_SCALAR = "Batched output tensor has 0 dimensions"
+BATCH_TO_OTHER_SIZE = (
+    "Batched output tensor's 0th dimension does not equal the sum of the 0th dimension "
+    "sizes of the input tensors"
+)
 BATCH_QUEUE_FULL = "The batch scheduling queue to which this task was submitted is full"
 
 # Classify, Regress and MultiInference: signatures, outputs, tasks

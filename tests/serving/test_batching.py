@@ -155,6 +155,50 @@ def test_a_full_queue_refuses_and_who_left_is_not_waited_for(pool):
     assert ask(batcher, [1.0]) == [2.0]
 
 
+def test_a_batch_that_nobody_waits_for_is_not_run(pool):
+    model = Model()
+    model.may_run.set()
+    # an int64, as in its file: more than a thread can wait
+    batcher = batcher_of(model, batch_timeout_micros=2**63 - 1)
+    calls = [Call(), Call(0.5)]
+    asked = [pool.submit(ask, batcher, [1.0], call) for call in calls]
+    while sum(len(batch.calls) for batch in list(batcher._open.values())) < 2:
+        time.sleep(0.001)
+    calls[0].cancel()
+    for future in asked:
+        with pytest.raises(RequestError):
+            future.result(10)
+    assert (model.sizes, batcher._waiting, batcher._open) == ([], 0, {})
+
+
+def test_a_run_may_take_as_long_as_its_most_patient_request(pool):
+    given = []
+
+    def run(fetches, feeds, seconds):
+        given.append(seconds)
+        return {name: feeds["x"] for name in fetches}
+
+    parameters = BatchingParameters(
+        batch_timeout_micros=10**7, max_execution_batch_size=2
+    )
+    for seconds in ((50, 90), (50, None)):
+        batcher = Batcher(run, parameters)
+        futures = [pool.submit(ask, batcher, [1.0], Call(s)) for s in seconds]
+        assert [future.result() for future in futures] == [[1.0]] * 2
+    assert 80 < given[0] <= 90 and given[1] is None
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [(np.float64(1), "has 0 dimensions"), (np.ones(3), "does not equal the sum")],
+)
+def test_outputs_without_a_row_for_each_input_are_an_error(output, message):
+    batcher = Batcher(lambda *_: {"y": output}, BatchingParameters())
+    with pytest.raises(RequestError, match=message) as caught:
+        ask(batcher, [1.0, 2.0])
+    assert caught.value.code == "FAILED_PRECONDITION"
+
+
 def test_parameters_are_read_as_tf_serving_reads_them(tmp_path):
     file = tmp_path / "batching_params.pbtxt"
     options = BatchingOptions(BatchingParameters(num_batch_threads=3), True)
@@ -171,9 +215,12 @@ def test_parameters_are_read_as_tf_serving_reads_them(tmp_path):
         f"{file.read_text()} enable_large_batch_splitting {{ value: true }}"
     )
     assert read_parameters(file) == (64, 8, 5, 10, 9)
+    file.write_text("max_execution_batch_size { value: 8 }")
+    assert read_parameters(file) == BatchingParameters()
     for text, message in (
         ("max_batch: 3", "must be BatchingParameters"),
         ("max_batch_size { value: 0 }", "max_batch_size is too small. Received: 0"),
+        ("allowed_batch_sizes: 8", "last entry was 8; expected 1000"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
