@@ -50,7 +50,7 @@ class Bundle:
                 self._batcher = parameters and Batcher(self._run, parameters)
             if options.warm_up:
                 warmup.warm_up(self, path / warmup.PATH, options.warm_up_repeats)
-        except (OSError, RuntimeError, ValueError, tf.errors.OpError) as error:
+        except Exception as error:  # a broken graph fails in any way
             self.close()
             raise _load_error(path, options.tags, error) from error
 
@@ -116,7 +116,8 @@ def _load_error(path, tags, error):
             "please use the SavedModel CLI: `saved_model_cli`"
         )
         return LoadError("NOT_FOUND", text)
-    return LoadError("INVALID_ARGUMENT", str(error).splitlines()[0])
+    text = str(error).splitlines() or [type(error).__name__]
+    return LoadError("INVALID_ARGUMENT", text[0])
 
 
 def _check_names(wanted, given):

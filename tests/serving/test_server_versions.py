@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from google.protobuf import text_format
+from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from mae_server import versions
@@ -99,6 +100,26 @@ def test_damaged_variables_have_the_code_of_the_operation(tmp_path):
     with pytest.raises(LoadError) as caught:
         Bundle(tmp_path)
     assert caught.value.code == "DATA_LOSS"
+
+
+@pytest.mark.parametrize("damage", ["no nodes", "variables", "saver"])
+def test_a_graph_that_is_damaged_ends_its_version_alone(follow, echo, damage):
+    """TensorFlow's loader raises KeyError, DecodeError and TypeError."""
+    models, folder = follow
+    shutil.copytree(echo, folder / "2")
+    file = folder / "2" / "saved_model.pb"
+    saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
+    graph = saved.meta_graphs[0]
+    if damage == "no nodes":
+        graph.graph_def.ClearField("node")
+    elif damage == "variables":
+        graph.collection_def["variables"].bytes_list.value.append(b"\xff\xff")
+    else:
+        graph.saver_def.filename_tensor_name = "nothing:0"
+    file.write_bytes(saved.SerializeToString())
+    models.poll()
+    assert states(models) == {1: "AVAILABLE", 2: "END"}
+    assert models.status("mae", 2)[0].code == "INVALID_ARGUMENT"
 
 
 def test_polling_survives_unexpected_errors(follow, capfd):
