@@ -7,6 +7,7 @@ from pathlib import Path
 import h11
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -97,6 +98,8 @@ class Api:
             body = await self._bodies.read(request)
         except BodyError as error:
             return _closing(error.status, str(error))
+        except ClientDisconnect:  # nobody reads the answer
+            return _closing(499, str(errors.cancelled()))
         if request.method == "OPTIONS":
             self._bodies.release(body)
             return Response(status_code=browsers.answer_to_options(request.headers))

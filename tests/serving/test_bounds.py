@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from starlette.requests import ClientDisconnect
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import input_pb2
 
@@ -265,7 +266,7 @@ def test_work_ends_between_images_when_the_caller_leaves(tmp_path, monkeypatch):
     bundle.close()
 
 
-PATH = "/v1/models/mae:predict"
+PATH, LEAVE = "/v1/models/mae:predict", object()
 
 
 class Sent:
@@ -285,6 +286,8 @@ class Sent:
         for chunk in self._chunks:
             if chunk is None:
                 await asyncio.sleep(60)
+            if chunk is LEAVE:
+                raise ClientDisconnect
             yield chunk
 
 
@@ -439,5 +442,7 @@ def test_a_client_that_leaves_ends_its_call():
     assert ended.wait(60)
     api = http_server.Api(Service(None), {"localhost"}, 100)
     assert asyncio.run(api(Sent(b"{}", origin="http://evil"))).status_code == 403
+    assert asyncio.run(api(Sent(b"{", LEAVE))).status_code == 499
+    assert api._bodies._held == 0
     too_long = Sent(**{"content-length": str(65 * MIB)})
     assert asyncio.run(api(too_long)).status_code == 413
