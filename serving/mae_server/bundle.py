@@ -69,7 +69,7 @@ class Bundle:
                 raise invalid(errors.NOT_A_TENSOR, name=signature.outputs[name].name)
         fetches = {name: signature.outputs[name].name for name in wanted}
         parts = []
-        for part in splitting.split(inputs):
+        for part in splitting.split(inputs, call.check):
             call.check()
             feeds = {signature.inputs[name].name: part[name] for name in part}
             if self._batcher is None:

@@ -14,6 +14,8 @@ from PIL import Image
 
 # decoded and resized in about two seconds on two cores
 MOST_PIXELS = 16_000_000
+# 60 MB of empty segments before a JPEG's size would take half a minute
+_MOST_HEADER_BYTES = 2**18
 # other formats would be an error in the model
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 # of sizes that only the graph judges
@@ -23,9 +25,12 @@ _BYTES, _EXAMPLES, _PIXELS = "image_bytes", "inputs", "pixels"
 _PACKED = "pixels_u8"
 
 
-def split(inputs):
-    """Yields `inputs`, a dict of arrays, in parts that follow each other."""
-    sizes = _pixels_per_row(inputs)
+def split(inputs, check=lambda: None):
+    """Yields `inputs`, a dict of arrays, in parts that follow each other.
+
+    `check` is called before each image's header is read.
+    """
+    sizes = _pixels_per_row(inputs, check)
     if sizes is None or sum(sizes) <= MOST_PIXELS or _has_wrong_rows(inputs, sizes):
         yield inputs
         return
@@ -44,17 +49,17 @@ def join(parts):
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _pixels_per_row(inputs):
+def _pixels_per_row(inputs, check):
     """Returns the pixels of each image, or `None` if there are no images."""
     if _BYTES in inputs and np.ndim(inputs[_BYTES]) == 1:
-        return [_announced(encoded) for encoded in inputs[_BYTES]]
+        return [_announced(encoded, check) for encoded in inputs[_BYTES]]
     if _PIXELS in inputs and np.ndim(inputs[_PIXELS]) == 4:
         count, height, width, _ = inputs[_PIXELS].shape
         return [height * width] * count
     if _PACKED in inputs and np.ndim(inputs[_PACKED]) == 1:
         return [len(row) for row in inputs[_PACKED]]
     if set(inputs) == {_EXAMPLES} and np.ndim(inputs[_EXAMPLES]) == 1:
-        return [_announced(_image_in(example)) for example in inputs[_EXAMPLES]]
+        return [_announced(_image_in(one), check) for one in inputs[_EXAMPLES]]
     return None
 
 
@@ -68,16 +73,21 @@ def _has_wrong_rows(inputs, sizes):
     return bool((removed != removed[:1]).any())
 
 
-def _announced(encoded):
-    """Returns the pixels in an image's header; 0 for what is no image."""
+def _announced(encoded, check):
+    """Returns the pixels in an image's header; 0 for what is no image.
+
+    An image whose header is long counts as large.
+    """
+    check()
     if not isinstance(encoded, bytes):
         return 0
+    begin = encoded[:_MOST_HEADER_BYTES]
     try:
-        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(begin), formats=_FORMATS) as image:
             return image.width * image.height
     # each reader fails in its own ways, and a bomb is for the graph to refuse
     except Exception:
-        return 0
+        return MOST_PIXELS if len(encoded) > len(begin) else 0
 
 
 def _image_in(example):

@@ -200,6 +200,23 @@ def test_a_bomb_is_looked_at_alone():
     assert [len(part["image_bytes"]) for part in parts] == [1, 1]
 
 
+def test_long_headers_are_not_read_to_their_end():
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "JPEG")
+    start, rest_of_it = file.getvalue()[:2], file.getvalue()[2:]
+    empty = b"\xff\xe5\x00\x02"  # a segment
+    short, long = (start + empty * n + rest_of_it for n in (100, 10 * MIB))
+    encoded = np.array([short, long, short, b"no image", short], object)
+    begin = time.monotonic()
+    parts = list(splitting.split({"image_bytes": encoded}))
+    assert [len(part["image_bytes"]) for part in parts] == [1, 1, 3]
+    assert time.monotonic() - begin < 5  # else 20 s
+    call = Call()
+    call.cancel()
+    with pytest.raises(RequestError, match="caller left"):
+        next(splitting.split({"image_bytes": encoded}, call.check))
+
+
 def test_images_in_examples_are_looked_at_too():
     feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[png(5000, 3000)]))
     features = tf.train.Features(feature={"image/encoded": feature})
