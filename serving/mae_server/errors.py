@@ -132,6 +132,10 @@ INCONSISTENT_BATCH_SIZE = (
     "Tensor name: {name} has inconsistent batch size: {got} expecting: {wanted}"
 )
 NO_BATCH_AXIS = "Tensor name: {name} has no shape information "
+ANSWER_TOO_LARGE = (
+    "The answer would take more than {limit} bytes of JSON; send smaller batches, or "
+    "ask a signature whose answers are smaller"
+)
 UNWRITABLE = "Failed to write JSON value for tensor type: {dtype}"
 
 # REST predict: nested lists and their values

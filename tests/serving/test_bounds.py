@@ -25,6 +25,7 @@ from mae_server import (
     http_server,
     json_documents,
     json_inputs,
+    json_outputs,
     rest,
     splitting,
 )
@@ -164,6 +165,17 @@ def test_a_short_value_is_quoted_whole():
         '{\n    "a": [1, "ö", null, {\n            "b": {}\n        }],\n'
         '    "c": true\n}'
     )
+
+
+@pytest.mark.parametrize("in_rows", [True, False])
+def test_an_answer_that_is_too_long_is_not_written(in_rows, monkeypatch):
+    monkeypatch.setattr(json_outputs, "MOST_BYTES", 1000)
+    small = {"x": np.zeros((2, 30), "float32"), "text": np.array([b"a", "b"], object)}
+    assert json_outputs.write_outputs(small, in_rows)
+    for large in ({"x": np.zeros((2, 40))}, {"text": np.array([b"a" * 800], object)}):
+        with pytest.raises(RequestError, match="more than 1000 bytes") as caught:
+            json_outputs.write_outputs(large, in_rows)
+        assert caught.value.http_status == 400
 
 
 def png(width, height):
