@@ -11,6 +11,7 @@ from tensorflow.core.framework import types_pb2
 from mae_server import errors
 from mae_server.errors import RequestError, invalid
 
+DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
 _INPUTS, _CLASSES, _SCORES, _REGRESSED = "inputs", "classes", "scores", "outputs"
 

@@ -14,8 +14,6 @@ from mae_server.metrics import Metrics
 from mae_server.tensor_protos import examples_of
 from mae_server.versions import ModelConfig
 
-DEFAULT_SIGNATURE = "serving_default"
-
 
 class Service:
     """Runs requests on `Models`, with TF Serving's checks and error messages.
@@ -42,7 +40,7 @@ class Service:
         `spec` is `(name, version, label)`; `inputs` a dict of arrays, or a function
         that returns one for the signature; `outputs` names those to compute.
         """
-        name = signature_name or DEFAULT_SIGNATURE
+        name = signature_name or inference.DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
             signature = bundle.signatures.get(name)
             if callable(inputs):
@@ -89,7 +87,7 @@ class Service:
             return version, results
 
     def _infer(self, method, spec, signature_name, examples, call):
-        name = signature_name or DEFAULT_SIGNATURE
+        name = signature_name or inference.DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
                 raise invalid(errors.SIGNATURE_NOT_FOUND_EXAMPLES, name=name)
@@ -143,7 +141,7 @@ def _check_tasks(tasks, signatures):
     """Returns `(signature_name, method, outputs)` of each task of MultiInference."""
     wanted = {}
     for (model, _, _), signature_name, method in tasks:
-        name = signature_name or DEFAULT_SIGNATURE
+        name = signature_name or inference.DEFAULT_SIGNATURE
         if not model:
             raise invalid(errors.NO_TASK_MODEL)
         if model != tasks[0][0][0]:

@@ -9,8 +9,9 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
+from mae_server import errors, inference
 from mae_server.calls import Call
-from mae_server.errors import RequestError
+from mae_server.errors import RequestError, invalid
 from mae_server.tensor_protos import examples_of
 
 PATH = "assets.extra/tf_serving_warmup_requests"
@@ -45,21 +46,33 @@ def _replay(bundle, log):
         request = log.predict_log.request
         inputs = {key: tf.make_ndarray(value) for key, value in request.inputs.items()}
         _run(bundle, request.model_spec, inputs, request.output_filter)
-    elif kind in ("classify_log", "regress_log"):
-        request = getattr(log, kind).request
-        _run(bundle, request.model_spec, _inputs(request))
+    elif kind == "classify_log":
+        request = log.classify_log.request
+        _infer(bundle, inference.CLASSIFY, request.model_spec, request)
+    elif kind == "regress_log":
+        request = log.regress_log.request
+        _infer(bundle, inference.REGRESS, request.model_spec, request)
     elif kind == "multi_inference_log":
         request = log.multi_inference_log.request
         for task in request.tasks:
-            _run(bundle, task.model_spec, _inputs(request))
+            _infer(bundle, task.method_name, task.model_spec, request)
     else:
         raise RequestError("UNIMPLEMENTED", f"Unsupported log_type for warmup: {kind}")
 
 
-def _inputs(request):
-    return {"inputs": np.array(examples_of(request.input), object)}
+def _infer(bundle, method, spec, request):
+    """Runs what Classify and Regress would, with their checks."""
+    examples = examples_of(request.input)
+    if not examples:
+        raise invalid(errors.EMPTY_INPUT)
+    name = spec.signature_name or inference.DEFAULT_SIGNATURE
+    if name not in bundle.signatures:
+        raise invalid(errors.SIGNATURE_NOT_FOUND_EXAMPLES, name=name)
+    outputs = inference.outputs_of(method, bundle.signatures[name])
+    inputs = {"inputs": np.array(examples, object)}
+    inference.read(method, _run(bundle, spec, inputs, outputs), len(examples))
 
 
 def _run(bundle, spec, inputs, outputs=()):
-    name = spec.signature_name or "serving_default"
-    bundle.run(name, inputs, list(outputs), Call())
+    name = spec.signature_name or inference.DEFAULT_SIGNATURE
+    return bundle.run(name, inputs, list(outputs), Call())

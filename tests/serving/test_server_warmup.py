@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
 from mae_server import warmup
@@ -11,14 +12,28 @@ from mae_server.tensor_protos import typed_tensor_proto
 EXAMPLE = tf.train.Example()
 
 
+def signature(output):
+    made = meta_graph_pb2.SignatureDef()
+    made.inputs["inputs"].name, made.outputs[output].name = "inputs:0", "outputs:0"
+    return made
+
+
 class Recorder:
     """A bundle that keeps what it is asked to run."""
 
     def __init__(self):
         self.runs = []
+        self.signatures = {
+            "classify_log": signature("scores"),
+            "first": signature("scores"),
+            "regress_log": signature("outputs"),
+            "second": signature("outputs"),
+        }
 
     def run(self, name, inputs, outputs, call):
-        self.runs.append((name, {key: len(value) for key, value in inputs.items()}))
+        sizes = {key: len(value) for key, value in inputs.items()}
+        self.runs.append((name, sizes))
+        return {key: np.zeros((sizes["inputs"], 1), "float32") for key in outputs}
 
 
 def log(kind):
@@ -32,8 +47,9 @@ def log(kind):
         record.request.inputs["x"].CopyFrom(proto)
     elif kind == "multi_inference_log":
         record.request.input.example_list.examples.extend([EXAMPLE] * 2)
-        record.request.tasks.add().model_spec.signature_name = "first"
-        record.request.tasks.add().model_spec.signature_name = "second"
+        for name, method in (("first", "classify"), ("second", "regress")):
+            task = record.request.tasks.add(method_name=f"tensorflow/serving/{method}")
+            task.model_spec.signature_name = name
     elif kind in ("classify_log", "regress_log"):
         listed = record.request.input.example_list_with_context
         listed.context.CopyFrom(EXAMPLE)
@@ -63,6 +79,27 @@ def test_records_of_each_kind_are_replayed(tmp_path, kind, runs):
     bundle = Recorder()
     warmup.warm_up(bundle, write(tmp_path / "records", log(kind)), repeats=2)
     assert bundle.runs == runs * 2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda log: log.request.ClearField("input"), "Input is empty"),
+        (
+            lambda log: setattr(log.request.model_spec, "signature_name", "second"),
+            "Expected classification signature outputs",
+        ),
+        (
+            lambda log: setattr(log.request.model_spec, "signature_name", "none"),
+            "No signature was found with the name: none",
+        ),
+    ],
+)
+def test_records_are_checked_as_requests_are(tmp_path, change, message):
+    record = log("classify_log")
+    change(record.classify_log)
+    with pytest.raises(ValueError, match=message):
+        warmup.warm_up(Recorder(), write(tmp_path / "records", record))
 
 
 # tensorflow_serving/servables/tensorflow/saved_model_warmup.cc, RunWarmupRequest
