@@ -22,7 +22,7 @@ PREDICT = "servables/tensorflow/predict_util.cc: RunPredict"
 
 
 def curl_commands():
-    """Returns the commands of docs/serving.md that ask this server by curl, as pasted."""
+    """Returns the commands of docs/serving.md that ask this server by curl."""
     text = (ROOT / "docs/serving.md").read_text()
     blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = re.split(r"(?<![|\\])\n", "\n".join(blocks))
