@@ -80,7 +80,7 @@ def test_lora_is_merged_into_the_kernels(tmp_path, pixels):
     assert len(weights) == len(make_classifier().weights)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_quantized_model_is_not_quantized_again(tmp_path):
     model = make_classifier()
     model.quantize("int8")

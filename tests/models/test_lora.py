@@ -68,7 +68,9 @@ def test_thawing_leaves_the_kernel_frozen(make_model):
     assert len(model.trainable_weights) > count
 
 
-@pytest.mark.parametrize("quantized", [False, pytest.param(True, marks=SLOW)])
+@pytest.mark.parametrize(
+    "quantized", [False, pytest.param(True, marks=pytest.mark.nightly)]
+)
 def test_a_saved_model_goes_on_training(make_model, images, tmp_path, quantized):
     model = keras_mae.MAEClassifier(make_model().encoder, 3, head_range=0.1)
     if quantized:

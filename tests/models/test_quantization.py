@@ -31,11 +31,10 @@ def answer(model, images):
     return ops.convert_to_numpy(model(images))
 
 
-# one of all is asked in the shortest run
+# one of all is asked in the shortest run, and one in each check
+TIERS = {("classifier", "int8"): (), ("pretrainer", "int4"): SLOW}
 CASES = [
-    pytest.param(
-        name, mode, marks=() if (name, mode) == ("classifier", "int8") else SLOW
-    )
+    pytest.param(name, mode, marks=TIERS.get((name, mode), pytest.mark.nightly))
     for name in MODELS
     for mode in ROUNDING
 ]

@@ -170,7 +170,7 @@ def test_lora_is_resumed_and_evaluated(pretrained, tmp_path):
     assert 0 <= results["top1"] <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lora_begins_anew_on_a_run_of_lora_and_never_on_a_quantized_one(
     pretrained, tmp_path, capsys
 ):

@@ -233,7 +233,7 @@ def test_published_weights_go_on_also_after_a_nan(
         pretrain("--model=hub", *flags[1:], "--resume")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_blocks_by_a_schedule(tmp_path):
     flags = ("--mask_sampling=block", "--mask_ratio_schedule=0.5:0.75")
     finished = run(SCRIPT, *SMALL, *flags, f"--output={tmp_path}")
