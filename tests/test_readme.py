@@ -278,6 +278,7 @@ ELSEWHERE = (
     # tests/serving/test_proxy.py runs the certificate's
     *("mkdir", "openssl", "export TOKEN", "curl --cacert"),
     *("python training/benchmark", "python serving/benchmark.py"),
+    "bash training/benchmark_gpu.sh",
     *("python training/compare.py", "python training/pretrain.py --preset=mae_large"),
     "python training/pretrain.py --wandb",
 )
