@@ -78,10 +78,10 @@ def _load_openvino(files):
         model = core.compile_model(file, "CPU", options)
         shapes = {
             each.any_name: [
-                size.get_length() if size.is_static else None for size in sizes
+                size.get_length() if size.is_static else None
+                for size in each.partial_shape
             ]
             for each in model.inputs
-            for sizes in [each.partial_shape]
         }
         functions[file.stem] = _checked(
             file.stem, shapes, functools.partial(run, model)

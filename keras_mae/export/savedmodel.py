@@ -16,7 +16,7 @@ from keras_mae.export.version_folder import check_version, new_version
 from keras_mae.export.warmup import check_warmup, write_warmup
 from keras_mae.models.loading import without_lora
 from keras_mae.models.mixins import casting_layers
-from keras_mae.ops.cast_kernels import CastKernels
+from keras_mae.ops.cast_kernels import CastKernels, scope_of_values
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import PathLike
 
@@ -96,9 +96,7 @@ def _write(served, folder):
     kernels = CastKernels()
     kernels.refresh(casting_layers(served.model))
     weights = [(one, kernels.replaced(one)) for one in served.model.weights]
-    with keras.StatelessScope() as scope:
-        for pair in weights:
-            scope.add_update(pair)
+    with scope_of_values(weights):
         traced = {key: signature.trace(share) for key, signature in signatures.items()}
     # a bare module: a Keras model would bring its own functions and weights along
     module = tf.Module()

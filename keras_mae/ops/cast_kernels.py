@@ -52,6 +52,15 @@ class CastKernels:
         return self._pairs.get(id(variable), (None, variable.value))[1]
 
 
+def scope_of_values(pairs: Iterable[tuple[keras.Variable, Any]]) -> Any:
+    """Returns a scope in which variables have these values, of any dtype."""
+    scope = keras.StatelessScope()
+    for pair in pairs:
+        # a `state_mapping` would cast to the variable's dtype
+        scope.add_update(pair)
+    return scope
+
+
 def layer_weight(variable: keras.Variable) -> Tensor:
     """Returns a weight's value, or its copy in a `CastKernels.scope`."""
     copy = _COPIES.get().get(id(variable))

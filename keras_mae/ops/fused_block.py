@@ -43,17 +43,18 @@ def fused_block(
     the norms' in float32, and the biases `qkv_bias`, ..., which may be missing.
     """
     tensors = {name: to_tf_tensor(value) for name, value in weights.items()}
+    scales = (None, None)  # of attention and of the MLP, (B, 1, 1) each
     if factors is not None:
-        factors = tf.cast(factors, x.dtype)[:, :, None, None]  # (B, 2, 1, 1)
+        scales = tf.unstack(tf.cast(factors, x.dtype)[:, :, None, None], axis=1)
 
     # by position: a custom gradient knows no dicts
     @tf.custom_gradient
     def compute(x, *values):
         given = dict(zip(tensors, values, strict=True))
-        output, kept = _forward(x, given, factors, options)
+        output, kept = _forward(x, given, scales, options)
 
         def differentiate(upstream):
-            gradient, by_name = _backward(upstream, given, factors, options, kept)
+            gradient, by_name = _backward(upstream, given, scales, options, kept)
             return gradient, *(by_name[name] for name in tensors)
 
         return output, differentiate
@@ -77,7 +78,7 @@ class _Kept(NamedTuple):
     hidden: Tensor  # (B * Q, mlp_dim), without bias
 
 
-def _forward(x, weights, factors, options):
+def _forward(x, weights, scales, options):
     first, dtype = options.first_query, options.dtype
     normed, mean1, scale1 = _norm(
         x, weights["gamma1"], weights["beta1"], options.epsilon, dtype
@@ -99,7 +100,7 @@ def _forward(x, weights, factors, options):
         x[:, first:] if first else x,
         tf.reshape(branch, tf.shape(attended)),
         weights.get("proj_bias"),
-        None if factors is None else factors[:, 0],
+        scales[0],
     )
     normed, mean2, scale2 = _norm(
         middle, weights["gamma2"], weights["beta2"], options.epsilon, dtype
@@ -111,18 +112,16 @@ def _forward(x, weights, factors, options):
         middle,
         tf.reshape(branch, tf.shape(attended)),
         weights.get("fc2_bias"),
-        None if factors is None else factors[:, 1],
+        scales[1],
     )
     kept = (x, mean1, scale1, query, key, value, attended, middle, mean2, scale2)
     return output, _Kept(*kept, hidden)
 
 
-def _backward(upstream, weights, factors, options, kept):
+def _backward(upstream, weights, scales, options, kept):
     """Returns the gradient of the input, and a dict of those of the weights."""
     found = {}
-    branch = _branch_gradient(
-        upstream, None if factors is None else factors[:, 1], options.dtype
-    )
+    branch = _branch_gradient(upstream, scales[1], options.dtype)
     active = _input_gradient(branch, weights["fc2"])
     active, hidden = _activate_again(
         kept.hidden, weights.get("fc1_bias"), active, options.activation
@@ -138,9 +137,7 @@ def _backward(upstream, weights, factors, options, kept):
         _input_gradient(hidden, weights["fc1"]),
         upstream,
     )
-    branch = _branch_gradient(
-        middle, None if factors is None else factors[:, 0], options.dtype
-    )
+    branch = _branch_gradient(middle, scales[0], options.dtype)
     found["proj"] = tf.matmul(_rows(kept.attended), branch, transpose_a=True)
     found["proj_bias"] = _column_sums(branch)
     attended = _input_gradient(branch, weights["proj"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from keras_mae.ops.cast_kernels import layer_weight
+from keras_mae.ops.cast_kernels import layer_weight, scope_of_values
 from keras_mae.ops.fusion import fusion_enabled, with_alternative
 from keras_mae.utils.typing import Tensor
 
@@ -89,10 +89,7 @@ def _trace(layer, fixed):
 
     @functools.partial(tf.function, autograph=False, experimental_attributes=attributes)
     def call(values, x, tensors):
-        with keras.StatelessScope() as scope:
-            for pair in zip(layer.weights, values, strict=True):
-                # a `state_mapping` would cast to the weight's dtype
-                scope.add_update(pair)
+        with scope_of_values(zip(layer.weights, values, strict=True)):
             return layer(x, **fixed, **tensors)
 
     return call

@@ -25,9 +25,7 @@ def mean_gradients(
 ) -> list[Tensor | None]:
     """Turns float32 sums over parts of a batch into gradients in variables' dtypes."""
     return [
-        None
-        if total is None
-        else ops.cast(total if steps == 1 else total / steps, variable.dtype)
+        None if total is None else ops.cast(total / steps, variable.dtype)
         for total, variable in zip(sums, variables, strict=True)
     ]
 

@@ -12,7 +12,6 @@ from keras_mae.ops.tracing import cpu_graph_scope
 from keras_mae.trainers.base_step import (
     BaseStep,
     drop_unused,
-    mean_gradients,
     part_size,
 )
 from keras_mae.utils.typing import Tensor
@@ -141,9 +140,9 @@ class BackendStep(BaseStep):
             parallel_iterations=1,  # parts side by side would take memory each
         )
         gradients = [
-            None if index in unused else total for index, total in enumerate(gradients)
+            None if index in unused else tf.cast(total, variables[index].dtype)
+            for index, total in enumerate(gradients)
         ]
-        gradients = mean_gradients(gradients, 1, variables)
         return loss / steps, parts.concat() if has_outputs else None, gradients
 
     def _replica_results(self, results):
