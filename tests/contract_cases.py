@@ -14,7 +14,7 @@ from keras_mae.layers import (
     StochasticDepth,
     TransformerBlock,
 )
-from keras_mae.layers.mlp import gelu_tanh
+from keras_mae.ops.activations import gelu_tanh
 
 BATCH = 3
 

@@ -23,6 +23,11 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
     ```
     """
 
+    _checked = 0  # the last update whose numbers were seen
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        self._checked = optimizer_iterations(self.model)
+
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         optimizer = getattr(self.model, "optimizer", None)
         # dynamic loss scaling: an overflowing gradient is skipped, and the scale halved
@@ -31,16 +36,17 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
             value = float(np.mean(value))
             if not math.isfinite(value) and not (dynamic and name == "gradient_norm"):
                 raise FloatingPointError(f"the {name} is {value} at {self._steps()}")
+        self._checked = optimizer_iterations(self.model)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self._checked -= 1  # the validation loss shows what the last step did
+        self.on_train_batch_end(epoch, logs)
 
     def _steps(self):
-        last = optimizer_iterations(self.model)
-        several = getattr(self.model, "steps_per_execution", 1)
-        if several == 1:
-            return f"step {last}"
-        return f"one of the steps {last - several + 1} to {last}"
-
-    # the validation loss shows what the last step of an epoch did
-    on_epoch_end = on_train_batch_end
+        first, last = self._checked + 1, optimizer_iterations(self.model)
+        return (
+            f"step {last}" if first == last else f"one of the steps {first} to {last}"
+        )
 
 
 class StopOnCorruptImages(keras.callbacks.Callback):

@@ -1,4 +1,4 @@
-"""The MLP of a transformer block, and GELU's tanh approximation."""
+"""The MLP of a transformer block."""
 
 from typing import Any
 
@@ -6,13 +6,8 @@ import keras
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.ops.activations import fast_activation
 from keras_mae.utils.typing import Tensor
-
-
-@keras.saving.register_keras_serializable(package="keras_mae")
-def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU by its tanh approximation (Hendrycks and Gimpel 2016, section 2)."""
-    return keras.activations.gelu(x, approximate=True)
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -56,7 +51,8 @@ class MLP(KeepsFrozenParts, keras.layers.Layer):
         initializer = keras.initializers.serialize(self.kernel_initializer)
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         dense = {"kernel_initializer": initializer, **policy}
-        self.fc1 = Dense(mlp_dim, activation=self.activation, name="fc1", **dense)
+        activation = fast_activation(self.activation)
+        self.fc1 = Dense(mlp_dim, activation=activation, name="fc1", **dense)
         self.fc2 = Dense(hidden_dim, name="fc2", **dense)
         self.freeze_parts()
 

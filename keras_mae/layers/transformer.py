@@ -168,7 +168,7 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         options = BlockOptions(
             num_heads=self.num_heads,
             epsilon=self.layer_norm_epsilon,
-            activation=self.mlp.activation,
+            activation=self.mlp.fc1.activation,
             dtype=self.compute_dtype,
             first_query=first_query,
         )

@@ -46,6 +46,17 @@ def _adamw_update(
     return weight - ops.cast(rate * update, weight.dtype), *new
 
 
+def _in_update_of_replicas():
+    """Whether TensorFlow runs this for each of several replicas, outside of XLA."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    strategy = tf.distribute.get_strategy()
+    on_tpu = isinstance(strategy, tf.distribute.TPUStrategy)
+    return strategy.num_replicas_in_sync > 1 and not on_tpu
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class MatrixDecayAdamW(AveragesWeights, keras.optimizers.AdamW):
     """AdamW without weight decay for vectors: biases and norms.
@@ -109,7 +120,8 @@ class MatrixDecayAdamW(AveragesWeights, keras.optimizers.AdamW):
         decay = self.weight_decay if self._use_weight_decay(variable) else 0.0
         rate = ops.cast(learning_rate, "float32")
         corrections = self._corrections()
-        if in_cpu_graph() and all(one.dtype == "float32" for one in variables):
+        float32 = all(one.dtype == "float32" for one in variables)
+        if float32 and (in_cpu_graph() or _in_update_of_replicas()):
             from keras_mae.optimizers.adamw_in_place import adamw_in_place
 
             adamw_in_place(

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_mae import data
 from keras_mae.callbacks import checkpoints
+from keras_mae.callbacks.callback_list import OccasionalCallbackList, hears_each_update
 from keras_mae.callbacks.history import RunHistory
 from keras_mae.callbacks.stopping import StopOnCorruptImages, StopOnNonFiniteLoss
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
@@ -26,6 +27,7 @@ from keras_mae.callbacks.write_errors import IgnoreWriteErrors
 from keras_mae.profiling import costs
 from keras_mae.runs.own_callbacks import load_callbacks
 from keras_mae.runs.run_folder import RunFolder, saved_flags
+from keras_mae.utils.devices import has_accelerator
 from keras_mae.utils.distribution import is_chief, make_strategy, run_on_all_workers
 from keras_mae.utils.flags import check_at_least_one
 
@@ -173,6 +175,7 @@ class Training:
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
         callbacks = [*first, *callbacks]
+        verbose = 1 if os.isatty(1) else 2
         # a pipeline that fails must do so before an older run is deleted
         self._distribute(batches, 0)
         saving.catch_sigterm()
@@ -190,9 +193,11 @@ class Training:
                     initial_epoch=first,
                     epochs=last,
                     steps_per_epoch=count,
-                    callbacks=callbacks,
+                    callbacks=self._callback_list(
+                        callbacks, model, count, last, verbose
+                    ),
                     shuffle=False,  # the pipeline does
-                    verbose=1 if os.isatty(1) else 2,
+                    verbose=verbose,
                 )
                 step = last * self.steps
         except BaseException as error:
@@ -253,6 +258,13 @@ class Training:
         logs = RunHistory(self.run.history, sometimes)
         writing = [*extra, logs, TensorBoardScalars(self.run.logs, config.log_every)]
         return [*watching, *map(IgnoreWriteErrors, writing), *self._trackers]
+
+    def _callback_list(self, callbacks, model, steps, epochs, verbose):
+        """Lets an accelerator run on between updates that callbacks report or save."""
+        if not has_accelerator() or any(map(hears_each_update, self._own_callbacks)):
+            return callbacks
+        every = math.gcd(self.config.log_every, self.config.checkpoint_steps or 0)
+        return OccasionalCallbackList(callbacks, model, every, steps, epochs, verbose)
 
     def _start(self, model, processor, columns, first):
         """Restores the newest checkpoint or starts anew; returns the step."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from keras_mae.layers.mlp import gelu_tanh
+from keras_mae.ops.activations import gelu_tanh
 from keras_mae.ops.patches import as_pair
 from keras_mae.presets import PRESETS
 from keras_mae.utils.typing import Size

@@ -9,7 +9,7 @@ import pytest
 
 import keras_mae
 from keras_mae.convert.keras_hub_backbone import from_keras_hub, to_keras_hub
-from keras_mae.layers.mlp import gelu_tanh
+from keras_mae.ops.activations import gelu_tanh
 from keras_mae.weights import PortError
 from tests.comparison import assert_same_weights
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-from keras_mae.layers.mlp import gelu_tanh
+from keras_mae.ops.activations import gelu_tanh
 from keras_mae.weights import load_weights
 from tests.parity.small_model import build_keras
 

@@ -19,6 +19,7 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.utils.flags import parse_flags
 from tests.callbacks.test_callbacks import read_events
 from tests.callbacks.test_trackers import stand_in_wandb
@@ -231,6 +232,28 @@ def test_published_weights_go_on_also_after_a_nan(
     assert "from step 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--model=hub \(a/check"):
         pretrain("--model=hub", *flags[1:], "--resume")
+
+
+@pytest.mark.slow
+def test_an_accelerator_runs_on_between_reports(photos, tmp_path, monkeypatch):
+    """Callbacks that are called less often change no number of the run."""
+    flags = (*photos, "--batch_size=2", "--log_every=3")
+    seen = []
+    report = TensorBoardScalars.on_train_batch_end
+
+    def count(self, batch, logs=None):
+        seen.append(batch)
+        report(self, batch, logs)
+
+    monkeypatch.setattr(TensorBoardScalars, "on_train_batch_end", count)
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    pretrain(*flags, f"--output={tmp_path / 'each'}")
+    each = seen.copy()
+    seen.clear()
+    monkeypatch.setattr("keras_mae.runs.training_run.has_accelerator", lambda: True)
+    pretrain(*flags, f"--output={tmp_path / 'few'}")
+    assert each == [0, 1, 2, 3] and seen == [0, 2, 3]
+    assert losses(tmp_path / "few") == losses(tmp_path / "each")
 
 
 @pytest.mark.nightly

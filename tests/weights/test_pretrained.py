@@ -8,7 +8,7 @@ import pytest
 
 import keras_mae
 from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
-from keras_mae.layers.mlp import gelu_tanh
+from keras_mae.ops.activations import gelu_tanh
 from keras_mae.ops.positions import resize_positions
 from keras_mae.presets import PRESETS
 from keras_mae.weights import PortError, PortReport, export_weights, load_weights

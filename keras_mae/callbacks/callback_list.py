@@ -1,0 +1,76 @@
+"""Callbacks of `fit` that an accelerator need not wait for after each update."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from keras_mae.utils.typing import Logs
+
+
+class OccasionalCallbackList(keras.callbacks.CallbackList):
+    """Calls `on_train_batch_end` after every Nth update instead of each.
+
+    To give a callback numbers, Keras waits until the device has computed them, and the
+    device then waits for the next step. Called are also an epoch's first and last
+    update, and one a second, so that a signal is noticed.
+
+    Args:
+        callbacks: The callbacks. One of Keras's own for the history, and with
+            `verbose` for the progress bar, are added.
+        model: The model of `fit`.
+        every: Int, updates between two calls.
+        steps: Int, updates of an epoch.
+        epochs: Int, as for `fit`.
+        verbose: Int, as for `fit`.
+
+    Example:
+
+    ```python
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
+    callbacks = OccasionalCallbackList([], model, every=50, steps=1000, epochs=2)
+    ```
+    """
+
+    def __init__(
+        self,
+        callbacks: Sequence[keras.callbacks.Callback],
+        model: keras.Model,
+        every: int,
+        steps: int,
+        epochs: int,
+        verbose: int = 0,
+    ) -> None:
+        super().__init__(
+            list(callbacks),
+            add_history=True,
+            add_progbar=verbose != 0,
+            model=model,
+            verbose=verbose,
+            epochs=epochs,
+            steps=steps,
+        )
+        self._every = every
+        self._steps = steps
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        self._called, self._called_at = -1, -math.inf
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        passed = (batch + 1) // self._every > (self._called + 1) // self._every
+        second = time.monotonic() - self._called_at >= 1
+        if passed or second or batch + 1 == self._steps:
+            super().on_train_batch_end(batch, logs)
+            self._called, self._called_at = batch, time.monotonic()
+
+
+def hears_each_update(callback: keras.callbacks.Callback) -> bool:
+    """Whether a callback has a hook of its own for the end of an update."""
+    base = keras.callbacks.Callback
+    return any(
+        getattr(getattr(callback, name), "__func__", None) is not getattr(base, name)
+        for name in ("on_train_batch_end", "on_batch_end")
+    )
