@@ -96,14 +96,15 @@ def _forward(x, weights, scales, options):
         tf.transpose(attended, (0, 2, 1, 3)), (-1, length - first, width)
     )  # (B, Q, D)
     branch = tf.matmul(_rows(attended), weights["proj"])
-    middle = _add_branch(
+    middle, normed, mean2, scale2 = _add_branch_and_norm(
         x[:, first:] if first else x,
         tf.reshape(branch, tf.shape(attended)),
         weights.get("proj_bias"),
         scales[0],
-    )
-    normed, mean2, scale2 = _norm(
-        middle, weights["gamma2"], weights["beta2"], options.epsilon, dtype
+        weights["gamma2"],
+        weights["beta2"],
+        options.epsilon,
+        dtype,
     )
     hidden = tf.matmul(normed, weights["fc1"])
     active = _activate(hidden, weights.get("fc1_bias"), options.activation)
@@ -206,14 +207,16 @@ def _column_sums(x):
     return tf.cast(tf.reduce_sum(tf.cast(x, "float32"), 0), x.dtype)  # (D,)
 
 
-@_compiled
-def _norm(x, gamma, beta, epsilon, dtype):
+def _normalize(x, gamma, beta, epsilon, dtype):
     """Normalizes rows in float32 (Ba et al. 2016, eq. 4): `(R, D)`, means, scales."""
     rows = tf.cast(_rows(x), "float32")
     mean = _row_means(rows)
     centred = rows - mean
     scale = tf.math.rsqrt(_row_means(centred * centred) + epsilon)
     return tf.cast(centred * scale * gamma + beta, dtype), mean, scale
+
+
+_norm = _compiled(_normalize)
 
 
 @_compiled
@@ -240,10 +243,13 @@ def _norm_gradient(x, gamma, mean, scale, upstream, residual):
 @_compiled
 def _split_heads(qkv, bias):
     """Turns `(B, N, 3, heads, head_dim)` into scaled queries, keys, and values."""
+    wide = tf.cast(qkv, "float32")  # XLA casts in each operation of bfloat16
     if bias is not None:
-        qkv += tf.reshape(bias, qkv.shape[2:])
-    query, key, value = tf.unstack(tf.transpose(qkv, (2, 0, 3, 1, 4)))
-    return query * qkv.shape[-1] ** -0.5, key, value  # (B, heads, N, head_dim) each
+        wide += tf.reshape(tf.cast(bias, "float32"), qkv.shape[2:])
+    query, key, value = tf.unstack(tf.transpose(wide, (2, 0, 3, 1, 4)))
+    query *= qkv.shape[-1] ** -0.5
+    # (B, heads, N, head_dim) each
+    return tuple(tf.cast(each, qkv.dtype) for each in (query, key, value))
 
 
 def _merge_heads(query, key, value):
@@ -284,12 +290,20 @@ def _score_gradient(attention, upstream, shared):
     return tf.cast(wide * (tf.cast(upstream, "float32") - shared), attention.dtype)
 
 
-@_compiled
-def _add_branch(x, branch, bias, factor):
+def _add(x, branch, bias, factor):
     if bias is not None:
         branch += bias
     branch = tf.cast(branch, x.dtype)
     return x + (branch if factor is None else branch * factor)
+
+
+_add_branch = _compiled(_add)
+
+
+@_compiled
+def _add_branch_and_norm(x, branch, bias, factor, *norm):
+    total = _add(x, branch, bias, factor)
+    return total, *_normalize(total, *norm)
 
 
 @_compiled
