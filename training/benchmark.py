@@ -4,10 +4,11 @@ Run: python training/benchmark.py --mode=pretrain-step --preset=mae_base
      python training/benchmark.py --mode=encode --against=huggingface
 
 Each side is a process of its own, and they take turns, one step each, so that other
-load on the machine slows both alike. `--against=huggingface` is transformers' ViTMAE on
+load on the machine slows all alike. `--against=huggingface` is transformers' ViTMAE on
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
-`--against=plain` is this package without `--quantize`, `--residual_dtype` and
-`--engine`. MFU is relative to a GPU's published FLOP/s, or to those of a large matrix
+`huggingface-compiled` is the same with torch.compile; `plain` is this package without
+`--quantize`, `--residual_dtype` and `--engine`, and `savedmodel`, `openvino`, `litert`
+and `onnx` are the encoder in these engines; several go with commas between. MFU is relative to a GPU's published FLOP/s, or to those of a large matrix
 product in the same process.
 """
 
@@ -16,6 +17,7 @@ import keras_mae  # first: it imports TensorFlow quietly
 # isort: split
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -36,6 +38,7 @@ from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
 ENGINES = ("keras", "savedmodel", "openvino", "litert", "onnx")
+PEERS = ("huggingface", "huggingface-compiled", "plain", *ENGINES[1:])
 
 
 @dataclasses.dataclass
@@ -76,12 +79,8 @@ class BenchmarkConfig:
     warmup: int = flag("steps before measuring", 2)
     repeats: int = flag("steps to measure", 10)
     against: str | None = flag(
-        "what to compare with: transformers, or this package without --residual_dtype, "
-        "--quantize and --engine",
-        None,
-        ("huggingface", "plain"),
+        f"what to compare with, separated by commas: {', '.join(PEERS)}", None
     )
-    compile_peer: bool = flag("torch.compile the model of --against", False)
     dataset: str = flag("dataset of --mode=input, as for pretrain.py", "photos")
     out: str | None = flag("JSON file to write the results to", None)
     worker: bool = flag("internal: run steps for a parent process", False)
@@ -204,16 +203,17 @@ def start_ours(config):
     return Worker(command, {"KERAS_BACKEND": config.backend})
 
 
-def start_plain(config):
-    """Starts our worker process without what is compared."""
-    plain = {"residual_dtype": None, "quantize": None, "engine": "keras"}
+def start_peer(name, config):
+    """Starts the worker process of a peer."""
+    if name.startswith("huggingface"):
+        return start_huggingface(config, compiled=name.endswith("compiled"))
+    engine = "keras" if name == "plain" else name
+    plain = {"residual_dtype": None, "quantize": None, "engine": engine}
     return start_ours(dataclasses.replace(config, **plain))
 
 
-def start_peer(config):
+def start_huggingface(config, compiled):
     """Starts transformers' worker process, with the sizes of the preset."""
-    if config.mode == "input":
-        raise ValueError("--mode=input cannot be used with --against")
     sizes = preset_sizes(config.preset)
     sizes |= {"image_size": config.image_size or sizes["image_size"]}
     sizes |= {"depth": config.depth or sizes["depth"]}
@@ -224,7 +224,7 @@ def start_peer(config):
     command += [f"--{name}={value}" for name, value in sizes.items()]
     for name in ("mode", "batch_size", "precision", "mask_ratio"):
         command.append(f"--{name}={getattr(config, name)}")
-    return Worker(command + ["--compile"] * config.compile_peer)
+    return Worker(command + ["--compile"] * compiled)
 
 
 def describe(worker, config):
@@ -242,7 +242,7 @@ def describe(worker, config):
 
 
 def report(rows, config):
-    """Prints the results of each side, and their ratio if there are two."""
+    """Prints the results of each side, and the ratios of the first to the others."""
     print(
         f"{config.mode}, {config.preset}, {config.precision}, batch size "
         f"{config.batch_size}, median of {config.repeats} steps:"
@@ -253,25 +253,31 @@ def report(rows, config):
             f"  {row['library']}: {row['images_per_second']:.2f} images/s{mfu}, first "
             f"step {row['first_step']:.1f} s, peak {row['peak_memory'] / 2**30:.2f} GiB"
         )
-    if len(rows) == 2:
-        ratio, low, high = compare(rows[0]["seconds"], rows[1]["seconds"])
-        memory = rows[0]["peak_memory"] / rows[1]["peak_memory"]
+    for row in rows[1:]:
+        ratio, low, high = compare(rows[0]["seconds"], row["seconds"])
+        memory = rows[0]["peak_memory"] / row["peak_memory"]
+        to = "" if len(rows) == 2 else f" to {row['library']}"
         print(
-            f"  ratio of images/s: {ratio:.2f} (quartiles {low:.2f} to {high:.2f}); "
-            f"of peak memory: {memory:.2f}"
+            f"  ratio{to} of images/s: {ratio:.2f} (quartiles {low:.2f} to "
+            f"{high:.2f}); of peak memory: {memory:.2f}"
         )
 
 
-def main(config):
-    """Benchmarks one side or two."""
+def check(config):
+    """Returns the names of the peers, or raises where flags don't go together."""
     names = ("batch_size", "repeats", "accumulation_steps", "replicas")
     check_at_least_one(config, *names)
-    if config.worker:
-        work(config)
-        return
-    if config.engine != "keras" and config.mode != "encode":
+    peers = config.against.split(",") if config.against else []
+    if set(peers) - set(PEERS):
         raise ValueError(
-            f"--engine={config.engine} needs --mode=encode. Received: "
+            f"against must be among {', '.join(PEERS)}. Received: {config.against!r}"
+        )
+    if config.mode == "input" and peers:
+        raise ValueError("--mode=input cannot be used with --against")
+    engines = {config.engine, *peers} & set(ENGINES) - {"keras"}
+    if engines and config.mode != "encode":
+        raise ValueError(
+            f"{', '.join(sorted(engines))} needs --mode=encode. Received: "
             f"--mode={config.mode}"
         )
     if config.quantize and config.mode not in ("encode", "reconstruct"):
@@ -279,8 +285,16 @@ def main(config):
             "--quantize needs --mode=encode or reconstruct. Received: "
             f"--mode={config.mode}"
         )
-    peers = {None: [], "huggingface": [start_peer], "plain": [start_plain]}
-    starters = [start_ours, *peers[config.against]]
+    return peers
+
+
+def main(config):
+    """Benchmarks one side or several."""
+    peers = check(config)
+    if config.worker:
+        work(config)
+        return
+    starters = [start_ours, *(functools.partial(start_peer, name) for name in peers)]
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(start(config)) for start in starters]
         take_turns(workers, config.warmup, config.repeats)

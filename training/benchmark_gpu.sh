@@ -28,7 +28,7 @@ for mode in pretrain-step encode; do
         [ "$size" = large ] && batch="${LARGE_BATCH:-128}"
         timeout 150 "$python" training/benchmark.py --backend=jax --mode="$mode" \
             --preset="mae_$size" --batch_size="$batch" --precision=mixed_bfloat16 \
-            --against=huggingface --compile_peer --warmup=3 --repeats=15 \
+            --against=huggingface-compiled --warmup=3 --repeats=15 \
             || echo "$mode mae_$size: no result"
     done
 done

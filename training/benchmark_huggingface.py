@@ -114,7 +114,7 @@ def main():
     options = parse()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     about = {
-        "library": "transformers",
+        "library": "transformers" + ", torch.compile" * options.compile,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",

@@ -92,6 +92,7 @@ def test_every_mode_against_transformers(mode, tmp_path):
         ["--xla=on", "--precision=mixed_bfloat16", "--rematerialize"],
         ["--accumulation_steps=2", "--depth=1", "--image_size=16"],
         ["--replicas=2"],
+        ["--mode=encode", "--against=plain,savedmodel,openvino"],
     ],
 )
 def test_other_benchmark_flags(flags):
@@ -206,4 +207,6 @@ def test_the_gpu_benchmark_passes_flags_that_exist():
 
 def test_engines_are_for_encoding():
     line = refusal(TRAINING, "--engine=openvino")
-    assert "--engine=openvino needs --mode=encode" in line
+    assert "openvino needs --mode=encode. Received: --mode=pretrain-step" in line
+    line = refusal(TRAINING, "--mode=encode", "--against=timm")
+    assert "against must be among huggingface, " in line and "'timm'" in line
