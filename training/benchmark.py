@@ -8,8 +8,9 @@ load on the machine slows all alike. `--against=huggingface` is transformers' Vi
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
 `huggingface-compiled` is the same with torch.compile; `plain` is this package without
 `--quantize`, `--residual_dtype` and `--engine`, and `savedmodel`, `openvino`, `litert`
-and `onnx` are the encoder in these engines; several go with commas between. MFU is relative to a GPU's published FLOP/s, or to those of a large matrix
-product in the same process.
+and `onnx` are the encoder in these engines; several go with commas between. MFU is
+relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
+process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
