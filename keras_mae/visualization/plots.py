@@ -1,4 +1,4 @@
-"""Matplotlib plots: confusion matrix, PCA and t-SNE, accuracies, step costs."""
+"""Matplotlib plots: confusion matrix, PCA and t-SNE, accuracies, costs, history."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -121,6 +121,32 @@ def plot_scaling(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image
             axes.grid(alpha=0.3)
     panels[0][0].set_ylabel("seconds a step")
     panels[1][0].set_ylabel("peak memory, GiB")
+    figure.tight_layout()
+    return _to_pil(figure)
+
+
+def plot_history(
+    epochs: Sequence[int], columns: Mapping[str, Sequence[float]]
+) -> Image.Image:
+    """Draws what a run logged by epoch; NaN where an epoch logged nothing.
+
+    A panel for the losses, and one for all accuracies.
+    """
+    _, pyplot = _import_plotting()
+    panels: dict[str, list[str]] = {}
+    for name in columns:
+        kind = "accuracy" if name.endswith("accuracy") else name.removeprefix("val_")
+        panels.setdefault(kind, []).append(name)
+    size = 4.2 * len(panels), 2.6
+    figure, drawn = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)
+    for (kind, names), axes in zip(panels.items(), drawn[0], strict=True):
+        for name in names:
+            there = np.isfinite(np.asarray(columns[name], float))
+            points = np.asarray(epochs)[there], np.asarray(columns[name], float)[there]
+            axes.plot(*points, marker="o" if there.sum() < 30 else None, label=name)
+        axes.set(xlabel="epoch", title=kind.replace("_", " "))
+        axes.legend(fontsize=8)
+        axes.grid(alpha=0.3)
     figure.tight_layout()
     return _to_pil(figure)
 

@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_mae.visualization import plots
+from tests.scripts import load, refusal
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -37,3 +39,33 @@ def test_scaling_has_a_column_a_name():
     assert two.size[0] > 1.5 * one.size[0]
     other = plots.plot_scaling({"depth": points("depth", (3, 2, 1))})
     assert one.tobytes() != other.tobytes()
+
+
+def test_a_history_has_a_panel_for_losses_and_one_for_accuracies():
+    losses = {"loss": [3.0, 2.0, 1.0], "val_loss": [3.0, 2.5, 2.0]}
+    probed = {"probe_knn_accuracy": [0.5, float("nan"), 0.75]}
+    one = plots.plot_history([1, 2, 3], losses)
+    two = plots.plot_history([1, 2, 3], losses | probed)
+    assert two.size[0] > 1.5 * one.size[0]
+    # an epoch without a value is passed over
+    without = plots.plot_history([1, 3], {"probe_knn_accuracy": [0.5, 0.75]})
+    assert plots.plot_history([1, 2, 3], probed).tobytes() == without.tobytes()
+
+
+def test_the_script_plots_a_run(tmp_path):
+    script = "training/plot_history.py"
+    (tmp_path / "history.csv").write_text(
+        "epoch,loss,probe_knn_accuracy,val_loss\n0,2.0,0.5,2.5\n1,1.0,,2.0\n"
+    )
+    config = {"run": str(tmp_path), "out": str(tmp_path / "plots" / "history.png")}
+    module = load(script)
+    module.main(module.PlotConfig(**config))
+    with Image.open(config["out"]) as picture:
+        width = picture.size[0]
+    module.main(module.PlotConfig(**config, columns="loss"))
+    with Image.open(config["out"]) as picture:
+        assert picture.size[0] < width
+    assert "must be among loss, probe" in refusal(
+        script, f"--run={tmp_path}", "--columns=top1"
+    )
+    assert "a folder with a history.csv" in refusal(script, "--run=none")
