@@ -137,20 +137,8 @@ def _write_onnx(folder, traced):
             tf.function(positional, autograph=False),
             input_signature=specs,
             opset=18,
-            custom_op_handlers={"Erfc": (_erfc_by_erf, [])},
             output_path=str(folder / f"{name}.onnx"),
         )
-
-
-def _erfc_by_erf(graph, node, name, _):
-    """Replaces Erfc, of GELU, which ONNX lacks."""
-    source = node.input[0]
-    about = {"shapes": node.output_shapes, "dtypes": node.output_dtypes}
-    graph.remove_node(node.name)
-    erf = graph.make_node("Erf", [source])
-    one = graph.make_const(f"{name}_one", np.array(1, "float32"))
-    parts = [one.output[0], erf.output[0]]
-    graph.make_node("Sub", parts, outputs=node.output, name=name, **about)
 
 
 def _load_onnx(files):

@@ -14,6 +14,7 @@ from keras_mae.models.mixins import (
     FusedInference,
     allow_new_layers,
 )
+from keras_mae.ops.activations import fast_activation
 from keras_mae.ops.patches import unpatchify
 from keras_mae.utils.typing import Tensor
 
@@ -118,8 +119,9 @@ class MAESegmenter(
             images, self.block_numbers, interpolate=interpolate, training=training
         )
         maps = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
+        gelu = fast_activation(keras.activations.gelu)
         x = self.projection(ops.concatenate(maps, axis=-1))  # (B, h, w, hidden_dim)
-        x = self.head(ops.gelu(x, approximate=False))  # (B, h, w, p_h * p_w * classes)
+        x = self.head(gelu(x))  # (B, h, w, p_h * p_w * classes)
         _, rows, columns, values = x.shape
         x = ops.reshape(x, (-1, rows * columns, values))  # (B, L, p_h * p_w * classes)
         # (B, H, W, classes)

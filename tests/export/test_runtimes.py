@@ -36,6 +36,18 @@ def pixels(count, size=32):
 
 
 @pytest.mark.slow
+def test_keras_own_onnx_file_of_an_encoder_loads(tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    encoder = pretrainer().encoder
+    encoder.export(str(tmp_path / "encoder.onnx"), format="onnx", verbose=False)
+    session = runtime.InferenceSession(tmp_path / "encoder.onnx")
+    images = pixels(2)
+    (got,) = session.run(None, {session.get_inputs()[0].name: images})
+    np.testing.assert_allclose(got, np.asarray(encoder(images)), atol=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", MODULES)
 def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
     for module in MODULES[format]:
