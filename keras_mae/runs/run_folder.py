@@ -72,7 +72,8 @@ class RunFolder:
         if differing:
             raise ValueError(
                 f"Cannot resume {self.path} with other flags. "
-                f"Received: {', '.join(differing)}"
+                f"Received: {', '.join(differing)}. To go on from its weights, with a "
+                f"new schedule: --model={self.path} --output=OTHER"
             )
 
     def clear(self):

@@ -145,15 +145,14 @@ class Training:
 
     def describe(self, model):
         """Returns what `--dry_run` prints: flags, parameters, FLOPs and memory."""
-        config, source = self.config, self.source
+        config = self.config
         flops = costs.flops_per_image(model) * config.batch_size
         images = config.batch_size // self.replicas // config.accumulation_steps
         memory = costs.estimate_memory(model, images) / costs.GIB
         return (
             f"{json.dumps(dataclasses.asdict(config), indent=2)}\n"
             f"parameters:  {parameters(model)}\n"
-            f"data:        {source.epoch_size:,} images an epoch, "
-            f"{len(source.held_out):,} held out\n"
+            f"data:        {self._data_sizes()}\n"
             f"updates:     {config.epochs} x {self.steps:,}\n"
             f"FLOPs:       {flops / 1e12:,.3f} T a step, over {self.replicas} "
             "replica(s)\n"
@@ -185,7 +184,7 @@ class Training:
             step = self._start(model, processor, columns, first)
             print(
                 f"{model.name}: {parameters(model)} parameters, {self.replicas} "
-                f"replica(s); from step {step}"
+                f"replica(s); {self._data_sizes()}; from step {step}"
             )
             for first, last, count in self._segments(step):
                 model.fit(
@@ -209,6 +208,13 @@ class Training:
         finally:
             saving.release_sigterm()
         print(f"Run saved to {self.config.output}")
+
+    def _data_sizes(self):
+        """Says how many images are trained on, and how many validation sees."""
+        source = self.source
+        return (
+            f"{source.epoch_size:,} images an epoch, {len(source.held_out):,} held out"
+        )
 
     def _way_out(self):
         """Says how to go on after a loss that is NaN or infinite."""

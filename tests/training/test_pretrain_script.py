@@ -229,7 +229,7 @@ def test_published_weights_go_on_also_after_a_nan(
     again = pretrain(*flags, "--resume").get_weights()
     for wanted, found in zip(first, again, strict=True):
         np.testing.assert_array_equal(found, wanted)
-    assert "from step 2" in capsys.readouterr().out
+    assert "held out; from step 2" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"--model=hub \(a/check"):
         pretrain("--model=hub", *flags[1:], "--resume")
 
