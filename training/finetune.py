@@ -135,8 +135,9 @@ def load_evaluated(config, num_classes):
     received = getattr(model, "num_classes", "none")
     if not isinstance(model, keras_mae.MAEClassifier) or received != num_classes:
         raise ValueError(
-            f"--model must be a classifier of the {num_classes} classes of the data. "
-            f"Received: {config.model}, a {type(model).__name__} of {received}"
+            f"--model must be a classifier of the {num_classes} classes of "
+            f"--dataset={config.dataset}. Received: {config.model}, "
+            f"a {type(model).__name__} of {received}"
         )
     size = None if config.image_size is None else (config.image_size,) * 2
     check_unchanged("image_size", size, model.encoder.image_size)
