@@ -57,6 +57,12 @@ def test_other_methods_reuse_cached_features(probed, method, monkeypatch):
     assert ask(*flags, f"--method={method}", "--no-pictures") > 0.5
 
 
+@pytest.mark.slow
+def test_knn_takes_fewer_images_than_a_batch(pretrained, tmp_path):  # noqa: F811
+    flags = f"--model={pretrained}", f"--output={tmp_path}", "--method=knn"
+    assert ask(*flags, "--batch_size=2000", "--no-pictures") > 0.5
+
+
 @pytest.mark.nightly
 def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
     _, flags, _ = probed
