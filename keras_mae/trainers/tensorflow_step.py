@@ -31,6 +31,11 @@ class BackendStep(BaseStep):
 
     distribute_strategy: Any  # that of `keras.Model`
 
+    def make_train_function(self, force=False):
+        # one whose first trace failed may not make the optimizer's variables later
+        failed = self.train_function is not None and not self.optimizer.built
+        super().make_train_function(force=force or failed)
+
     def train_step(self, data):
         with cpu_graph_scope(self.is_cpu_graph), self._counting_rows(data):
             return self._train_step(data)

@@ -93,3 +93,12 @@ def test_a_decoder_without_blocks_trains_the_same_loss(make_model, images):
     assert np.isfinite(logs["loss"])
     with pytest.raises(ValueError, match=r"depth must not be negative\. Received: -1"):
         make_model(depth=-1)
+
+
+def test_fit_goes_on_after_a_refused_data_set(make_model, images):
+    model = make_model()
+    model.compile(optimizer=keras.optimizers.Adam(1e-3))
+    with pytest.raises(ValueError, match="must be images or"):
+        model.fit({"pixel_values": images}, batch_size=len(images), verbose=0)
+    model.fit(images, batch_size=len(images), verbose=0)
+    assert model.optimizer.iterations == 1
