@@ -302,6 +302,7 @@ class MAEImageProcessor:
 
 def _read_config(location):
     """Reads `preprocessor_config.json`, or what timm's `config.json` says of images."""
+    from keras_mae.weights.checkpoint import PortError
     from keras_mae.weights.hub import read_json
 
     path, timm = location.find(CONFIG_NAME), None
@@ -309,7 +310,12 @@ def _read_config(location):
         timm = _from_timm(read_json(place))
     if timm is not None:
         return place, timm
-    path = path or location.require(CONFIG_NAME)
+    if path is None:
+        raise PortError(
+            f"{location.source} has no {CONFIG_NAME}. Without one make the processor "
+            "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "
+            "with a mean and a deviation for each channel"
+        )
     return path, read_json(path)
 
 

@@ -194,16 +194,7 @@ def _complete_sizes(cls, source, overrides):
         paper = PRESETS["mae_base"]
         sizes = {**{k: v for k, v in paper.items() if "decoder_" in k}, **sizes}
     sizes["image_size"], notes = source.image_size(overrides.get("image_size"))
-    for prefix in ("", "decoder_") if cls.has_decoder else ("",):
-        name = f"{prefix}num_heads"
-        if name not in sizes and name not in overrides:
-            sizes[name], preset = config_readers.num_heads_of_preset(sizes, prefix)
-            if preset is None:
-                raise PortError(
-                    f"{source.title}: {name} can't be inferred from shapes; pass it, "
-                    f"as in from_pretrained(source, {name}=12)"
-                )
-            notes.append(f"{name} is {sizes[name]}, as {preset} has at these sizes")
+    notes += _infer_heads(cls, source, sizes, overrides)
     if cls.has_head:
         mean = "head_norm" in parts or not parts & _HEADS
         sizes["pooling"] = overrides.get("pooling", "mean" if mean else "cls")
@@ -211,6 +202,27 @@ def _complete_sizes(cls, source, overrides):
         # a mean has a norm of its own instead
         sizes["final_norm"] &= sizes["pooling"] == "cls"
     return sizes, notes
+
+
+def _infer_heads(cls, source, sizes, overrides):
+    """Adds the heads that a preset of the same sizes has; returns notes on them."""
+    notes, unknown = [], []
+    for prefix in ("", "decoder_") if cls.has_decoder else ("",):
+        name = f"{prefix}num_heads"
+        if name in sizes or name in overrides:
+            continue
+        sizes[name], preset = config_readers.num_heads_of_preset(sizes, prefix)
+        notes.append(f"{name} is {sizes[name]}, as {preset} has at these sizes")
+        if preset is None:
+            unknown.append(name)
+    if unknown:
+        example = ", ".join(f"{name}=12" for name in unknown)
+        raise PortError(
+            f"{source.title}: {' and '.join(unknown)} can't be inferred from shapes; "
+            f"pass them, as in from_pretrained(source, {example}). For the scripts "
+            "convert the file first: keras-mae-convert has flags of these names"
+        )
+    return notes
 
 
 def _fill(model, source, image_size, options, notes=()):
