@@ -34,11 +34,12 @@ def check_installed(format):
 def _checked(name, shapes, run):
     """Checks arrays first: OpenVINO takes its last ones where an input is missing."""
 
-    def call(**inputs):
-        if set(inputs) != set(shapes):
+    def call(*unnamed, **inputs):
+        if unnamed or set(inputs) != set(shapes):
+            received = [*inputs, *("an array without a name" for _ in unnamed)]
             raise ValueError(
-                f"{name} takes {', '.join(shapes)}. "
-                f"Received: {', '.join(inputs) or 'nothing'}"
+                f"{name} takes {', '.join(f'{key}=' for key in shapes)}. "
+                f"Received: {', '.join(received) or 'nothing'}"
             )
         arrays = {key: np.asarray(inputs[key], "float32") for key in shapes}
         count = max(len(np.atleast_1d(array)) for array in arrays.values())

@@ -142,9 +142,13 @@ def index_folder(
     Raises:
         ServingError: If the server has no signature `embed`, or doesn't respond.
     """
-    if SIGNATURE not in client.metadata():
+    signatures = client.metadata()
+    if SIGNATURE not in signatures:
+        how = (
+            " without --batching" if f"{SIGNATURE}_from_pixels_u8" in signatures else ""
+        )
         raise ServingError(
-            f"The model has no signature {SIGNATURE}; export it again", "NOT_FOUND"
+            f"The model has no signature {SIGNATURE}; export it again{how}", "NOT_FOUND"
         )
     files = dict(_image_files(Path(folder), skipped))
     vectors: dict[str, np.ndarray] = {}

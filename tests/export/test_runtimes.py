@@ -75,7 +75,7 @@ def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
         np.testing.assert_array_equal(got["patch_size"], [[8, 8]] * count)
     images = pixels(2)
     for name, inputs, message in (
-        ("encode", {}, "encode takes pixels. Received: nothing"),
+        ("encode", {}, "encode takes pixels=. Received: nothing"),
         ("encode", {"pixels": images, "noise": noise}, "takes pixels"),
         # a runtime may have those of the last call still
         ("reconstruct", {"pixels": images}, "noise.*Received: pixels$"),
@@ -86,6 +86,8 @@ def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             functions[name](**inputs)
+    with pytest.raises(ValueError, match=r"takes pixels=.*an array without a name"):
+        functions["encode"](images)
     # lists and float64 do as well
     got = functions["encode"](pixels=images.tolist())
     features = np.asarray(model.encoder(images))

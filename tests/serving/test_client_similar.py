@@ -206,6 +206,19 @@ def test_a_damaged_index_is_refused(tmp_path):
         ImageIndex.load(tmp_path / "index.npz")
 
 
+@pytest.mark.parametrize(
+    "names, how", [({"embed_from_pixels_u8"}, " without"), ((), "\n")]
+)
+def test_a_model_that_embeds_no_files_is_refused(
+    names, how, stub, folder, tmp_path, capsys, monkeypatch
+):
+    signatures = dict.fromkeys(names, stand_ins.SIGNATURES["embed"])
+    monkeypatch.setattr(stand_ins, "SIGNATURES", signatures)
+    with pytest.raises(SystemExit):
+        ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
+    assert f"no signature embed; export it again{how}" in capsys.readouterr().err
+
+
 def test_a_server_that_fails_is_an_error_and_keeps_the_index(stub, folder, tmp_path):
     out = tmp_path / "index.npz"
     ask(stub, "index", folder, f"--out={out}")
