@@ -235,6 +235,7 @@ ON_JAX = "KERAS_BACKEND=jax python training/pretrain.py"
 # what a line that begins so is given besides, to be small
 SMALLER = {
     "python training/visualize.py": "",
+    "python training/plot_history.py": "",
     "python training/own_images.py": "--image_size=16 --pretrain_epochs=1 --epochs=1 "
     "--batch_size=8",
     "keras-mae-convert": "",
