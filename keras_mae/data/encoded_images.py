@@ -17,7 +17,7 @@ class EncodedImages:
     """Base class of collections of encoded RGB images.
 
     A subclass defines `__len__`, `training_items`, `held_out_items`, `name`, `encoded`,
-    and `label` where there are labels.
+    `without`, and `label` where there are labels.
     """
 
     channels = 3
@@ -46,8 +46,9 @@ class EncodedImages:
 class IndexedImages(EncodedImages):
     """Base class of encoded images that are read by index, in any order.
 
-    A subclass defines `__len__`, `encoded`, `chosen`, and for each image: `keys`, bytes
-    that stay when others come or go; `shown_names`, bytes; and `labels`, an int array.
+    A subclass defines `__len__`, `encoded`, `chosen`, `without`, and for each image:
+    `keys`, bytes that stay when others come or go; `shown_names`, bytes; and `labels`,
+    an int array.
     """
 
     place: str  # where the images are, for errors

@@ -12,10 +12,10 @@ from keras_mae.data.encoded_images import IndexedImages
 class Table:
     """Base class of files that hold many encoded images, each with a number.
 
-    A subclass defines `__len__`, `place` for errors, `read(number)`,
-    `identity(number)`, lists of all images' `names` and `keys` (see `IndexedImages`),
-    `label_values`, a list of integers or of text, and `stats`, which change with its
-    files.
+    A subclass defines `__len__`; `place` for errors; `read(number)`, an encoded image;
+    `identity(number)`, equal where two tables read the same image; lists of all images'
+    `names` in messages, and `keys` (see `IndexedImages`), both bytes; `label_values`, a
+    list of integers or of text; and `stats`, which change with its files.
     """
 
     place: str
