@@ -24,7 +24,11 @@ from pathlib import Path
 
 import tensorflow as tf
 from google.protobuf import text_format
-from tensorflow_serving.config import model_server_config_pb2
+
+try:
+    from tensorflow_serving.config import model_server_config_pb2
+except ModuleNotFoundError as error:
+    sys.exit(f"The server needs: pip install 'keras-mae[serve]'. Received: {error}")
 
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 from mae_server.batching import (
