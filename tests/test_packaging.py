@@ -18,7 +18,7 @@ import pytest
 import keras_mae
 import keras_mae.data
 from keras_mae import __main__ as command
-from tests.scripts import ROOT, environment
+from tests.scripts import ROOT, environment, load
 
 TOUR = re.search(
     r"^## Five minutes\n.*?^```python\n(.*?)^```",
@@ -91,6 +91,13 @@ def test_a_command_says_what_it_takes_and_nothing_else():
     assert finished.stdout.startswith("usage: keras-mae-pretrain")
 
 
+def test_a_server_that_is_not_installed_is_told(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_serving", None)
+    monkeypatch.delitem(sys.modules, "tensorflow_serving.config", raising=False)
+    with pytest.raises(SystemExit, match=r"pip install 'keras-mae\[serve\]'"):
+        load("serving/local_server.py")
+
+
 def test_every_package_is_installed():
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
@@ -112,12 +119,7 @@ def test_a_wrong_flag_is_one_line(capsys):
 
 def test_changelog_begins_with_this_version():
     text = (ROOT / "CHANGELOG.md").read_text()
-    assert re.search(r"^## (\d.*)$", text, re.MULTILINE)[1] == keras_mae.__version__
-
-
-def test_citation_names_this_version():
-    text = (ROOT / "CITATION.cff").read_text()
-    assert f"\nversion: {keras_mae.__version__}\n" in text
+    assert re.search(r"^## (\d\S*)", text, re.MULTILINE)[1] == keras_mae.__version__
 
 
 def signatures():
@@ -203,12 +205,16 @@ def test_wheel_holds_packages_and_commands_alone(built):
         for path in (ROOT / place).rglob("*.py")
         if package == "keras_mae" or path.parent == ROOT / place
     }
-    wanted |= {"keras_mae/py.typed", "keras_mae_serving/page/index.html"}
+    wanted |= {"keras_mae/py.typed"} | {
+        f"keras_mae_serving/{path.relative_to(ROOT / 'serving')}"
+        for folder in ("page", "config")
+        for path in (ROOT / "serving" / folder).iterdir()
+    }
     assert wanted - names == set()
     assert about["Version"] == keras_mae.__version__
     # both pages are shown where the package is published
     text = about.get_payload()
-    assert "\n## Quickstart\n" in text and f"\n## {about['Version']}\n" in text
+    assert "\n## Quickstart\n" in text and f"\n## {about['Version']} (" in text
 
 
 @pytest.mark.nightly

@@ -5,5 +5,5 @@
 forms, `json_*.py` and `decimals.py` the bodies and `http_server.py` the connections of
 the former, `metrics.py` what Prometheus reads. What a request may cost is bounded in
 `bodies.py`, `calls.py` and `splitting.py`, which pages may send one in `browsers.py`.
-For production use TF Serving: this server has no batching and no isolation.
+For production use TF Serving: this server has no isolation.
 """
