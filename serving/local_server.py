@@ -48,6 +48,8 @@ from mae_server.service import Service, read_config
 from mae_server.stopping import Stopping
 from mae_server.versions import ModelConfig, Models
 
+PAGE = Path(__file__).parent / "page"
+
 
 @dataclasses.dataclass
 class ServerConfig:
@@ -246,6 +248,7 @@ def main(config):
     app = make_app(
         service,
         names,
+        PAGE,
         config.rest_api_timeout_in_ms / 1000,
         metrics_path(config.monitoring_config_file),
         config.rest_api_enable_cors_support,

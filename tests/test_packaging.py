@@ -217,6 +217,27 @@ def test_wheel_holds_packages_and_commands_alone(built):
     assert "\n## Quickstart\n" in text and f"\n## {about['Version']} (" in text
 
 
+@pytest.mark.slow
+def test_the_installed_server_has_its_page(built, tmp_path):
+    pytest.importorskip("starlette")
+    pytest.importorskip("tensorflow_serving")
+    with zipfile.ZipFile(built[1]) as archive:
+        archive.extractall(tmp_path)
+    code = (
+        "from types import SimpleNamespace; "
+        "from keras_mae_serving.local_server import PAGE, make_app; "
+        "make_app(SimpleNamespace(max_threads=1), (), PAGE, 1); print(PAGE)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert finished.stdout.strip() == str(tmp_path / "keras_mae_serving/page")
+
+
 @pytest.mark.nightly
 def test_the_tour_runs_where_only_the_wheel_lies(built, tmp_path):
     site, work = tmp_path / "site", tmp_path / "work"

@@ -2,7 +2,6 @@
 
 import asyncio
 from concurrent import futures
-from pathlib import Path
 
 import h11
 import uvicorn
@@ -146,8 +145,8 @@ def _closing(status, text):
     return JSONResponse({"error": text}, status, {"Connection": "close"})
 
 
-def make_app(service, names, seconds, metrics_path=None, any_page=False):
-    """Builds the ASGI application: REST API, metrics and web page."""
+def make_app(service, names, page, seconds, metrics_path=None, any_page=False):
+    """Builds the ASGI application: REST API, metrics and the web page of a folder."""
     api = Api(service, names, seconds, any_page)
 
     async def answer(request):
@@ -162,11 +161,10 @@ def make_app(service, names, seconds, metrics_path=None, any_page=False):
         return Response(service.metrics.text(), headers=headers)
 
     methods = ["GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
-    page = StaticFiles(directory=Path(__file__).parents[1] / "page", html=True)
     # TF Serving's patterns know no letters' case
     paths = ("/v1/{rest:path}", "/V1/{rest:path}")
     routes = [Route(path, answer, methods=methods) for path in paths]
-    routes.append(Mount("/", page))
+    routes.append(Mount("/", StaticFiles(directory=page, html=True)))
     if metrics_path is not None:
         routes.insert(0, Route(metrics_path, measure))
     return Starlette(routes=routes)
