@@ -60,7 +60,8 @@ def _is_plain(array):
     """Whether numbers are written without "e" and words."""
     with np.errstate(invalid="ignore"):  # of signaling NaNs
         size = np.abs(array)
-        return ((size >= _POWERS[0]) & (size < _POWERS[-1])) | (size == 0)
+        # arrays: NumPy 1 rounds a scalar to float32, where 1e-4 is less than 1e-4
+        return ((size >= _POWERS[:1]) & (size < _POWERS[-1:])) | (size == 0)
 
 
 def _plain_rows(array):

@@ -104,6 +104,7 @@ def test_they_are_written_back(library, rules, model, tmp_path):
 
 
 def test_a_head_on_batch_statistics_has_no_name_there(model, tmp_path):
+    pytest.importorskip("torch")
     classifier = keras_mae.MAEClassifier(model.encoder, num_classes=5, batch_norm=True)
     with pytest.raises((PortError, ValueError), match="has no name for batch_norm"):
         classifier.save_pretrained(tmp_path, format="mmpretrain")
