@@ -35,7 +35,7 @@ def pixels(count, size=32):
     return rng.standard_normal((count, size, size, 3)).astype("float32")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_keras_own_onnx_file_of_an_encoder_loads(tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("tf2onnx")

@@ -101,9 +101,8 @@ def test_a_file_from_before_lora_can_be_trained(make_model, tmp_path):
     assert np.abs(ops.convert_to_numpy(ours.lora_kernel_a)).min() > 0
 
 
-@pytest.mark.parametrize(
-    "policy", ["float32", pytest.param("mixed_bfloat16", marks=SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_merging_changes_no_answer(make_model, images, policy):
     encoder = make_model(dtype=policy).encoder
     model = keras_mae.MAEClassifier(encoder, 3, head_range=0.1, dtype=policy)
@@ -142,6 +141,7 @@ def test_merging_into_a_quantized_kernel_rounds_once_more(make_model, images):
     assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 def test_an_encoder_with_lora_is_copied_merged(make_model, images):
     model = make_classifier(make_model)
     train(model, images, epochs=2)

@@ -32,7 +32,7 @@ def answer(model, images):
 
 
 # one of all is asked in the shortest run, and one in each check
-TIERS = {("classifier", "int8"): (), ("pretrainer", "int4"): SLOW}
+TIERS = {("classifier", "int8"): SLOW, ("pretrainer", "int4"): SLOW}
 CASES = [
     pytest.param(name, mode, marks=TIERS.get((name, mode), pytest.mark.nightly))
     for name in MODELS
@@ -135,6 +135,7 @@ def test_float8_is_trained(make_model, images):
     assert losses.history["loss"][-1] < losses.history["loss"][0]
 
 
+@pytest.mark.slow
 def test_what_does_not_go_is_one_error(make_model, tmp_path):
     model = MODELS["classifier"](make_model())
     config = keras.quantizers.GPTQConfig(["text"], tokenizer=len)

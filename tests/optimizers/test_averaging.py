@@ -95,6 +95,7 @@ def test_the_average_of_bfloat16_is_float32(make_model, images):
         )
 
 
+@pytest.mark.slow
 def test_averages_are_lent_to_the_model(make_model, images):
     model = compiled(make_model)
     before = weights(model)
@@ -113,6 +114,7 @@ def test_averages_are_lent_to_the_model(make_model, images):
         np.testing.assert_array_equal(value, average)
 
 
+@pytest.mark.slow
 def test_validation_evaluates_the_averages_and_gives_the_weights_back(
     make_model, images
 ):

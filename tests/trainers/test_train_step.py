@@ -95,6 +95,7 @@ def test_a_decoder_without_blocks_trains_the_same_loss(make_model, images):
         make_model(depth=-1)
 
 
+@pytest.mark.slow
 def test_fit_goes_on_after_a_refused_data_set(make_model, images):
     model = make_model()
     model.compile(optimizer=keras.optimizers.Adam(1e-3))

@@ -98,6 +98,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, flags, message):
     assert message in refusal(SCRIPT, f"--output={tmp_path}", *flags)
 
 
+@pytest.mark.slow
 def test_training_run_is_not_overwritten(probed, tmp_path):
     _, flags, _ = probed
     (tmp_path / "checkpoints").mkdir()

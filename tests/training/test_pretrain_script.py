@@ -41,6 +41,7 @@ def digits_run(tmp_path_factory):
     return folder, finished
 
 
+@pytest.mark.slow
 def test_run_writes_its_files(digits_run):
     folder, finished = digits_run
     assert finished.stderr == ""
