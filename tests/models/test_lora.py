@@ -102,7 +102,9 @@ def test_a_file_from_before_lora_can_be_trained(make_model, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.nightly)]
+)
 def test_merging_changes_no_answer(make_model, images, policy):
     encoder = make_model(dtype=policy).encoder
     model = keras_mae.MAEClassifier(encoder, 3, head_range=0.1, dtype=policy)

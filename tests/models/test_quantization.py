@@ -31,8 +31,8 @@ def answer(model, images):
     return ops.convert_to_numpy(model(images))
 
 
-# one of all is asked in the shortest run, and one in each check
-TIERS = {("classifier", "int8"): SLOW, ("pretrainer", "int4"): SLOW}
+# one of all is asked in each check
+TIERS = {("classifier", "int8"): SLOW}
 CASES = [
     pytest.param(name, mode, marks=TIERS.get((name, mode), pytest.mark.nightly))
     for name in MODELS
