@@ -60,13 +60,6 @@ class ProbeConfig(ClassifierConfig):
     pictures: bool = flag("plot the confusion matrix, and PCA and t-SNE", True)
 
 
-class _NoUpdates(ClassifierTraining):
-    """Reads labelled images, fewer than a batch too: knn and logistic train no head."""
-
-    def _count_steps(self):
-        return max(1, self.source.epoch_size // max(1, self.config.batch_size))
-
-
 def main(config):
     """Probes by --method, and reports top-1 and top-5 accuracy."""
     config = apply_recipe(config, LINEAR_PROBING).resolved()
@@ -77,8 +70,9 @@ def main(config):
             "--method=linear with --recipe=base, large or huge. "
             f"Received: method={config.method}, recipe={config.recipe}"
         )
-    kind = ClassifierTraining if config.method == "linear" else _NoUpdates
-    training = kind(config, may_differ=("pictures",))
+    training = ClassifierTraining(
+        config, may_differ=("pictures",), trains=config.method == "linear"
+    )
     source = training.source
     with training.strategy.scope():
         model = build_model(training)

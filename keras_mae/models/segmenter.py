@@ -14,7 +14,7 @@ from keras_mae.models.mixins import (
     FusedInference,
     allow_new_layers,
 )
-from keras_mae.ops.activations import fast_activation
+from keras_mae.ops.activations import gelu
 from keras_mae.ops.patches import unpatchify
 from keras_mae.utils.typing import Tensor
 
@@ -119,7 +119,6 @@ class MAESegmenter(
             images, self.block_numbers, interpolate=interpolate, training=training
         )
         maps = [norm(one) for norm, one in zip(self.norms, maps, strict=True)]
-        gelu = fast_activation(keras.activations.gelu)
         x = self.projection(ops.concatenate(maps, axis=-1))  # (B, h, w, hidden_dim)
         x = self.head(gelu(x))  # (B, h, w, p_h * p_w * classes)
         _, rows, columns, values = x.shape

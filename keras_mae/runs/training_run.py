@@ -63,9 +63,12 @@ class Training:
 
     `at_least_one`, `may_differ` and `not_saved` name flags of the script's own: those
     checked to be 1 or more, those a resumed run may change, and those of how to start.
+    Without `trains` there may be fewer images than a batch.
     """
 
-    def __init__(self, config, at_least_one=(), may_differ=(), not_saved=()):
+    def __init__(
+        self, config, at_least_one=(), may_differ=(), not_saved=(), trains=True
+    ):
         self.config = config
         self.strategy = _make_strategy(config)
         self._may_differ = (*_MAY_DIFFER, *may_differ)
@@ -77,7 +80,7 @@ class Training:
         self.source = data.load_source(config.dataset, config.held_out, config.data_dir)
         self.corrupt = data.CorruptImages(config.corrupt_limit)
         self.run = RunFolder(config.output)
-        self.steps = self._count_steps()
+        self.steps = self._count_steps(trains)
 
     @property
     def replicas(self):
@@ -130,18 +133,18 @@ class Training:
             trackers.append(MLflowLogger(config.mlflow, config.output, flags))
         return trackers
 
-    def _count_steps(self):
+    def _count_steps(self, trains):
         """Counts the steps of an epoch, rounded down to whole executions."""
         size, config = self.source.epoch_size, self.config
         steps = size // max(1, config.batch_size)
         steps -= steps % config.steps_per_execution
-        if steps < 1 or config.batch_size < 1:
+        if (trains and steps < 1) or config.batch_size < 1:
             raise ValueError(
                 f"batch_size must be in [1, {size}], the images of an epoch; so must "
                 f"batch_size * steps_per_execution={config.steps_per_execution}. "
                 f"Received: {config.batch_size}"
             )
-        return steps
+        return max(1, steps)
 
     def describe(self, model):
         """Returns what `--dry_run` prints: flags, parameters, FLOPs and memory."""

@@ -141,9 +141,12 @@ def plot_history(
     figure, drawn = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)
     for (kind, names), axes in zip(panels.items(), drawn[0], strict=True):
         for name in names:
-            there = np.isfinite(np.asarray(columns[name], float))
-            points = np.asarray(epochs)[there], np.asarray(columns[name], float)[there]
-            axes.plot(*points, marker="o" if there.sum() < 30 else None, label=name)
+            values = np.asarray(columns[name], float)
+            there = np.isfinite(values)
+            marker = "o" if there.sum() < 30 else None
+            axes.plot(
+                np.asarray(epochs)[there], values[there], marker=marker, label=name
+            )
         axes.set(xlabel="epoch", title=kind.replace("_", " "))
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
