@@ -29,6 +29,13 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         self._checked = optimizer_iterations(self.model)
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        self._check(logs)
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        self._checked -= 1  # the validation loss shows what the last step did
+        self._check(logs)
+
+    def _check(self, logs):
         optimizer = getattr(self.model, "optimizer", None)
         # dynamic loss scaling: an overflowing gradient is skipped, and the scale halved
         dynamic = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -37,10 +44,6 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
             if not math.isfinite(value) and not (dynamic and name == "gradient_norm"):
                 raise FloatingPointError(f"the {name} is {value} at {self._steps()}")
         self._checked = optimizer_iterations(self.model)
-
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self._checked -= 1  # the validation loss shows what the last step did
-        self.on_train_batch_end(epoch, logs)
 
     def _steps(self):
         first, last = self._checked + 1, optimizer_iterations(self.model)
