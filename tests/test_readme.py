@@ -244,6 +244,8 @@ SMALLER = {
     "keras-mae-export": "",
     "python training/pretrain.py --dataset=photos": "--image_size=32 --epochs=1 "
     "--warmup_epochs=0 --validation_images=8 --log_every=1",
+    "python training/pretrain.py --dataset=folder:": "--batch_size=8 --epochs=1 "
+    "--warmup_epochs=0",
     "python training/pretrain.py --dataset=hf:": "--dataset=hf:pets --image_size=32 "
     "--batch_size=8 --epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --dataset='webdataset:": "--held_out=folder:pets "

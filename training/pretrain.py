@@ -277,7 +277,11 @@ def make_probe(training, processor):
     """Builds the callback of --probe_every, on the data of linear_probe.py."""
     config, source = training.config, training.source
     if config.probe_dataset is not None:
-        source = data.load_source(config.probe_dataset, data_dir=config.data_dir)
+        source = data.load_source(
+            config.probe_dataset,
+            data_dir=config.data_dir,
+            num_channels=config.num_channels,
+        )
     try:
         source = data.with_labels(source, config.num_classes)
     except ValueError as error:

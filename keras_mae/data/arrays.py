@@ -24,7 +24,8 @@ class ImageArrays:
         self._labels = labels
         self._images = images
         self._resized = {}
-        self.channels = images[0].shape[-1]
+        self._channels = images[0].shape[-1]
+        self.readable_channels = (self._channels,)
 
     def __len__(self):
         return self._count
@@ -50,7 +51,7 @@ class ImageArrays:
                 augmentation.flip,
                 augmentation.clip_sides,
             )
-        if self._count * size[0] * size[1] * self.channels > _KEPT_BYTES:
+        if self._count * size[0] * size[1] * self._channels > _KEPT_BYTES:
             image = resize(self._image(index), size, processor.resample)
         else:
             whole = self._whole(size, processor.resample)
@@ -74,7 +75,7 @@ class ImageArrays:
     def _whole(self, size, resample):
         """Resizes all images once: `(N, height, width, C)` uint8 grey levels."""
         if (size, resample) not in self._resized:
-            resized = np.empty((self._count, *size, self.channels), "uint8")
+            resized = np.empty((self._count, *size, self._channels), "uint8")
             by_shape = sorted(range(self._count), key=self._shape)
             # eagerly: the pipeline's graph only looks images up
             with tf.init_scope():
@@ -91,4 +92,4 @@ class ImageArrays:
     def _image(self, index):
         image = tf.io.decode_raw(self._raw[index], tf.uint8)
         image = tf.reshape(image, self._shapes[index])  # (H, W, C)
-        return tf.ensure_shape(image, (None, None, self.channels))
+        return tf.ensure_shape(image, (None, None, self._channels))

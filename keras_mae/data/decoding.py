@@ -14,6 +14,8 @@ from keras_mae.data.image_bytes import MOST_PIXELS, check_pixels, has, header, p
 
 # as Pillow and PyTorch's loaders decode; TensorFlow's default trades quality for speed
 _DCT = "INTEGER_ACCURATE"
+# ITU-R 601 luma, in the fixed point of Pillow's convert("L")
+_LUMA, _LUMA_BITS = (19595, 38470, 7471), 16
 
 
 def decode(encoded, max_pixels=MOST_PIXELS):
@@ -50,6 +52,13 @@ def decode_window(encoded, window):
         tf.logical_and(tf.io.is_jpeg(encoded), complete), part_of_jpeg, part_of_whole
     )
     return tf.ensure_shape(image, (None, None, 3))
+
+
+def to_luma(image):
+    """Turns colours into grey: `(H, W, 3)` to `(H, W, 1)` uint8."""
+    sums = tf.linalg.matvec(tf.cast(image, tf.int32), _LUMA)
+    grey = tf.bitwise.right_shift(sums + (1 << (_LUMA_BITS - 1)), _LUMA_BITS)
+    return tf.cast(grey, tf.uint8)[..., None]  # (H, W, 1)
 
 
 def checked_png(encoded, max_pixels=MOST_PIXELS):

@@ -5,7 +5,7 @@ import hashlib
 import tensorflow as tf
 
 from keras_mae.data.augmentation import center_crop, resize_and_flip
-from keras_mae.data.decoding import decode, decode_window
+from keras_mae.data.decoding import decode, decode_window, to_luma
 from keras_mae.data.exif_orientation import decode_upright, decode_window_upright
 from keras_mae.data.random_crop import random_window
 
@@ -14,13 +14,13 @@ _HELD_OUT_SHARE = 0.02
 
 
 class EncodedImages:
-    """Base class of collections of encoded RGB images.
+    """Base class of collections of encoded images, read as grey or RGB.
 
     A subclass defines `__len__`, `training_items`, `held_out_items`, `name`, `encoded`,
     `without`, and `label` where there are labels.
     """
 
-    channels = 3
+    readable_channels = (1, 3)
 
     def training_image(self, item, processor, seed, augmentation):
         """Reads an image for training: a random crop."""
@@ -104,6 +104,9 @@ def _by_hash(keys):
 
 def _decoders(processor):
     """Returns the functions that decode a whole image, and a part."""
+    decoders = decode, decode_window
     if processor.exif_orientation:
-        return decode_upright, decode_window_upright
-    return decode, decode_window
+        decoders = decode_upright, decode_window_upright
+    if processor.num_channels == 3:
+        return decoders
+    return [lambda *args, read=read: to_luma(read(*args)) for read in decoders]

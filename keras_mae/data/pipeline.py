@@ -84,9 +84,10 @@ def image_collection(source, training):
 
 
 def check_channels(images, processor):
-    if processor.num_channels != images.channels:
+    if processor.num_channels not in images.readable_channels:
+        wanted = " or ".join(map(str, images.readable_channels))
         raise ValueError(
-            f"The data set has {images.channels} channels. "
+            f"The data set has {wanted} channels. "
             f"Received: an image processor for {processor.num_channels}"
         )
 

@@ -16,11 +16,16 @@ _PREFIXES = (
     *("folder:PATH", "tfrecord:GLOB", "tfds:NAME"),
     *("hf:NAME", "hf:PATH", "webdataset:GLOB"),
 )
+# of grey images: the averages of ImageNet's, as other libraries take them
+_GREY_MEAN, _GREY_STD = (0.449,), (0.226,)
 _KINDS = {prefix.partition(":")[0] for prefix in _PREFIXES}
 
 
 def load_source(
-    dataset: str, held_out: str | None = None, data_dir: PathLike | None = None
+    dataset: str,
+    held_out: str | None = None,
+    data_dir: PathLike | None = None,
+    num_channels: int | None = None,
 ) -> Source:
     """Loads a data set by name.
 
@@ -43,13 +48,15 @@ def load_source(
             training.
         data_dir: Path of TensorFlow Datasets' prepared data sets, and of what
             `datasets` keeps; by default their own.
+        num_channels: Int, 1 to read image files as grey, 3 as RGB; by default 3. Those
+            built in have their own.
 
     Returns:
         A `Source`.
 
     Raises:
-        ValueError: If the name is unknown, no images are found, or a package is
-            missing.
+        ValueError: If the name is unknown, no images are found, they don't have so many
+            channels, or a package is missing.
 
     Example:
 
@@ -60,10 +67,10 @@ def load_source(
     """
     if held_out == dataset:
         held_out = None
-    source = _load(dataset, data_dir, divide=held_out is None)
+    source = _load(dataset, data_dir, num_channels, divide=held_out is None)
     if held_out is None:
         return source
-    other = _load(held_out, data_dir, divide=False)
+    other = _load(held_out, data_dir, num_channels, divide=False)
     images = other.training if other.held_out is None else other.held_out
     training = source.training
     if not isinstance(training, list):
@@ -76,15 +83,18 @@ def load_source(
     return source._replace(training=training, held_out=images, held_out_labels=None)
 
 
-def _load(name, data_dir, divide):
+def _load(name, data_dir, num_channels, divide):
     if name in SOURCES:
-        return SOURCES[name]()
+        source = SOURCES[name]()
+        _check_num_channels(name, num_channels, (len(source.mean),))
+        return source
     kind, colon, rest = name.partition(":")
     if not (colon and rest and kind in _KINDS):
         raise ValueError(
             f"dataset must be one of {', '.join([*SOURCES, *_PREFIXES])}. "
             f"Received: {name!r}"
         )
+    _check_num_channels(name, num_channels, (1, 3))
     if kind == "folder":
         training, held_out = load_folder(os.path.expanduser(rest), divide)
     elif kind == "tfrecord":
@@ -95,4 +105,15 @@ def _load(name, data_dir, divide):
         training, held_out = load_hf(rest, data_dir, divide)
     else:
         training, held_out = load_tfds(rest, data_dir)
-    return Source(training, held_out, IMAGENET_MEAN, IMAGENET_STD, crop=True)
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if num_channels == 1:
+        mean, std = _GREY_MEAN, _GREY_STD
+    return Source(training, held_out, mean, std, crop=True)
+
+
+def _check_num_channels(name, num_channels, possible):
+    if num_channels is not None and num_channels not in possible:
+        raise ValueError(
+            f"num_channels must be {' or '.join(map(str, possible))} for {name}. "
+            f"Received: {num_channels}"
+        )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.decoding import checked_png, decode
+from keras_mae.data.decoding import checked_png, decode, to_luma
 from keras_mae.data.exif_orientation import orientation_of_file, upright
 from keras_mae.data.image_bytes import has
 from keras_mae.export.pillow_resize import resize_like_pillow
@@ -14,8 +14,6 @@ from keras_mae.export.pillow_resize import resize_like_pillow
 _IMAGE_KEY = "image/encoded"
 # of an image, whose header is read before it is decoded
 DEFAULT_MAX_PIXELS = 50_000_000
-# ITU-R 601 luma, in the fixed point of Pillow's convert("L")
-_LUMA, _LUMA_BITS = (19595, 38470, 7471), 16
 
 
 def decode_pixels(image_bytes, processor, max_pixels=DEFAULT_MAX_PIXELS):
@@ -31,7 +29,7 @@ def decode_pixels(image_bytes, processor, max_pixels=DEFAULT_MAX_PIXELS):
         if processor.exif_orientation:
             image = upright(image, orientation_of_file(encoded))
         if processor.num_channels == 1:
-            image = _luma(image)
+            image = to_luma(image)
         return resize_like_pillow(image, processor.image_size, processor.resample)
 
     # decoders have CPU kernels only
@@ -109,10 +107,3 @@ def _decode_deep_grey(encoded, max_pixels):
     encoded = checked_png(encoded, max_pixels)
     grey = tf.io.decode_png(encoded, 1, tf.uint16) // 257
     return tf.repeat(tf.cast(grey, tf.uint8), 3, axis=-1)  # (H, W, 3)
-
-
-def _luma(image):
-    """Turns colours into grey: `(H, W, 3)` to `(H, W, 1)` uint8."""
-    sums = tf.linalg.matvec(tf.cast(image, tf.int32), _LUMA)
-    grey = tf.bitwise.right_shift(sums + (1 << (_LUMA_BITS - 1)), _LUMA_BITS)
-    return tf.cast(grey, tf.uint8)[..., None]  # (H, W, 1)

@@ -25,6 +25,11 @@ class TrainingConfig:
     data_dir: str | None = flag(
         "folder of prepared data sets, for tfds:NAME and hf:NAME", None
     )
+    num_channels: int | None = flag(
+        "1 to read image files as grey, 3 as RGB; default: 3, or those of a built-in "
+        "dataset",
+        None,
+    )
     exif_orientation: bool | None = flag(
         "turn images as their EXIF orientation says (JPEG, PNG, WebP); default: as the "
         "pretrained model's image processor, or else off",

@@ -77,7 +77,9 @@ class Training:
         self._trackers = self._make_trackers()
         self._own_callbacks = load_callbacks(config.callback, config)
         keras.utils.set_random_seed(config.seed)
-        self.source = data.load_source(config.dataset, config.held_out, config.data_dir)
+        self.source = data.load_source(
+            config.dataset, config.held_out, config.data_dir, config.num_channels
+        )
         self.corrupt = data.CorruptImages(config.corrupt_limit)
         self.run = RunFolder(config.output)
         self.steps = self._count_steps(trains)

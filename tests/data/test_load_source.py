@@ -8,7 +8,9 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
+import keras_mae
 from keras_mae import data
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from tests import pictures
@@ -49,6 +51,36 @@ def test_two_percent_are_held_out_of_other_folders(tmp_path):
     for number in range(3, 100):
         (folders[1] / f"{number}.jpg").unlink()
     assert len(data.load_source(f"folder:{folders[1]}").held_out) == 1
+
+
+@pytest.mark.parametrize("exif_orientation", [False, True])
+def test_files_are_read_as_grey(exif_orientation, tmp_path):
+    for folder in ("colours", "luma"):
+        (tmp_path / folder).mkdir()
+    for index in range(3):
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 20, 3), "uint8")
+        image = Image.fromarray(pixels)
+        image.save(tmp_path / f"colours/{index}.png")
+        image.convert("L").save(tmp_path / f"luma/{index}.png")
+    found = []
+    for folder in ("colours", "luma"):
+        source = data.load_source(f"folder:{tmp_path / folder}", num_channels=1)
+        processor = keras_mae.MAEImageProcessor(
+            16, source.mean, source.std, exif_orientation=exif_orientation
+        )
+        batches = data.training_pipeline(source, processor, 2, seed=0)
+        held_out = data.held_out_images(source, processor)
+        found.append([next(iter(batches)), held_out])
+    for colours, luma in zip(*found, strict=True):
+        assert colours.shape[1:] == (16, 16, 1)
+        np.testing.assert_array_equal(colours, luma)
+
+
+def test_only_files_are_read_as_grey_or_rgb(tmp_path):
+    with pytest.raises(ValueError, match=r"must be 1 for digits. Received: 3"):
+        data.load_source("digits", num_channels=3)
+    with pytest.raises(ValueError, match=r"must be 1 or 3 for folder:.* Received: 4"):
+        data.load_source(f"folder:{tmp_path}", num_channels=4)
 
 
 def test_a_class_may_be_called_train(tmp_path):
