@@ -67,6 +67,28 @@ def test_pretrainers_are_read(library, rules, beside, model):
     assert loaded.decoder.blocks[0].norm1.epsilon == decoder_epsilon
 
 
+@pytest.mark.parametrize("key", ["cfg", "config"])
+def test_the_configuration_in_mmengines_checkpoints_is_read(key, model):
+    text = """
+model = dict(
+    backbone=dict(type='MAEViT', arch='b', mask_ratio=0.6),
+    neck=dict(type='MAEPretrainDecoder', decoder_num_heads=2),
+    head=dict(type='MAEPretrainHead', norm_pix=True, patch_size=8))
+"""
+    state = renamed(export_weights(model, FACEBOOK), MMPRETRAIN)
+
+    def load(text):
+        content = {"meta": {key: text}, "state_dict": state}
+        return keras_mae.MAEPretrainer.from_pretrained(content, num_heads=2)
+
+    loaded = load(text)
+    assert (loaded.norm_pix_loss, loaded.mask_ratio) == (True, 0.6)
+    assert loaded.decoder.blocks[0].attention.num_heads == 2
+    # of a model and another nobody knows which is meant
+    twice = load(text + "teacher = dict(head=dict(norm_pix=False), mask_ratio=0.9)")
+    assert (twice.norm_pix_loss, twice.mask_ratio) == (False, 0.75)
+
+
 @pytest.mark.parametrize("rules", [MMPRETRAIN, SAPIENS], ids=["mmpretrain", "sapiens"])
 def test_encoders_are_read(rules, model):
     state = renamed(export_weights(model.encoder, FACEBOOK), rules)
