@@ -8,7 +8,7 @@ from keras_mae.models.pretrainer import MAEPretrainer
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.format_detection import describe_checkpoint
-from keras_mae.weights.key_mapping import HUGGINGFACE, port_rows, torch_array
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE, port_rows, torch_array
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _TOLERANCE = 1e-4
@@ -17,7 +17,7 @@ _TOLERANCE = 1e-4
 def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
     """Returns the largest difference of outputs, relative to the largest output.
 
-    Hugging Face's files run in transformers' classes. Those of facebook and timm run in
+    Hugging Face's files run in transformers' classes. All others run in
     `_FacebookForward`, as their classes need more than PyTorch.
     """
     try:
@@ -51,7 +51,8 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
 def _torch_arrays(model, description):
     """Reads the file's tensors by the keys, and in the layout, of a PyTorch library."""
     contents, naming = contents_of(model), description.naming
-    named = HUGGINGFACE if naming.layout == "tensorflow" else naming
+    named = naming if naming.family == "huggingface" else FACEBOOK
+    named = HUGGINGFACE if naming.layout == "tensorflow" else named
     arrays = {}
     for row, wanted in zip(
         port_rows(contents, naming), port_rows(contents, named), strict=True
@@ -107,7 +108,7 @@ def _facebook(model, state, checkpoint, images, noise):
 
 
 class _FacebookForward:
-    """The forward pass of facebook's and timm's models, from a state dict."""
+    """The forward pass in PyTorch, from a state dict of facebook's keys."""
 
     def __init__(self, model, state):
         self.state = state
@@ -123,7 +124,8 @@ class _FacebookForward:
         from torch.nn import functional
 
         weights = self.state[f"{name}.weight"], self.state[f"{name}.bias"]
-        epsilon = self.sizes["layer_norm_epsilon"]
+        part = "decoder_" if name.startswith("decoder_") else ""
+        epsilon = self.sizes[f"{part}layer_norm_epsilon"]
         return functional.layer_norm(x, x.shape[-1:], *weights, epsilon)
 
     def _block(self, x, name, heads):

@@ -42,7 +42,9 @@ def convert(capfd):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format", ["huggingface", "facebook"])
+@pytest.mark.parametrize(
+    "format", ["huggingface", "facebook", "mmpretrain", "solo-learn", "lightly"]
+)
 def test_there_and_back_again(format, make_model, tmp_path, convert):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
@@ -53,7 +55,8 @@ def test_there_and_back_again(format, make_model, tmp_path, convert):
     )
     assert there.returncode == 0, there.stderr
     assert "relative difference to PyTorch" in there.stdout
-    back = convert(tmp_path / "out", tmp_path / "two.keras", "--check")
+    heads = ["--num_heads=2", "--decoder_num_heads=2"]  # not all formats tell
+    back = convert(tmp_path / "out", tmp_path / "two.keras", "--check", *heads)
     assert back.returncode == 0, back.stderr
     assert "/variable" in back.stdout  # the progress bar
     assert "copied: " in back.stdout and "two.keras: MAEPretrainer" in back.stdout
