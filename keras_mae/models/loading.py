@@ -10,7 +10,6 @@ from keras_mae.layers.adapted import has_lora, is_quantized
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.models.decoder import MAEDecoder
 from keras_mae.ops.patches import as_pair
-from keras_mae.ops.positions import resize_positions
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
 from keras_mae.presets import PRESETS, SHARED, preset_sizes
@@ -124,23 +123,12 @@ def _to_train(model):
 def copy_encoder(encoder, **changes):
     """Builds an encoder with the weights of another and some other settings.
 
-    Another `image_size` resizes the positions in two dimensions; sizes must stay. LoRA
-    is merged into the kernels.
+    Another `image_size` resizes the positions in two dimensions; kernels of patches are
+    summed over channels and shared out evenly. LoRA is merged into the kernels.
     """
     encoder = _to_train(encoder)
     copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **_UNFROZEN})
-    problems, values = [], []
-    for new, old in zip(_parameters(copy), _parameters(encoder), strict=True):
-        value = keras.ops.convert_to_numpy(old)
-        if old.path.endswith("positions/embeddings") and copy.grid != encoder.grid:
-            value = resize_positions(value[0], encoder.grid, copy.grid)[None]
-        if tuple(value.shape) != tuple(new.shape):
-            problems.append(f"{new.path}: {tuple(new.shape)}, not {value.shape}")
-        values.append((new, value))
-    if problems:
-        raise ValueError(f"The encoder's weights don't fit: {'; '.join(problems)}")
-    for new, value in values:
-        new.assign(value)
+    copy_weights(copy, encoder)
     return copy
 
 
@@ -290,17 +278,6 @@ def _without_batch_norm(classifier):
     mean, variance = (np.float64(value) for value in norm.get_weights())
     kernel = kernel / np.sqrt(variance + norm.epsilon)[:, None]
     return kernel, bias - mean @ kernel
-
-
-def _parameters(encoder):
-    """Lists an encoder's weights, in an order that its settings don't change."""
-    layers = [encoder.patch_embedding, *encoder.blocks, encoder.norm]
-    return [
-        weight
-        for layer in layers
-        for weight in sorted(layer.weights, key=lambda weight: weight.path)
-        if not weight.path.endswith("seed_generator_state")
-    ]
 
 
 def find_labels(source, num_classes):

@@ -43,9 +43,14 @@ def test_a_copy_for_another_size_resizes_positions(make_model):
     np.testing.assert_allclose(copy(wide), wanted, atol=1e-5)
 
 
-def test_a_copy_that_does_not_fit_is_refused(make_model):
-    with pytest.raises(ValueError, match=r"don't fit: .*projection/kernel"):
-        copy_encoder(make_model().encoder, num_channels=1)
+def test_a_copy_for_grey_images_sees_what_rgb_showed(make_model):
+    encoder = make_model().encoder
+    grey = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype("float32")
+    copy = copy_encoder(encoder, num_channels=1)
+    wanted = encoder(np.repeat(grey, 3, axis=-1))
+    np.testing.assert_allclose(copy(grey), wanted, atol=1e-5)
+    back = copy_encoder(copy, num_channels=3)
+    np.testing.assert_allclose(back(np.repeat(grey, 3, axis=-1)), wanted, atol=1e-5)
 
 
 def test_a_frozen_encoder_is_copied_free(make_model):
