@@ -74,7 +74,7 @@ class FinetuneConfig(ClassifierConfig):
 def main(config):
     """Fine-tunes; or only evaluates, or reports for --dry_run."""
     given, config = config, apply_recipe(config, FINE_TUNING).resolved()
-    training = ClassifierTraining(config, not_saved=("eval",))
+    training = ClassifierTraining(config, not_saved=("eval",), trains=not config.eval)
     with training.strategy.scope():
         model = build_model(training, given)
     processor = load_processor(
@@ -99,7 +99,7 @@ def build_model(training, given):
             "Give one of --lora_rank and --trainable_blocks. Received: both"
         )
     if config.eval:
-        model = load_evaluated(given, len(training.class_names))
+        model = load_evaluated(given, training)
     else:
         model = training.build(
             {"head_dropout_rate": config.head_dropout_rate},
@@ -127,8 +127,9 @@ def build_model(training, given):
     return model
 
 
-def load_evaluated(config, num_classes):
+def load_evaluated(config, training):
     """Loads --model unchanged, for --eval; `config` holds the flags that were given."""
+    num_classes, channels = len(training.class_names), len(training.source.mean)
     if config.model is None:
         raise ValueError("--eval needs --model")
     model, _ = load_model(config.model)
@@ -141,6 +142,7 @@ def load_evaluated(config, num_classes):
         )
     size = None if config.image_size is None else (config.image_size,) * 2
     check_unchanged("image_size", size, model.encoder.image_size)
+    check_unchanged("num_channels", channels, model.encoder.num_channels)
     check_unchanged("pooling", config.pooling, model.pooling)
     own = model.encoder.get_config()["residual_dtype"]
     check_unchanged("residual_dtype", config.residual_dtype, own)

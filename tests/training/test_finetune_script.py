@@ -276,3 +276,17 @@ def test_eval_precision(measured):
 def test_eval_does_not_change_the_model(flag, message, measured):
     with pytest.raises(ValueError, match=message):
         evaluate(measured, flag)
+
+
+@pytest.mark.slow
+def test_eval_reads_a_few_files_as_the_model_does(pretrained, tmp_path):
+    for name in ("dark", "light"):
+        (tmp_path / name).mkdir()
+        for index in range(3):
+            image = Image.new("RGB", (40, 40), (index * 20, 60, 0))
+            image.save(tmp_path / name / f"{index}.png")
+    load_classifier(pretrained, 2).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"num_channels must be 1. Received: 3"):
+        evaluate(tmp_path, f"--dataset=folder:{tmp_path}")
+    results = evaluate(tmp_path, f"--dataset=folder:{tmp_path}", "--num_channels=1")
+    assert 0 <= results["top1"] <= 1
