@@ -46,10 +46,8 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "backend", [pytest.param("jax", marks=pytest.mark.nightly), "torch"]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_a_backend_gives_the_same_numbers(backend, folder):
     pytest.importorskip(backend)
     run(backend, folder)

@@ -312,7 +312,7 @@ def test_what_is_not_installed_is_told(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
 def test_streams_keep_their_order_too(workers, tmp_path):
     parquet(tmp_path / "birds")
     name, cache = f"{tmp_path}/birds?streaming=true", tmp_path / "cache"

@@ -27,10 +27,8 @@ def pixels():
     return rng.standard_normal((3, 32, 32, 3)).astype("float32")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mode", ["int8", pytest.param("int4", marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_a_quantized_file_and_the_flag_export_the_same(tmp_path, pixels, mode):
     model = make_classifier()
     model.save(tmp_path / "float.keras")

@@ -129,7 +129,7 @@ def test_merging_changes_no_answer(make_model, images, policy):
     assert any(one is qkv.kernel for one in model.trainable_weights)
 
 
-@SLOW
+@pytest.mark.nightly
 def test_merging_into_a_quantized_kernel_rounds_once_more(make_model, images):
     encoder = make_model().encoder
     encoder.quantize("int8")

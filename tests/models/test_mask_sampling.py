@@ -55,7 +55,10 @@ def test_what_cannot_be_sampled_is_refused_at_once(make_model, options, message)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask_sampling, ratio", [("block", 0.5), ("grid", 0.75)])
+@pytest.mark.parametrize(
+    "mask_sampling, ratio",
+    [("block", 0.5), pytest.param("grid", 0.75, marks=pytest.mark.nightly)],
+)
 def test_training_evaluates_and_saves(
     make_model, images, tmp_path, mask_sampling, ratio
 ):
@@ -119,7 +122,7 @@ class VisibleTokens(keras.callbacks.Callback):
         self.epochs.append(set())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fit_follows_the_schedule_and_goes_on_exactly(make_model, images, tmp_path):
     keras.utils.set_random_seed(0)
     model = make_model(seed=0, depth=1)

@@ -61,7 +61,7 @@ def test_a_quantized_model_answers_alike_and_is_kept(
     ]
 
 
-@SLOW
+@pytest.mark.nightly
 def test_weights_take_a_quarter_or_less(make_model, tmp_path):
     sizes = {}
     for mode in (None, "int8", "int4"):
@@ -73,7 +73,7 @@ def test_weights_take_a_quarter_or_less(make_model, tmp_path):
     assert sizes["int8"] < 0.3 * sizes[None] and sizes["int4"] < 0.6 * sizes["int8"]
 
 
-@SLOW
+@pytest.mark.nightly
 def test_a_quantizer_and_a_filter_of_the_users_own_are_kept(make_model, tmp_path):
     model = MODELS["classifier"](make_model())
     quantizer = keras.quantizers.AbsMaxQuantizer(axis=0, value_range=(-63, 63))

@@ -9,7 +9,7 @@ from keras_mae.models.mixins import FusedInference
 
 
 @pytest.fixture(
-    params=[0, pytest.param(10**12, marks=pytest.mark.slow)], ids=["fused", "plain"]
+    params=[0, pytest.param(10**12, marks=pytest.mark.nightly)], ids=["fused", "plain"]
 )
 def minimum(request, monkeypatch):
     monkeypatch.setattr("keras_mae.ops.fusion._MIN_PARAMETERS", request.param)

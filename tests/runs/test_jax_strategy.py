@@ -90,7 +90,7 @@ def model_parallel_run(tmp_path_factory):
     return folder, train(folder, *shared)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_tensorflow_reads_what_jax_trained(model_parallel_run):
     folder, history = model_parallel_run
     assert history[1][1] < history[0][1]

@@ -77,7 +77,7 @@ def run(replicas):
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eleven_images_on_two_replicas_are_as_on_one():
     one, two = run(1), run(2)
     assert one.keys() == two.keys() and {"loss", "accuracy", "weighted"} < set(one)

@@ -77,7 +77,7 @@ def test_the_model_file_has_the_averages_and_checkpoints_both(whole):
     assert np.abs(own[0] - arrays(averages)[0]).max() > 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interrupted_run_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
     folder, steps = tmp_path / "run", []
     checked = StopOnNonFiniteLoss.on_train_batch_end

@@ -23,7 +23,7 @@ def needs(name):
         pytest.skip(f"{name} is not installed")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_are_interleaved(capfd):
     code = (
         "import time\n"

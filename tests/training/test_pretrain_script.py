@@ -247,7 +247,7 @@ def test_a_model_of_one_channel_goes_on_with_image_files(make_model, photos, tmp
     assert MAEImageProcessor.from_pretrained(run).image_mean == (0.2,)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_accelerator_runs_on_between_reports(photos, tmp_path, monkeypatch):
     """Callbacks that are called less often change no number of the run."""
     flags = (*photos, "--batch_size=2", "--log_every=3")
