@@ -281,6 +281,11 @@ def check(config):
             f"{', '.join(sorted(engines))} needs --mode=encode. Received: "
             f"--mode={config.mode}"
         )
+    if config.engine != "keras" and (config.quantize or config.residual_dtype):
+        raise ValueError(
+            "--quantize and --residual_dtype need --engine=keras. Received: "
+            f"--engine={config.engine}"
+        )
     if config.quantize and config.mode not in ("encode", "reconstruct"):
         raise ValueError(
             "--quantize needs --mode=encode or reconstruct. Received: "

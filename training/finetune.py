@@ -24,7 +24,7 @@ from keras_mae import data
 from keras_mae.models.loading import load_model, with_precision
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.recipes import FINE_TUNING, apply_recipe
 from keras_mae.runs.classification import (
     ClassifierConfig,
@@ -77,17 +77,17 @@ def main(config):
     training = ClassifierTraining(config, not_saved=("eval",), trains=not config.eval)
     with training.strategy.scope():
         model = build_model(training, given)
-    processor = load_processor(
+    processor = training_processor(
         config.model,
         model.encoder.image_size,
         training.source.mean,
         training.source.std,
         config.exif_orientation,
     )
-    if config.eval:
-        return evaluate(training, model, processor)
     if config.dry_run:
         return print(training.describe(model))
+    if config.eval:
+        return evaluate(training, model, processor)
     return train(training, model, processor)
 
 

@@ -300,9 +300,9 @@ class BestCheckpoint(keras.callbacks.Callback):
         try:
             with averaged_weights(self.model), atomic_write(self.path) as part:
                 self.model.save(part)
+            self.best = score
             with atomic_write(self.score_path) as part:
                 part.write_text(json.dumps({self.monitor: score, "epoch": epoch + 1}))
         except OSError as error:
             line = f"Cannot save the best model, of epoch {epoch + 1}: {error}"
             print(line, file=sys.stderr, flush=True)
-        self.best = score

@@ -46,7 +46,8 @@ class StopOnNonFiniteLoss(keras.callbacks.Callback):
         self._checked = optimizer_iterations(self.model)
 
     def _steps(self):
-        first, last = self._checked + 1, optimizer_iterations(self.model)
+        last = optimizer_iterations(self.model)
+        first = min(self._checked + 1, last)  # a skipped update has no number
         return (
             f"step {last}" if first == last else f"one of the steps {first} to {last}"
         )

@@ -113,5 +113,6 @@ class Throughput(keras.callbacks.Callback):
         logs["mfu"] = rate * flops / self.peak_flops
         if self._timed:
             logs["data_wait"] = self._waited / seconds
-        left = self.total_steps - self._step
-        logs["hours_left"] = left * self.batch_size / rate / 3600
+        if rate:  # none where dynamic loss scaling has skipped every update
+            left = self.total_steps - self._step
+            logs["hours_left"] = left * self.batch_size / rate / 3600

@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_mae.ops.fusion import auto_jit_compile, runs_as_cpu_graph, should_fuse
+from keras_mae.optimizers.averaging import release_own_weights
 from keras_mae.trainers import BackendStep
 from keras_mae.trainers.saved_state import ResumableState
 from keras_mae.utils.typing import Tensor
@@ -112,6 +113,12 @@ class TrainStep(ResumableState, BackendStep):
         super().compile(*args, jit_compile=whole, **kwargs)
         self._prepare_step(xla)
         self._xla = xla
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().fit(*args, **kwargs)
+        finally:
+            release_own_weights(self)  # callbacks aren't told of an exception
 
     def renew_functions(self) -> None:
         """Lets `fit`, `evaluate` and `predict` trace their steps anew, also within one.

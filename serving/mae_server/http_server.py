@@ -22,6 +22,8 @@ MOST_CONNECTIONS = 400
 MOST_HEADER_BYTES = 2**15
 # to receive a request's headers, and to send waiting bytes of an answer
 HEADER_SECONDS, SEND_SECONDS = 10, 60
+# of an answer, to be taken within SEND_SECONDS
+_LEAST_BYTES = 2**20
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\n\r\n"
 
 
@@ -48,7 +50,17 @@ class BoundedProtocol(H11Protocol):
 
     def pause_writing(self):
         super().pause_writing()
-        self._send_timer = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+        self._time_sending()
+
+    def _time_sending(self, before=None):
+        """Aborts a connection that takes an answer too slowly."""
+        waiting = self.transport.get_write_buffer_size()
+        if before is not None and waiting > before - _LEAST_BYTES:
+            self.transport.abort()
+        else:
+            self._send_timer = self.loop.call_later(
+                SEND_SECONDS, self._time_sending, waiting
+            )
 
     def resume_writing(self):
         self._send_timer = _stopped(self._send_timer)

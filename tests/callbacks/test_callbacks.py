@@ -82,6 +82,16 @@ def test_an_overflowing_float16_gradient_does_not_stop():
         callback.on_train_batch_end(0, {"loss": 1.0, "gradient_norm": np.inf})
 
 
+def test_a_skipped_update_has_no_number_of_its_own():
+    callback = callbacks.StopOnNonFiniteLoss()
+    callback.set_model(keras.Sequential())
+    callback.model.optimizer = keras.optimizers.SGD()
+    callback.model.optimizer.iterations.assign(5)
+    callback.on_train_begin()
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 5"):
+        callback.on_train_batch_end(5, {"loss": np.nan})
+
+
 def test_a_non_finite_validation_loss_stops_as_well():
     callback = callbacks.StopOnNonFiniteLoss()
     callback.set_model(keras.Sequential())

@@ -230,6 +230,42 @@ def test_the_best_epoch_is_kept_also_over_runs(make_model, tmp_path):
     assert score([0.5, 0.6], resumed) == [False, True]
 
 
+def test_a_best_epoch_that_is_not_saved_is_not_the_best(
+    make_model, tmp_path, monkeypatch, capsys
+):
+    callback = checkpoints.BestCheckpoint(tmp_path / "best.keras", "val_top1")
+    callback.set_model(make_model())
+    callback.on_epoch_end(0, {"val_top1": 0.75})
+
+    def fail(path):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callback.model, "save", fail)
+        callback.on_epoch_end(1, {"val_top1": 0.8})
+    assert "of epoch 2: disk full" in capsys.readouterr().err
+    assert callback.best == 0.75
+    callback.on_epoch_end(2, {"val_top1": 0.79})
+    assert callback.best == 0.79
+
+
+@pytest.mark.slow
+def test_an_exception_gives_the_end_of_fit_back_to_keras(make_model, images, tmp_path):
+    model = make_model()
+    model.compile(optimizer=keras_mae.pretraining_optimizer(1e-2, ema=0.5))
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    stop = keras.callbacks.LambdaCallback(on_epoch_end=interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(images, verbose=0, callbacks=[saver(tmp_path, keep=1), stop])
+    model.fit(images, verbose=0)
+    averages = model.optimizer._model_variables_moving_average
+    for variable, average in zip(model.trainable_variables, averages, strict=True):
+        np.testing.assert_array_equal(np.asarray(variable), np.asarray(average))
+
+
 def test_a_best_epoch_alone_is_a_run(tmp_path):
     """What somebody kept of it must not be the score that a new run has to beat."""
     run = RunFolder(tmp_path)

@@ -50,6 +50,18 @@ def run_epochs(clock, speed, epochs=2, steps=4, pause=0.0):
     return logs
 
 
+def test_updates_that_loss_scaling_skips_are_no_rate(monkeypatch):
+    clock = Clock(monkeypatch, waiting=1, training=1)
+    speed = Throughput(8, 100, flops_per_image=1.0, peak_flops=1.0)
+    speed.set_model(clock)
+    speed.on_train_begin()
+    speed.on_epoch_begin(0)
+    clock.now += 1
+    logs = {}
+    speed.on_train_batch_end(0, logs)
+    assert logs["images_per_second"] == 0 and "hours_left" not in logs
+
+
 def test_rates_and_waiting_are_those_of_the_clock(monkeypatch):
     clock = Clock(monkeypatch, waiting=0.3, training=0.1)
     speed = Throughput(2, total_steps=16, flops_per_image=1e9, peak_flops=1e12)

@@ -452,6 +452,32 @@ def test_pages_are_let_in_by_a_flag():
     assert asyncio.run(api(request)).status_code == 400
 
 
+class Peer:
+    """A connection that takes some bytes of an answer each time its server looks."""
+
+    def __init__(self, waiting, taken):
+        self.waiting, self.taken, self.aborted = waiting, taken, False
+
+    def get_write_buffer_size(self):
+        return self.waiting
+
+    def abort(self):
+        self.aborted = True
+
+    def call_later(self, seconds, function, *arguments):
+        self.waiting -= self.taken
+        if self.waiting > 0:  # else the server is told to go on writing
+            function(*arguments)
+
+
+@pytest.mark.parametrize("taken, aborted", [(0, True), (10_000, True), (2**21, False)])
+def test_answers_are_sent_for_as_long_as_they_are_taken(taken, aborted):
+    protocol = object.__new__(http_server.BoundedProtocol)
+    protocol.loop = protocol.transport = Peer(100 * MIB, taken)
+    protocol._time_sending()
+    assert protocol.transport.aborted == aborted
+
+
 def test_a_client_that_leaves_ends_its_call():
     ended = threading.Event()
 

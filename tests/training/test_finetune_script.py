@@ -288,5 +288,8 @@ def test_eval_reads_a_few_files_as_the_model_does(pretrained, tmp_path):
     load_classifier(pretrained, 2).save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match=r"num_channels must be 1. Received: 3"):
         evaluate(tmp_path, f"--dataset=folder:{tmp_path}")
-    results = evaluate(tmp_path, f"--dataset=folder:{tmp_path}", "--num_channels=1")
+    flags = [f"--dataset=folder:{tmp_path}", "--num_channels=1"]
+    evaluate(tmp_path, *flags, "--dry_run")
+    assert not (tmp_path / "eval").exists()
+    results = evaluate(tmp_path, *flags)
     assert 0 <= results["top1"] <= 1
