@@ -60,6 +60,7 @@ from keras_mae.export import (
     read_labels,
 )
 from keras_mae.export.runtime_formats import FORMATS
+from keras_mae.export.signatures import EMBEDDINGS
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -101,7 +102,7 @@ class ExportConfig:
     embedding: str | None = flag(
         "how embed pools a pretrainer's or encoder's features; default: mean",
         None,
-        ("mean", "cls"),
+        EMBEDDINGS,
     )
     normalize_embedding: bool = flag("scale embeddings to length 1", True)
     batching: bool = flag(
@@ -124,7 +125,9 @@ def main(config):
     check_at_least_one(config, "version", "max_pixels")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
     if config.batching and config.format != "savedmodel":
-        raise ValueError(f"batching is of a SavedModel. Received: {config.format}")
+        raise ValueError(
+            f"--batching needs --format=savedmodel. Received: {config.format}"
+        )
     name = str(config.version)
     if config.format != "savedmodel":
         # no number: a server of SavedModels leaves it alone

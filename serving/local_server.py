@@ -103,12 +103,14 @@ class ServerConfig:
     )
     enable_model_warmup: bool = flag("run a SavedModel's recorded requests", True)
     num_request_iterations_for_warmup: int = flag(
-        "how often to run each of them, if above 0", 0
+        "times to run each recorded request, if above 0", 0
     )
     saved_model_tags: str = flag(
         "tags of the graph to load, separated by commas", "serve"
     )
-    tensorflow_session_parallelism: int = flag("both of the next two, if above 0", 0)
+    tensorflow_session_parallelism: int = flag(
+        "threads within an operation and operations at the same time, if above 0", 0
+    )
     tensorflow_intra_op_parallelism: int = flag(
         "threads within an operation; 0: TensorFlow's choice", 0
     )

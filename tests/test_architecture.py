@@ -161,7 +161,9 @@ def test_layers_and_models_know_no_backend(place):
 
 
 def test_foreign_names_stay_under_weights():
-    foreign = re.compile(r"\bvit\.|layernorm_before|decoder_pred|ViTMAE|attn\.qkv")
+    foreign = re.compile(
+        r"\bvit\.|layernorm_before|decoder_pred|ViTMAE|attn\.qkv|id2label|label_names"
+    )
     for file in (ROOT / "keras_mae").rglob("*.py"):
         if not {"weights", "convert"} & set(file.parts):
             assert not foreign.search(file.read_text()), file

@@ -7,7 +7,8 @@ the published recipes (base, large, huge: random crops and flips, so the encoder
 each step) or ours for small datasets, where the features of whole images are computed
 once. `knn` and `logistic` always use such features, which are cached in --output.
 
-Writes into --output: `features.npz`, the plots `confusion.png`, `features-pca.png` and
+With random crops or flips it writes what finetune.py writes; else into --output:
+`features.npz`, the plots `confusion.png`, `features-pca.png` and
 `features-tsne.png`, and for `linear` the classifier `model.keras` and `labels.txt`
 (class names). Exit codes are those of pretrain.py.
 """
@@ -32,7 +33,7 @@ from keras_mae.ops.neighbors import (
 )
 from keras_mae.optimizers.lars import LARS
 from keras_mae.optimizers.schedules import warmup_cosine
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.recipes import LINEAR_PROBING, apply_recipe
 from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
@@ -76,7 +77,7 @@ def main(config):
     source = training.source
     with training.strategy.scope():
         model = build_model(training)
-    processor = load_processor(
+    processor = training_processor(
         config.model,
         model.encoder.image_size,
         source.mean,

@@ -26,7 +26,7 @@ from keras_mae import data
 from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.data.folder import load_folder
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag, run_script
 
@@ -228,7 +228,7 @@ def main(config):
         raise ValueError(
             f"image_size must be a multiple of 8. Received: {config.image_size}"
         )
-    processor = load_processor(
+    processor = training_processor(
         config.model, config.image_size, IMAGENET_MEAN, IMAGENET_STD
     )
     source = read_folder(config.folder, config.image_size, config.seed)

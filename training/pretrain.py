@@ -22,14 +22,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data
-from keras_mae.callbacks.mask_ratio import parse_schedule
+from keras_mae.callbacks.mask_ratio import MaskRatioSchedule
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import METHODS, FeatureProbe
 from keras_mae.layers.mask_sampling import MASK_SAMPLINGS
 from keras_mae.models.loading import load_pretrainer
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.recipes import LINEAR_PROBING
 from keras_mae.runs.training_config import TrainingConfig, ema_flag
 from keras_mae.runs.training_run import Training, exit_on_lost_worker
@@ -194,6 +194,22 @@ def build_model(
     return model
 
 
+def parse_schedule(text, epochs):
+    """Reads a flag such as `0.5:0.75`, `0.5:0.75:5` or `0.5:0.75:5:cosine`."""
+    parts = text.split(":")
+    try:
+        if not 2 <= len(parts) <= 4:
+            raise ValueError
+        start, end = map(float, parts[:2])
+        values = int(parts[2]) if parts[2:] else min(5, epochs)
+    except ValueError as error:
+        raise ValueError(
+            "mask_ratio_schedule must be START:END[:VALUES[:SHAPE]], such as 0.5:0.75 "
+            f"or 0.5:0.75:5:cosine. Received: {text}"
+        ) from error
+    return MaskRatioSchedule(start, end, epochs, values, *parts[3:])
+
+
 def mask_ratio(config):
     """Returns the mask ratio to build with: of a schedule the one of most memory."""
     if config.mask_ratio_schedule is None:
@@ -215,7 +231,8 @@ def compile_for(config):
 
     def make_model(rematerialize):
         # any number of steps: it changes no shape
-        return build_model(config, 3, 1000, 100, rematerialize, config.model)
+        channels = config.num_channels or 3
+        return build_model(config, channels, 1000, 100, rematerialize, config.model)
 
     results = tpu_check.check(
         make_model, topology, config.batch_size, config.accumulation_steps
@@ -226,7 +243,7 @@ def compile_for(config):
 def train(training, model, weights=None):
     """Builds data and callbacks, and fits."""
     config, source, corrupt = training.config, training.source, training.corrupt
-    processor = load_processor(
+    processor = training_processor(
         weights,
         model.encoder.image_size,
         source.mean,

@@ -26,6 +26,7 @@ from keras_mae.data.decoding import decode
 from keras_mae.data.folder import class_names, list_images
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
+from keras_mae.utils.class_names import encode_names
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
@@ -68,9 +69,7 @@ def main(config):
             )
         if classes:
             with atomic_write(class_file(output / "shard", config.name)) as part:
-                text = "".join(f"{name}\n" for name in classes)
-                # folder names need not be UTF-8
-                part.write_bytes(text.encode(errors="replace"))
+                part.write_bytes(encode_names(classes))
     print(f"{written} images in {config.shards} shards, {corrupt.count} left out")
     print(f"Read them with --dataset='tfrecord:{output / config.name}-*.tfrecord'")
 

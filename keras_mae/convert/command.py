@@ -12,10 +12,9 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import keras
-
 from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
+from keras_mae.models.loading import load_keras, model_class
 from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import find_processor_file
@@ -24,7 +23,7 @@ from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
-from keras_mae.weights.format_detection import describe_checkpoint
+from keras_mae.weights.save_pretrained import FORMATS
 
 MODELS = {
     "pretrainer": models.MAEPretrainer,
@@ -39,11 +38,7 @@ class Config:
 
     source: str = flag("hub id, folder, file, or .keras file", positional=True)
     destination: str = flag("a .keras file, or a folder", positional=True)
-    format: str = flag(
-        "library that reads the folder",
-        "huggingface",
-        ("huggingface", "timm", "facebook", "mmpretrain", "solo-learn", "lightly"),
-    )
+    format: str = flag("library that reads the folder", "huggingface", FORMATS)
     model: str | None = flag(
         "model to load; by default what the source contains", None, (*MODELS,)
     )
@@ -130,7 +125,7 @@ def _copy_processor(config):
 def _load_keras(path):
     if not path.is_file():
         raise ValueError(f"{path} does not exist")
-    model = keras.models.load_model(path, compile=False)
+    model = load_keras(path)
     if not isinstance(model, tuple(MODELS.values())):
         names = ", ".join(kind.__name__ for kind in MODELS.values())
         raise ValueError(
@@ -144,12 +139,7 @@ def _load_keras(path):
 
 def _read(config, checkpoint):
     """Loads `--model`, or what the source contains."""
-    kind = config.model
-    if kind is None:
-        parts = describe_checkpoint(checkpoint).contents.parts
-        heads = parts & {"head", "probe"}
-        kind = "pretrainer" if "decoder" in parts else "encoder"
-        kind = "classifier" if heads else kind
+    cls = model_class(checkpoint) if config.model is None else MODELS[config.model]
     stated = {
         name: getattr(config, name)
         for name in ("num_heads", "decoder_num_heads", "norm_pix_loss")
@@ -157,7 +147,7 @@ def _read(config, checkpoint):
     }
     if config.source_image_size is not None:
         stated["source_image_size"] = _read_size(config.source_image_size)
-    return MODELS[kind].from_pretrained(checkpoint, progress=True, **stated)
+    return cls.from_pretrained(checkpoint, progress=True, **stated)
 
 
 def _read_size(text):

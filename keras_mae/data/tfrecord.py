@@ -18,6 +18,7 @@ from keras_mae.data.tfrecord_reader import (
     read_records,
     record_offsets,
 )
+from keras_mae.utils.class_names import decode_names
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")
@@ -262,8 +263,8 @@ def _class_names(shard):
     path = os.fspath(class_file(shard))
     if not tf.io.gfile.exists(path):
         return None
-    with tf.io.gfile.GFile(path) as file:
-        return file.read().splitlines()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        return list(decode_names(file.read()))
 
 
 def image_example(encoded, filename=None, label=None):

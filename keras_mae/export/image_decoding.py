@@ -74,13 +74,6 @@ def encode_pngs(levels):
         return tf.where(missing, "", tf.io.encode_png(rounded))
 
 
-def serialize_example(encoded):
-    """Makes a `tf.train.Example` that `decode_examples` reads."""
-    feature = tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))
-    features = tf.train.Features(feature={_IMAGE_KEY: feature})
-    return tf.train.Example(features=features).SerializeToString()
-
-
 def _normalize(images, processor):
     """Normalizes uint8 images by a table of the processor's own results."""
     channels = processor.num_channels

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import serialize_example
+from keras_mae.data.tfrecord import image_example
 from keras_mae.export.signatures import PACKED, PIXELS, ModelSignatures
 from keras_mae.export.warmup import sample_inputs
 from keras_mae.layers.adapted import is_quantized
@@ -109,7 +109,7 @@ def _request(served, signature, images, pixels):
         return tf.constant([image.tobytes() for image in levels])
     encoded = [tf.io.encode_png(image).numpy() for image in images]
     if signature.images.name == "inputs":
-        encoded = [serialize_example(content) for content in encoded]
+        encoded = [image_example(content) for content in encoded]
     return tf.constant(encoded)
 
 

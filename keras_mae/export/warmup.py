@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.export.image_decoding import serialize_example
+from keras_mae.data.tfrecord import image_example
 from keras_mae.export.signatures import PACKED, PIXELS, Signature
 from keras_mae.export.task_signatures import CLASSIFY_METHOD
 
@@ -48,7 +48,7 @@ def _sample(signature, spec, batch_size):
         picture = np.arange(8 * 8 * 3, dtype="uint8").reshape(8, 8, 3)
         encoded = tf.io.encode_png(picture).numpy()
         if spec.name == "inputs":
-            encoded = serialize_example(encoded)
+            encoded = image_example(encoded)
         return np.full(batch_size, encoded, object)
     shape = (batch_size, *spec.shape[1:])
     if spec.name == PIXELS:

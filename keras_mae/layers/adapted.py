@@ -1,4 +1,4 @@
-"""What `quantize` and `enable_lora` changed in a dense layer, as data and back."""
+"""Quantization and LoRA of dense layers, as configuration and back."""
 
 from typing import Any
 

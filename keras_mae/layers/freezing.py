@@ -1,4 +1,4 @@
-"""Parts of a layer that were frozen, quantized or given LoRA survive saving."""
+"""Mixin that saves which sublayers are frozen, quantized or have LoRA."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -26,6 +26,11 @@ def check_mask_ratio(mask_ratio: Any) -> float:
     return float(mask_ratio)
 
 
+def num_visible(length: int, mask_ratio: Any) -> int:
+    """Returns how many of `length` patches stay visible: rounded down, as published."""
+    return int(length * (1 - check_mask_ratio(mask_ratio)))
+
+
 def _check_seed(seed):
     if isinstance(seed, (int, np.integer)) and not -(2**31) <= seed < 2**31:
         raise ValueError(f"seed must fit into 32 bits. Received: {seed}")
@@ -169,7 +174,7 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
             values = _concrete_values(num_keep)
             # a known count keeps the shapes static, which XLA needs
             return self._sort(mask, num_keep if values is None else int(values))
-        num_keep = int(length * (1 - check_mask_ratio(mask_ratio)))
+        num_keep = num_visible(length, mask_ratio)
         if num_keep < 1:
             raise ValueError(
                 f"mask_ratio={mask_ratio} leaves no visible patch of {length}"
@@ -221,8 +226,8 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
         grid = grid[0], grid[1]
         if mask_sampling == "grid":
             return grid_noise(key, rows, grid)
-        num_keep = int(length * (1 - check_mask_ratio(mask_ratio)))
-        return block_noise(key, rows, grid, length - num_keep)
+        num_removed = length - num_visible(length, mask_ratio)
+        return block_noise(key, rows, grid, num_removed)
 
     def _sort(self, noise, num_keep):
         """Keeps the patches of the `num_keep` smallest values of noise."""

@@ -23,6 +23,15 @@ from keras_mae.utils.typing import Tensor
 POOLINGS = ("mean", "cls")
 # the published deviations of a fresh head: fine-tuned, and probed
 FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
+# of the batch norm in front of a probe's head
+PROBE_EPSILON = 1e-6
+
+
+def probe_norm(**policy: Any) -> keras.layers.Layer:
+    """Builds the batch norm, without scale and shift, of the published linear probe."""
+    return keras.layers.BatchNormalization(
+        center=False, scale=False, epsilon=PROBE_EPSILON, momentum=0.9, **policy
+    )
 
 
 def _head_policy(policy):
@@ -120,10 +129,7 @@ class MAEClassifier(
                 epsilon=epsilon, name="head_norm", **policy
             )
         if batch_norm:
-            # the epsilon and momentum of the published linear probe
-            self.batch_norm = keras.layers.BatchNormalization(
-                center=False, scale=False, epsilon=1e-6, momentum=0.9, **policy
-            )
+            self.batch_norm = probe_norm(**policy)
         self.head_dropout = keras.layers.Dropout(head_dropout_rate, **policy)
         if head_range is None:
             head_range = PROBED_RANGE if batch_norm else FINE_TUNED_RANGE

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from keras_mae.models.classifier import PROBED_RANGE, probe_norm
 from keras_mae.optimizers.lars import LARS
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import LINEAR_PROBING
@@ -26,13 +27,11 @@ class LinearHead:
             self.epochs * steps,
             recipe["warmup_epochs"] * steps,
         )
-        kernel = keras.initializers.RandomNormal(stddev=0.01, seed=seed)
+        kernel = keras.initializers.RandomNormal(stddev=PROBED_RANGE, seed=seed)
         self.model = keras.Sequential(
             [
                 keras.Input((width,)),
-                keras.layers.BatchNormalization(
-                    center=False, scale=False, epsilon=1e-6, momentum=0.9
-                ),
+                probe_norm(),
                 keras.layers.Dense(num_classes, kernel_initializer=kernel),
             ]
         )

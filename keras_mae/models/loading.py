@@ -14,9 +14,8 @@ from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
 from keras_mae.presets import PRESETS, SHARED, preset_sizes
 from keras_mae.utils.class_names import LABELS_FILE, read_labels
-from keras_mae.utils.files import local_folder
 from keras_mae.weights.checkpoint_reader import open_checkpoint
-from keras_mae.weights.config_readers import read_settings
+from keras_mae.weights.config_readers import class_names, read_settings
 from keras_mae.weights.format_detection import describe_checkpoint
 from keras_mae.weights.state_dict import copy_weights, sizes_of
 
@@ -64,10 +63,15 @@ def load_model(source):
         path = model_file(source)
         return load_keras(path), find_processor(path)
     checkpoint = open_checkpoint(source)
+    return model_class(checkpoint).from_pretrained(checkpoint), find_processor(source)
+
+
+def model_class(checkpoint):
+    """Returns the class of the model that a checkpoint holds."""
     parts = describe_checkpoint(checkpoint).contents.parts
-    cls = MAEClassifier if parts & {"head", "probe"} else MAEEncoder
-    cls = MAEPretrainer if "decoder" in parts else cls
-    return cls.from_pretrained(checkpoint), find_processor(source)
+    if "decoder" in parts:
+        return MAEPretrainer
+    return MAEClassifier if parts & {"head", "probe"} else MAEEncoder
 
 
 def with_precision(model, precision):
@@ -136,11 +140,11 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
     """Loads a `MAEPretrainer` to train on, from a run, file or published weights.
 
     `changes` are `image_size`, `num_channels`, `mask_ratio`, `mask_sampling`,
-    `norm_pix_loss`, `rematerialize`, `dtype` and `seed`. Positions are resized; kernels
-    of patches are summed over channels, predicted pixels averaged. A source without a
-    decoder gets a fresh one, that of the preset of the same encoder, else as the
-    configuration beside it says, else the paper's; one line says so. `preset` and
-    `patch_size` are only checked.
+    `norm_pix_loss`, `rematerialize`, `residual_dtype`, `dtype` and `seed`. Positions
+    are resized; kernels of patches are summed over channels, predicted pixels averaged.
+    A source without a decoder gets a fresh one, that of the preset of the same encoder,
+    else as the configuration beside it says, else the paper's; one line says so.
+    `preset` and `patch_size` are only checked.
     """
     if is_run(source):
         model = load_keras(model_file(source))
@@ -151,6 +155,7 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
         description = describe_checkpoint(checkpoint)
         sizes, stated = description.sizes, read_settings(checkpoint, description)
     _check_same_sizes(source, sizes, preset, patch_size)
+    _note_channels(source, sizes, changes)
     if "decoder_depth" not in sizes:
         decoder = _fresh_decoder_sizes(sizes, stated)
         # the sources' values, if any, are a decoder's that isn't there
@@ -187,6 +192,16 @@ def _check_same_sizes(source, sizes, preset, patch_size):
         raise ValueError(
             f"{source} brings its own sizes: leave the preset out. Received: "
             f"preset={preset}, but {', '.join(differing)}"
+        )
+
+
+def _note_channels(source, sizes, changes):
+    """Prints that the weights are for another number of channels, if they are."""
+    own, wanted = sizes.get("num_channels"), changes.get("num_channels")
+    if None not in (own, wanted) and own != wanted:
+        print(
+            f"{source} is for images of {own} channel(s), these have {wanted}: its "
+            "patch kernels are summed and shared out"
         )
 
 
@@ -242,10 +257,13 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
     """
     options = {"pooling": pooling, **(head or {})}
     if not is_run(source):
+        checkpoint = open_checkpoint(source)
+        _note_channels(source, describe_checkpoint(checkpoint).sizes, changes)
         return MAEClassifier.from_pretrained(
-            source, num_classes=num_classes, **options, **changes
+            checkpoint, num_classes=num_classes, **options, **changes
         )
     model = load_keras(model_file(source))
+    _note_channels(source, sizes_of(model), changes)
     encoder = copy_encoder(getattr(model, "encoder", model), **changes)
     classifier = MAEClassifier(
         encoder, num_classes, dtype=encoder.dtype_policy, **options
@@ -280,6 +298,14 @@ def _without_batch_norm(classifier):
     return kernel, bias - mean @ kernel
 
 
+def local_folder(source):
+    """Returns the folder of a run, `.keras` file or weights; `None` for a hub id."""
+    path = Path(os.path.expanduser(source))
+    if path.is_dir():
+        return path
+    return path.parent if path.is_file() else None
+
+
 def find_labels(source, num_classes):
     """Finds class names: in `labels.txt` beside a model, else in its configuration."""
     folder = local_folder(source)
@@ -287,12 +313,4 @@ def find_labels(source, num_classes):
         return read_labels(folder / LABELS_FILE, num_classes)
     if is_run(source):
         return None
-    names = (open_checkpoint(source).config or {}).get("id2label")
-    numbers = [str(number) for number in range(num_classes)]
-    # one of other classes is the library's default, which says nothing of these
-    if not isinstance(names, dict) or set(names) != set(numbers):
-        return None
-    found = tuple(str(names[number]) for number in numbers)
-    # what the library writes where nobody named the classes
-    placeholders = tuple(f"LABEL_{number}" for number in numbers)
-    return None if found == placeholders else found
+    return class_names(open_checkpoint(source).config, num_classes)

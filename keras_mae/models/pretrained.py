@@ -132,12 +132,12 @@ class Pretrained:
     ) -> Self:
         """Builds a model around weights of another library, which isn't needed for it.
 
-        Reads what facebookresearch/mae, Hugging Face (with the keys of 4.x and 5.x) and
-        timm write: safetensors, also in shards, and PyTorch's pickles, of which nothing
-        is executed. Of Hugging Face's TensorFlow classes also `tf_model.h5`, in shards
-        too, and what `save_weights("x.h5")` wrote. The format is told from the keys,
-        sizes from the configuration or from the shapes. `model.port_report` says what
-        was done.
+        Reads what facebookresearch/mae, Hugging Face (with the keys of 4.x and 5.x),
+        timm, mmpretrain, solo-learn and lightly write: safetensors, also in shards, and
+        PyTorch's pickles, of which nothing is executed. Of Hugging Face's TensorFlow
+        classes also `tf_model.h5`, in shards too, and what `save_weights("x.h5")`
+        wrote. The format is told from the keys, sizes from the configuration or from
+        the shapes. `model.port_report` says what was done.
 
         Args:
             source: A hub id such as `"facebook/vit-mae-base"`, the path of a folder or

@@ -58,7 +58,7 @@ def default_processor(source, model):
     return processor
 
 
-def load_processor(
+def training_processor(
     source, image_size, channel_mean, channel_std, exif_orientation=None
 ):
     """Returns a bicubic processor for training, normalized as the source's is.

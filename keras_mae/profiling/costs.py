@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mae.layers.masking import num_visible
 from keras_mae.optimizers.averaging import averaging_optimizer
 from keras_mae.utils.distribution import read_tf_config
 
@@ -40,7 +41,7 @@ def _stacks(model):
     patches = encoder.num_patches
     if not hasattr(model, "decoder"):
         return [(encoder, 1 + patches)]
-    visible = int(patches * (1 - model.mask_ratio))
+    visible = num_visible(patches, model.mask_ratio)
     return [(model.encoder, 1 + visible), (model.decoder, 1 + patches)]
 
 
@@ -98,8 +99,9 @@ def peak_flops(strategy, precision, accelerator=None):
     import tensorflow as tf
 
     replicas = strategy.num_replicas_in_sync
-    if accelerator in _TPU_PEAKS or (accelerator or "").split("-")[0] in _TPU_PEAKS:
-        return replicas * _TPU_PEAKS[accelerator.split("-")[0]]
+    generation = (accelerator or "").split("-")[0]
+    if generation in _TPU_PEAKS:
+        return replicas * _TPU_PEAKS[generation]
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
@@ -128,14 +130,15 @@ def _gpu_peak(name, precision):
     return measured_flops(precision)
 
 
-def measured_flops(precision, size=2048, repeats=5):
-    """FLOP/s of a large matrix product, the best of `repeats`."""
+def measured_flops(precision):
+    """FLOP/s of a large matrix product, the best of five."""
+    size = 2048
     dtype = "float32" if precision == "float32" else "bfloat16"
     # rows sum to about 1: products stay finite
     values = np.random.default_rng(0).uniform(0, 2 / size, (size, size))
     matrix = ops.cast(values, dtype)
     seconds = []
-    for _ in range(repeats):
+    for _ in range(5):
         start = time.perf_counter()
         float(ops.matmul(matrix, matrix)[0, 0])  # waits for the result
         seconds.append(time.perf_counter() - start)

@@ -7,6 +7,7 @@ import keras
 from keras_mae import data
 from keras_mae.callbacks.checkpoints import BestCheckpoint
 from keras_mae.models import MAEClassifier
+from keras_mae.models.classifier import POOLINGS
 from keras_mae.models.loading import load_classifier
 from keras_mae.runs.training_config import TrainingConfig
 from keras_mae.runs.training_run import Training
@@ -37,7 +38,7 @@ class ClassifierConfig(TrainingConfig):
     )
     image_size: int | None = flag("image size in pixels; default: the model's", None)
     pooling: str | None = recipe_flag(
-        "head input: mean of the patch tokens or the class token", ("mean", "cls")
+        "head input: mean of the patch tokens or the class token", POOLINGS
     )
     epochs: int | None = recipe_flag("training epochs")
     warmup_epochs: int | None = recipe_flag("epochs of linear learning rate warmup")

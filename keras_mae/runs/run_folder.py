@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.preprocessing.pretrained_processor import CHECKPOINTS_NAME
 from keras_mae.utils.files import PART_PREFIX, atomic_write
 
 
@@ -28,7 +29,7 @@ class RunFolder:
         self.path = Path(path)
         self.model = self.path / "model.keras"
         self.best = self.path / "best.keras"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / CHECKPOINTS_NAME
         self.config = self.path / "config.json"
         self.data = self.path / "data.json"
         self.history = self.path / "history.csv"

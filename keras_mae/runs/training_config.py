@@ -62,7 +62,7 @@ class TrainingConfig:
         "base learning rate; learning rate = blr * batch_size / 256", 1.5e-4
     )
     weight_decay: float = flag(
-        "AdamW weight decay, of kernels only (no biases, no norms)", 0.05
+        "AdamW weight decay; biases and norms are not decayed", 0.05
     )
     clip_norm: float | None = flag(
         "clip gradients to this global norm; default: no clipping", None
@@ -93,7 +93,9 @@ class TrainingConfig:
         ("float32",),
     )
     jit_compile: str = flag(
-        "XLA compilation; auto: on GPUs and TPUs", "auto", (*_JIT_COMPILE,)
+        "XLA compilation; auto: on GPUs and TPUs, and always with JAX",
+        "auto",
+        (*_JIT_COMPILE,),
     )
     rematerialize: bool = flag(
         "gradient checkpointing of transformer blocks: less memory, more compute", False

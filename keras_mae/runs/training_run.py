@@ -164,12 +164,12 @@ class Training:
             f"memory:      about {memory:,.2f} GiB a replica"
         )
 
-    def fit(self, model, processor, batches, extra=(), validation=None, first=()):
+    def fit(self, model, processor, batches, extra=(), validation=None, leading=()):
         """Starts or resumes the run, and trains a compiled model to the last epoch.
 
         `batches(input_context, step)` returns the training batches from `step` on;
         `extra` are callbacks of the process that writes; `validation` is a pair of
-        distributed batches and their number; `first` are callbacks that every process
+        distributed batches and their number; `leading` are callbacks that every process
         calls before the others, and whose `on_epoch_begin` sets what belongs to an
         epoch, as its mask ratio.
         """
@@ -178,7 +178,7 @@ class Training:
         callbacks = [*self._callbacks(model, extra, sometimes), saving]
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
-        callbacks = [*first, *callbacks]
+        callbacks = [*leading, *callbacks]
         verbose = 1 if os.isatty(1) else 2
         # a pipeline that fails must do so before an older run is deleted
         self._distribute(batches, 0)
@@ -186,15 +186,15 @@ class Training:
         try:
             # a run begun by 0.1 has no epoch_seconds
             columns = ("epoch_seconds", *sometimes)
-            step = self._start(model, processor, columns, first)
+            step = self._start(model, processor, columns, leading)
             print(
                 f"{model.name}: {parameters(model)} parameters, {self.replicas} "
                 f"replica(s); {self._data_sizes()}; from step {step}"
             )
-            for first, last, count in self._segments(step):
+            for epoch, last, count in self._segments(step):
                 model.fit(
                     self._distribute(batches, step),
-                    initial_epoch=first,
+                    initial_epoch=epoch,
                     epochs=last,
                     steps_per_epoch=count,
                     callbacks=self._callback_list(

@@ -1,4 +1,4 @@
-"""What the steps of all backends share: gradient accumulation, the global norm."""
+"""Parts of the training steps: gradient accumulation, the global norm, defaults."""
 
 import warnings
 from collections.abc import Sequence

@@ -28,12 +28,22 @@ def write_labels(folder: PathLike, names: Sequence[str]) -> Path:
     ```
     """
     path = Path(folder, LABELS_FILE)
-    lines = [name.replace("\r", " ").replace("\n", " ") for name in names]
     with atomic_write(path) as part:
-        # no translation to another system's line ends: TensorFlow reads it as well
-        text = "".join(f"{line}\n" for line in lines)
-        part.write_bytes(text.encode(errors="replace"))
+        part.write_bytes(encode_names(names))
     return path
+
+
+def encode_names(names: Sequence[str]) -> bytes:
+    """Encodes class names, one a line, with the same line ends on every system."""
+    lines = [name.replace("\r", " ").replace("\n", " ") for name in names]
+    return "".join(f"{line}\n" for line in lines).encode(errors="replace")
+
+
+def decode_names(content: bytes) -> tuple[str, ...]:
+    """Decodes class names, one a line."""
+    text = content.decode("utf-8-sig")
+    # splitlines() would also split at what only looks like an end of line
+    return tuple(text.replace("\r\n", "\n").removesuffix("\n").split("\n"))
 
 
 def read_labels(path: PathLike, num_classes: int | None = None) -> tuple[str, ...]:
@@ -58,14 +68,12 @@ def read_labels(path: PathLike, num_classes: int | None = None) -> tuple[str, ..
     ```
     """
     try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
+        lines = decode_names(Path(path).read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} must be text in UTF-8. Received: {error}") from error
-    # splitlines() would also split at what only looks like an end of line
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if num_classes not in (None, len(lines)):
         raise ValueError(
             f"{path} must have a line for each of the {num_classes} classes. "
             f"Received: {len(lines)} lines"
         )
-    return tuple(lines)
+    return lines

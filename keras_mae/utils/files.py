@@ -1,4 +1,4 @@
-"""Atomic file writes, and the local folder of a model source."""
+"""Atomic file writes."""
 
 import contextlib
 import os
@@ -37,11 +37,3 @@ def _sync_folder(folder):
         pass  # some network file systems have no such call
     finally:
         os.close(descriptor)
-
-
-def local_folder(source: PathLike) -> Path | None:
-    """Returns the folder of a run, `.keras` file or weights; `None` for a hub id."""
-    path = Path(os.path.expanduser(source))
-    if path.is_dir():
-        return path
-    return path.parent if path.is_file() else None

@@ -41,12 +41,10 @@ def plot_features(
     labels: ArrayLike,
     class_names: Sequence[str],
     method: str = "pca",
-    seed: int = 0,
 ) -> Image.Image:
     """Draws features `(N, D)` as points in a plane, coloured by class.
 
-    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008), whose seed `seed`
-    is.
+    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008).
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
@@ -55,12 +53,12 @@ def plot_features(
     if method == "pca":
         from sklearn.decomposition import PCA
 
-        points = PCA(2, random_state=seed).fit_transform(features)
+        points = PCA(2, random_state=0).fit_transform(features)
     else:
         from sklearn.manifold import TSNE
 
         perplexity = min(30, (len(features) - 1) / 3)
-        points = TSNE(perplexity=perplexity, random_state=seed).fit_transform(features)
+        points = TSNE(perplexity=perplexity, random_state=0).fit_transform(features)
     figure, axes = pyplot.subplots(figsize=(5, 5))
     colours = pyplot.get_cmap("tab20" if len(class_names) > 10 else "tab10")
     for number, name in enumerate(class_names):

@@ -1,4 +1,4 @@
-"""Pretrained weights of Hugging Face, timm and facebookresearch/mae: load and save.
+"""Pretrained weights of other libraries, from Hugging Face to lightly: load and save.
 
 Command: `python -m keras_mae.weights SOURCE DESTINATION [--format=...] [--check]`
 """

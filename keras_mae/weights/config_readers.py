@@ -79,13 +79,13 @@ _LARGEST = sys.float_info.max
 # hard-coded by facebook and timm
 FACEBOOK_EPSILON = 1e-6
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
-# no name of ours: without effect, or handled separately
 _TIMM_ARGS = {
     "in_chans": ("num_channels", 3),
     "embed_dim": ("hidden_dim", 768),
     "depth": ("depth", 12),
     "num_heads": ("num_heads", 12),
     "qkv_bias": ("qkv_bias", True),
+    # no name of ours: without effect, or handled separately
     **dict.fromkeys(
         (
             "img_size",
@@ -203,7 +203,8 @@ def class_names(
         card.get("label_names") if isinstance(card, dict) else None
     )
     labels = config.get("id2label")
-    if isinstance(labels, dict):
+    # those of other classes are the library's default, which says nothing of these
+    if isinstance(labels, dict) and len(labels) == num_classes:
         names = [labels.get(str(index)) for index in range(num_classes)]
         if names == [f"LABEL_{index}" for index in range(num_classes)]:
             return None

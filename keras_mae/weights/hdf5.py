@@ -67,7 +67,9 @@ def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
             # a slash in a link's name would be followed as a path
             kind = None if b"/" in link else group.links.get_info(link).type
             if kind != h5l.TYPE_HARD:
-                raise PortError(f"{path}: {name!r:.60} must be no link to elsewhere")
+                raise PortError(
+                    f"{path}: {name!r:.60} must be a hard link, not one to elsewhere"
+                )
             item = h5o.open(group, link)
             address = h5o.get_info(item).addr
             if address in seen:

@@ -175,3 +175,4 @@ _WRITERS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any]]] = {
     "solo-learn": (_TORCH, _prepare_solo_learn, _write_state_dict),
     "lightly": (_TORCH, _prepare_lightly, _write_state_dict),
 }
+FORMATS = tuple(_WRITERS)

@@ -177,7 +177,7 @@ def _unfilled(model, rows, fresh):
     ]
 
 
-def copy_weights(model: keras.Model, source: keras.Model, merge: str = "sum") -> None:
+def copy_weights(model: keras.Model, source: keras.Model) -> None:
     """Fills a model from another one, for another image size or number of channels.
 
     Parts that one of them lacks are left alone. Other sizes must agree.
@@ -190,7 +190,7 @@ def copy_weights(model: keras.Model, source: keras.Model, merge: str = "sum") ->
         antialias=False,
         old_channels=old.num_channels,
         new_channels=new.num_channels,
-        merge=merge,
+        merge="sum",
     )
     shared = want._replace(parts=have.parts & want.parts)
     for row in port_rows(shared, HUGGINGFACE):

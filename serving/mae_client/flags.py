@@ -105,7 +105,9 @@ def _add_similar(commands, every):
     command = commands.add_parser("similar", parents=[every], help=does)
     command.add_argument("image", help="image file")
     command.add_argument("--index", default="index.npz", help=".npz file of `index`")
-    command.add_argument("--top", type=int, default=9, help="how many; default: 9")
+    command.add_argument(
+        "--top", type=int, default=9, help="images to list; default: 9"
+    )
     command.add_argument("--out", help="picture file to write, a contact sheet")
 
 

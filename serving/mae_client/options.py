@@ -116,7 +116,10 @@ class Options:
         for name, value in self.headers.items():
             binary = self.grpc and name.lower().endswith("-bin")
             if not _HEADER_NAME.fullmatch(name) or binary:
-                raise ValueError(f"This is no name of a text header: {name!r}")
+                raise ValueError(
+                    "The name of a header must be of letters, digits and signs, and of "
+                    f"gRPC's must not end in -bin. Received: {name!r}"
+                )
             if name.lower() in _FRAMING or name.lower().startswith("grpc-"):
                 raise ValueError(f"The client itself sets the header {name}")
             if not _HEADER_VALUE.fullmatch(value):

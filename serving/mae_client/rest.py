@@ -112,7 +112,9 @@ class RestMessages:
             try:
                 return convert(answer)
             except (KeyError, ValueError, TypeError, AttributeError) as error:
-                raise invalid_response(self.address, f"a strange {key}") from error
+                raise invalid_response(
+                    self.address, f"cannot read its {key}: {error!r}"
+                ) from error
 
         return HttpRequest("GET", self._url + suffix, None, read)
 

@@ -75,7 +75,7 @@ class ImageIndex:
         except OSError:
             raise
         except Exception as error:  # NumPy's and zipfile's have no common kind
-            raise ValueError(f"This is no index: {path}: {error}") from error
+            raise ValueError(f"{path} is not an index file: {error}") from error
         return index
 
     def _check_arrays(self) -> None:
@@ -200,7 +200,7 @@ def _image_files(folder, skipped):
                 about = path.stat()
                 if not stat.S_ISREG(about.st_mode):
                     # reading a pipe or a device would never end
-                    raise ValueError("This is no file")
+                    raise ValueError("not a regular file")
             except (OSError, ValueError) as error:
                 skipped(relative, error)
                 continue

@@ -8,6 +8,7 @@ import tensorflow as tf
 from mae_server import errors, splitting, warmup
 from mae_server.batching import Batcher, BatchingOptions
 from mae_server.errors import LoadError, RequestError, invalid, type_name
+from mae_server.tensor_protos import dtype_of
 
 # silences a deprecation of the only loader whose memory can be freed
 tf.get_logger().setLevel("ERROR")
@@ -143,7 +144,7 @@ def _check_names(wanted, given):
 def _check_fits(index, name, array, info):
     """Checks an input's type and shape against the signature's."""
     wanted = tf.dtypes.as_dtype(info.dtype)
-    given = tf.dtypes.as_dtype("string" if array.dtype.kind in "OSU" else array.dtype)
+    given = dtype_of(array)
     if wanted != given:
         raise invalid(
             errors.WRONG_TENSOR_DTYPE,

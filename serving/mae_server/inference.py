@@ -10,6 +10,7 @@ from tensorflow.core.framework import types_pb2
 
 from mae_server import errors
 from mae_server.errors import RequestError, invalid
+from mae_server.tensor_protos import dtype_of
 
 DEFAULT_SIGNATURE = "serving_default"
 CLASSIFY, REGRESS = "tensorflow/serving/classify", "tensorflow/serving/regress"
@@ -88,7 +89,7 @@ def _classes(classes, scores, count):
 def _check_classes(name, array, dtype, count):
     if array.ndim != 2:
         raise invalid(errors.NOT_BATCH_OF_CLASSES, shape=_shape(array))
-    if _dtype(array) != dtype:
+    if dtype_of(array) != dtype:
         wanted = types_pb2.DataType.Name(dtype.as_datatype_enum)
         raise invalid(
             errors.CLASSES_DTYPE, name=name, wanted=wanted, got=_type_name(array)
@@ -103,17 +104,13 @@ def _values(array, count):
         raise invalid(errors.NOT_BATCH_OF_VALUES, shape=_shape(array))
     if len(array) != count:
         raise invalid(errors.VALUES_COUNT, wanted=count, got=len(array))
-    if _dtype(array) != tf.float32:
+    if dtype_of(array) != tf.float32:
         raise invalid(errors.VALUES_DTYPE, got=_type_name(array))
     return list(array.ravel())
 
 
-def _dtype(array):
-    return tf.string if array.dtype.kind in "OSU" else tf.dtypes.as_dtype(array.dtype)
-
-
 def _type_name(array):
-    return types_pb2.DataType.Name(_dtype(array).as_datatype_enum)
+    return types_pb2.DataType.Name(dtype_of(array).as_datatype_enum)
 
 
 def _shape(array):

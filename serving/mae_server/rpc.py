@@ -21,12 +21,13 @@ from tensorflow_serving.apis import (
 )
 
 from mae_server import errors, inference
+from mae_server.bodies import MOST_BYTES
 from mae_server.calls import Call
 from mae_server.errors import RequestError, invalid
 from mae_server.tensor_protos import typed_tensor_proto
 
-# of a request, as of an HTTP body, and of an answer
-MOST_BYTES, MOST_ANSWER_BYTES = 64 * 2**20, 512 * 2**20
+# of an answer; a request may be as large as an HTTP body
+MOST_ANSWER_BYTES = 512 * 2**20
 _OPTIONS = {
     "grpc.max_receive_message_length": MOST_BYTES,
     "grpc.max_send_message_length": MOST_ANSWER_BYTES,

@@ -26,6 +26,11 @@ _FIELDS = {
 _PACKED = {tf.float32: "<f4", tf.float64: "<f8"}
 
 
+def dtype_of(array):
+    """Returns the TensorFlow type of an array; text and objects are strings."""
+    return tf.string if array.dtype.kind in "OSU" else tf.dtypes.as_dtype(array.dtype)
+
+
 def typed_tensor_proto(array):
     """Makes a `TensorProto` with its values in a typed field, such as `float_val`.
 
@@ -33,7 +38,7 @@ def typed_tensor_proto(array):
     tensorflow_serving/servables/tensorflow/predict_util.cc.
     """
     array = np.asarray(array)
-    dtype = tf.string if array.dtype.kind in "OSU" else tf.dtypes.as_dtype(array.dtype)
+    dtype = dtype_of(array)
     if dtype not in _FIELDS:
         return tf.make_tensor_proto(array)
     proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum)

@@ -122,6 +122,14 @@ def test_positions_of_wide_images_are_told_by_a_flag(make_model, tmp_path, conve
         assert done.returncode == 2 and "source_image_size must be" in done.stderr
 
 
+def test_positions_that_a_file_lacks_are_checked_as_computed(make_model):
+    pytest.importorskip("torch")
+    model = make_model()
+    state = export_weights(model, FACEBOOK)
+    del state["pos_embed"], state["decoder_pos_embed"]
+    assert compare_with_torch(model, open_checkpoint(state)) < 1e-5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("format", ["huggingface", "timm"])
 def test_a_difference_is_found(format, make_model, tmp_path):

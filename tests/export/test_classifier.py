@@ -11,8 +11,8 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_mae
+from keras_mae.data.tfrecord import image_example
 from keras_mae.export import build_signatures, export_savedmodel, verify_savedmodel
-from keras_mae.export.image_decoding import serialize_example
 from keras_mae.models.loading import find_labels
 from keras_mae.utils.class_names import read_labels, write_labels
 from tests.scripts import load, run
@@ -92,7 +92,7 @@ def test_features_are_what_the_head_sees(served, processor):
 @pytest.mark.slow
 def test_examples_are_answered_by_the_classify_method(served, processor):
     model, path, _ = served
-    examples = [serialize_example(encode(picture)) for picture in pictures()]
+    examples = [image_example(encode(picture)) for picture in pictures()]
     # as TF Serving loads it
     with tf.compat.v1.Session(graph=tf.Graph()) as session:
         graph = tf.compat.v1.saved_model.load(session, ["serve"], str(path))

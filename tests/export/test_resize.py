@@ -8,10 +8,10 @@ import tensorflow as tf
 from PIL import Image
 
 import keras_mae
+from keras_mae.data.tfrecord import image_example
 from keras_mae.export.image_decoding import (
     decode_examples,
     decode_pixels,
-    serialize_example,
 )
 from keras_mae.export.pillow_resize import resize_like_pillow
 
@@ -130,7 +130,7 @@ def test_every_kind_of_picture_is_the_processors_to_the_bit(resample, channels):
 def test_examples_are_decoded_and_others_refused():
     processor = keras_mae.MAEImageProcessor(image_size=32)
     pictures = [encoded for _, encoded in encoded_pictures()][:3]
-    examples = tf.constant([serialize_example(picture) for picture in pictures])
+    examples = tf.constant([image_example(picture) for picture in pictures])
     got = decode_examples(examples, processor)
     np.testing.assert_array_equal(got, processor(pictures))
     for wrong in (b"", b"no example"):

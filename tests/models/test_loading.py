@@ -11,10 +11,13 @@ from keras_mae.models.loading import (
     load_model,
     load_pretrainer,
     load_run,
+    local_folder,
     with_precision,
 )
-from keras_mae.preprocessing.pretrained_processor import find_processor, load_processor
-from keras_mae.utils.files import local_folder
+from keras_mae.preprocessing.pretrained_processor import (
+    find_processor,
+    training_processor,
+)
 
 
 @pytest.fixture
@@ -53,6 +56,18 @@ def test_a_copy_for_grey_images_sees_what_rgb_showed(make_model):
     np.testing.assert_allclose(back(np.repeat(grey, 3, axis=-1)), wanted, atol=1e-5)
 
 
+def test_other_channels_are_told(make_model, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path)
+    load_pretrainer(tmp_path, num_channels=3)
+    assert "channel" not in capsys.readouterr().out
+    for model in (
+        load_pretrainer(tmp_path, num_channels=1),
+        load_classifier(tmp_path, 2, num_channels=1),
+    ):
+        assert model.encoder.num_channels == 1
+        assert "of 3 channel(s), these have 1" in capsys.readouterr().out
+
+
 def test_a_frozen_encoder_is_copied_free(make_model):
     encoder = make_model().encoder
     encoder.trainable = False
@@ -86,11 +101,11 @@ def test_published_weights_become_a_classifier(make_model, images, tmp_path):
 def test_the_processor_is_the_runs_where_channels_agree(run):
     folder, _ = run
     for source in (folder, folder / "model.keras"):
-        processor = load_processor(source, 64, (0.5,), (0.5,))
+        processor = training_processor(source, 64, (0.5,), (0.5,))
         assert processor.image_mean == (0.3,) and processor.image_size == (64, 64)
         assert processor.resample == "bicubic"
-    assert load_processor(folder, 64, (0.5,) * 3, (0.5,) * 3).num_channels == 3
-    assert load_processor(None, 64, (0.5,), (0.5,)).image_mean == (0.5,)
+    assert training_processor(folder, 64, (0.5,) * 3, (0.5,) * 3).num_channels == 3
+    assert training_processor(None, 64, (0.5,), (0.5,)).image_mean == (0.5,)
 
 
 def test_a_broken_run_is_one_clear_error(run):
@@ -122,7 +137,7 @@ def test_a_model_alone_has_no_processor(run):
         model, processor = load_model(source)
         assert isinstance(model, keras_mae.MAEPretrainer) and processor is None
         assert load_classifier(source, 3).num_classes == 3
-        assert load_processor(source, 32, (0.5,), (0.4,)).image_mean == (0.5,)
+        assert training_processor(source, 32, (0.5,), (0.4,)).image_mean == (0.5,)
         with pytest.raises(ValueError, match=r"has no preprocessor_config\.json"):
             load_run(source)
 
@@ -341,4 +356,4 @@ def test_a_checkpoint_of_a_run_has_the_runs_processor(run):
     (folder / "checkpoints").mkdir()
     path = folder / "checkpoints" / "epoch-0001.keras"
     model.save(path)
-    assert load_processor(path, 32, (0.5,), (0.5,)).image_mean == (0.3,)
+    assert training_processor(path, 32, (0.5,), (0.5,)).image_mean == (0.3,)

@@ -9,7 +9,10 @@ from PIL import Image
 
 from keras_mae import MAEImageProcessor
 from keras_mae.data import load_photos
-from keras_mae.preprocessing.pretrained_processor import find_processor, load_processor
+from keras_mae.preprocessing.pretrained_processor import (
+    find_processor,
+    training_processor,
+)
 
 pytestmark = pytest.mark.backends
 
@@ -293,7 +296,7 @@ def test_exif_orientation_is_kept_in_the_file_and_off_without_it(tmp_path):
         assert MAEImageProcessor.from_pretrained(tmp_path).exif_orientation is on
         # training goes on as the weights began, unless told otherwise
         for given in (None, True, False):
-            found = load_processor(tmp_path, 16, (0.5,) * 3, (0.5,) * 3, given)
+            found = training_processor(tmp_path, 16, (0.5,) * 3, (0.5,) * 3, given)
             assert found.exif_orientation is (on if given is None else given)
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"exif_orientation": "yes"}))

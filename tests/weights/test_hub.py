@@ -12,7 +12,7 @@ from PIL import Image
 
 import keras_mae
 from keras_mae.models.loading import load_model
-from keras_mae.preprocessing.pretrained_processor import load_processor
+from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.weights import PortError
 from keras_mae.weights.key_mapping import FACEBOOK
 from tests.comparison import assert_same_weights
@@ -125,7 +125,7 @@ def test_weights_may_come_without_an_image_processor(
         model, processor = load_model(NAME)
         assert_same_weights(model, models["main"])
         assert processor is None
-        told = load_processor(NAME, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        told = training_processor(NAME, 32, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
         assert told.image_mean == (0.1, 0.2, 0.3)
 
     (tmp_path / "main" / "preprocessor_config.json").unlink()
@@ -141,7 +141,7 @@ def test_weights_may_come_without_an_image_processor(
 def test_the_hubs_image_processor_is_trained_with(hub):
     _, processor = load_model(NAME)
     assert processor.image_size == (32, 32)
-    told = load_processor(NAME, 48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    told = training_processor(NAME, 48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert told.image_mean == processor.image_mean and told.image_size == (48, 48)
 
 
