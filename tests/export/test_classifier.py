@@ -187,7 +187,12 @@ def test_names_are_found_beside_a_run_and_in_a_configuration(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), **names}))
     assert find_labels(theirs, 2) == ("cat", "dog")
     assert find_labels(theirs / "model.safetensors", 2) == ("cat", "dog")
-    assert find_labels(theirs, 3) is None
+    # of another number of classes they say nothing of these
+    assert find_labels(theirs, 3) is find_labels(theirs, 1) is None
+    assert (
+        keras_mae.MAEClassifier.from_pretrained(theirs, num_classes=1).class_names
+        is None
+    )
     model.save(tmp_path / "model.keras")
     assert find_labels(tmp_path, 2) is None
     write_labels(tmp_path, ["a", "b"])
