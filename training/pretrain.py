@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae import data
-from keras_mae.callbacks.mask_ratio import MaskRatioSchedule
+from keras_mae.callbacks.mask_ratio import parse_schedule
 from keras_mae.callbacks.pictures import ReconstructionPictures
 from keras_mae.callbacks.probe import METHODS, FeatureProbe
 from keras_mae.layers.mask_sampling import MASK_SAMPLINGS
@@ -192,22 +192,6 @@ def build_model(
     model.compile(optimizer=optimizer, **config.compile_options())
     model.optimizer.build(model.trainable_variables)
     return model
-
-
-def parse_schedule(text, epochs):
-    """Reads a flag such as `0.5:0.75`, `0.5:0.75:5` or `0.5:0.75:5:cosine`."""
-    parts = text.split(":")
-    try:
-        if not 2 <= len(parts) <= 4:
-            raise ValueError
-        start, end = map(float, parts[:2])
-        values = int(parts[2]) if parts[2:] else min(5, epochs)
-    except ValueError as error:
-        raise ValueError(
-            "mask_ratio_schedule must be START:END[:VALUES[:SHAPE]], such as 0.5:0.75 "
-            f"or 0.5:0.75:5:cosine. Received: {text}"
-        ) from error
-    return MaskRatioSchedule(start, end, epochs, values, *parts[3:])
 
 
 def mask_ratio(config):

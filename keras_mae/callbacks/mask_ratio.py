@@ -87,3 +87,19 @@ class MaskRatioSchedule(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         if logs is not None:
             logs["mask_ratio"] = self.model.mask_ratio
+
+
+def parse_schedule(text: str, epochs: int) -> MaskRatioSchedule:
+    """Reads a flag such as `0.5:0.75`, `0.5:0.75:5` or `0.5:0.75:5:cosine`."""
+    parts = text.split(":")
+    try:
+        if not 2 <= len(parts) <= 4:
+            raise ValueError
+        start, end = map(float, parts[:2])
+        values = int(parts[2]) if parts[2:] else min(5, epochs)
+    except ValueError as error:
+        raise ValueError(
+            "mask_ratio_schedule must be START:END[:VALUES[:SHAPE]], such as 0.5:0.75 "
+            f"or 0.5:0.75:5:cosine. Received: {text}"
+        ) from error
+    return MaskRatioSchedule(start, end, epochs, values, *parts[3:])

@@ -53,6 +53,7 @@ def test_two_percent_are_held_out_of_other_folders(tmp_path):
     assert len(data.load_source(f"folder:{folders[1]}").held_out) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exif_orientation", [False, True])
 def test_files_are_read_as_grey(exif_orientation, tmp_path):
     for folder in ("colours", "luma"):

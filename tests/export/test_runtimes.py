@@ -169,4 +169,4 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
         load_runtime(tmp_path)
     assert not any(tmp_path.iterdir())
     flags = ("--model=x", "--batching", "--format=litert")
-    assert "batching is of a SavedModel" in refusal(SCRIPT, *flags)
+    assert "--batching needs --format=savedmodel" in refusal(SCRIPT, *flags)

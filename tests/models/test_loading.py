@@ -1,5 +1,7 @@
 """Models, encoders and classifiers from runs, `.keras` files and published weights."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -60,11 +62,8 @@ def test_other_channels_are_told(make_model, tmp_path, capsys):
     make_model().save_pretrained(tmp_path)
     load_pretrainer(tmp_path, num_channels=3)
     assert "channel" not in capsys.readouterr().out
-    for model in (
-        load_pretrainer(tmp_path, num_channels=1),
-        load_classifier(tmp_path, 2, num_channels=1),
-    ):
-        assert model.encoder.num_channels == 1
+    for load in (load_pretrainer, functools.partial(load_classifier, num_classes=2)):
+        assert load(tmp_path, num_channels=1).encoder.num_channels == 1
         assert "of 3 channel(s), these have 1" in capsys.readouterr().out
 
 

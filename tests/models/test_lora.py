@@ -68,6 +68,7 @@ def test_thawing_leaves_the_kernel_frozen(make_model):
     assert len(model.trainable_weights) > count
 
 
+@SLOW
 @pytest.mark.parametrize(
     "quantized", [False, pytest.param(True, marks=pytest.mark.nightly)]
 )

@@ -57,6 +57,7 @@ def test_replaced_kernels_have_no_copies(minimum):
     np.testing.assert_array_equal(got, wanted)
 
 
+@pytest.mark.slow
 def test_evaluation_follows_the_training(make_model, images, minimum):
     model = make_model(dtype="mixed_bfloat16")
     model.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=False)

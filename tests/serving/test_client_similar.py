@@ -142,7 +142,7 @@ def test_what_is_no_file_is_skipped(stub, folder, tmp_path, capsys):
     ask(stub, "index", folder, f"--out={tmp_path / 'index.npz'}")
     told = capsys.readouterr()
     assert "4 images" in told.out and "5 skipped" in told.out
-    assert "skipped pipe.png: This is no file" in told.err
+    assert "skipped pipe.png: not a regular file" in told.err
     # with the name, and no object of Python
     assert "Cannot read" in told.err and "0x" not in told.err
 
@@ -186,7 +186,7 @@ def test_a_broken_index_is_refused(tmp_path, changed):
     np.savez(path, **whole)
     assert ImageIndex.load(path).version == 2
     np.savez(path, **{**whole, **changed})
-    with pytest.raises(ValueError, match="This is no index"):
+    with pytest.raises(ValueError, match="is not an index file"):
         ImageIndex.load(path)
 
 
@@ -202,7 +202,7 @@ def test_a_damaged_index_is_refused(tmp_path):
     # the compression method in the archive's directory: one that Python lacks
     data[data.rfind(b"PK\x01\x02") + 10] = 99
     (tmp_path / "index.npz").write_bytes(data)
-    with pytest.raises(ValueError, match="This is no index"):
+    with pytest.raises(ValueError, match="is not an index file"):
         ImageIndex.load(tmp_path / "index.npz")
 
 
@@ -271,8 +271,8 @@ def test_indexes_of_other_models_are_refused(stub, folder, tmp_path, capsys):
     for words, message in (
         ((out,), "embeddings of model mae 2, by embed; the server answers as mae 3"),
         ((out, "--model=m"), "answers as m 3"),
-        ((tmp_path / "other.npz",), "This is no index"),
-        ((tmp_path / "features.npz",), "This is no index"),
+        ((tmp_path / "other.npz",), "is not an index file"),
+        ((tmp_path / "features.npz",), "is not an index file"),
         ((tmp_path / "missing.npz",), "No such file"),
         ((out, "--top=0"), "--top must be at least 1"),
     ):
