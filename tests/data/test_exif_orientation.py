@@ -120,7 +120,7 @@ def test_windows_are_parts_of_the_upright_image():
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pipelines_turn_images_if_the_processor_does(tmp_path):
     for name, orientation in (("train", 6), ("val", 8)):
         content = turned("jpg", orientation)

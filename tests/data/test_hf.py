@@ -88,7 +88,7 @@ def test_splits_and_classes_are_found(write, tmp_path):
         assert dict(zip(contents, part.labels, strict=True)) == wanted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_order_is_of_seed_and_position(tmp_path):
     parquet(tmp_path / "birds")
     source = load(tmp_path / "birds", tmp_path / "cache")

@@ -59,7 +59,7 @@ def test_a_quantized_file_and_the_flag_export_the_same(tmp_path, pixels, mode):
         assert size_of(folder) < 0.5 * size_of(tmp_path / "float" / "1")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_lora_is_merged_into_the_kernels(tmp_path, pixels):
     model = make_classifier()
     model.encoder.enable_lora(64)

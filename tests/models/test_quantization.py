@@ -32,7 +32,7 @@ def answer(model, images):
 
 
 # one of all is asked in each check
-TIERS = {("classifier", "int8"): SLOW}
+TIERS = {("encoder", "int8"): SLOW}
 CASES = [
     pytest.param(name, mode, marks=TIERS.get((name, mode), pytest.mark.nightly))
     for name in MODELS

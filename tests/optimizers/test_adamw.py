@@ -68,7 +68,7 @@ def update(optimizer, gradients, variables, in_graph):
 @pytest.mark.parametrize(
     "in_place", [False, pytest.param(True, marks=pytest.mark.tensorflow)]
 )
-@pytest.mark.parametrize("size", [1.0, 1e-8])
+@pytest.mark.parametrize("size", [pytest.param(1.0, marks=pytest.mark.nightly), 1e-8])
 def test_twenty_updates_equal_torchs(make_model, in_place, size):
     torch = pytest.importorskip("torch")
     model = make_model()

@@ -107,7 +107,7 @@ def test_training_run_is_not_overwritten(probed, tmp_path):
         ask(*flags, f"--output={tmp_path}")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_cached_features_depend_on_the_data(tmp_path, capsys):
     def write(name, brightness):
         for split, count in (("train", 6), ("val", 2)):
