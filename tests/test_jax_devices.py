@@ -10,7 +10,7 @@ import pytest
 from tests.scripts import ROOT
 from tests.test_backends import felt
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")

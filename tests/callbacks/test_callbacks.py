@@ -58,7 +58,7 @@ def test_intervals_are_checked(images, tmp_path):
         callbacks.ReconstructionPictures(processor, images, tmp_path, every=0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_steps_of_one_execution_are_named_together(make_model, images):
     images[0] = np.nan
     model = make_model()

@@ -311,8 +311,8 @@ def test_what_is_not_installed_is_told(monkeypatch):
         data.load_source("hf:owner/birds")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.nightly), 2])
+@pytest.mark.nightly
+@pytest.mark.parametrize("workers", [1, 2])
 def test_streams_keep_their_order_too(workers, tmp_path):
     parquet(tmp_path / "birds")
     name, cache = f"{tmp_path}/birds?streaming=true", tmp_path / "cache"

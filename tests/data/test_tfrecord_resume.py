@@ -71,7 +71,7 @@ def test_records_of_earlier_batches_are_not_read(source, first_step):
     np.testing.assert_array_equal(np.reshape([*later], wanted.shape), wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_later_batch_is_the_same(source):
     whole = batches(source, 24)
     later = batches(source, 15, first_step=9)

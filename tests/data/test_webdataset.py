@@ -57,7 +57,7 @@ def load(name, **arguments):
     return data.load_source(f"webdataset:{name}", **arguments)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_order_is_of_seed_and_position(tmp_path):
     write_shards(tmp_path, range(12))
     write_tar(tmp_path / "val.tar", parity(12) + parity(13))

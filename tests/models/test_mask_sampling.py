@@ -54,11 +54,8 @@ def test_what_cannot_be_sampled_is_refused_at_once(make_model, options, message)
         make_model(**options)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "mask_sampling, ratio",
-    [("block", 0.5), pytest.param("grid", 0.75, marks=pytest.mark.nightly)],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("mask_sampling, ratio", [("block", 0.5), ("grid", 0.75)])
 def test_training_evaluates_and_saves(
     make_model, images, tmp_path, mask_sampling, ratio
 ):

@@ -110,7 +110,7 @@ def test_a_block_of_its_own_is_built_quantized():
             )
 
 
-@SLOW
+@pytest.mark.nightly
 def test_fused_inference_is_that_of_the_quantized_layers(
     make_model, images, monkeypatch
 ):

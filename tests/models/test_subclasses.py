@@ -122,8 +122,8 @@ class Spare(keras_mae.MAEPretrainer):
         self.spare.build((None, 4))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.nightly), 2])
+@pytest.mark.nightly
+@pytest.mark.parametrize("parts", [1, 2])
 def test_weights_that_the_loss_does_not_use_stay_as_they_are(make_model, images, parts):
     made = make_model()
     model = Spare(made.encoder, made.decoder)

@@ -44,7 +44,7 @@ def test_predict_has_the_same_bits_and_follows_the_weights(minimum):
         np.testing.assert_array_equal(model.predict_on_batch(images[:2]), wanted[:2])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_replaced_kernels_have_no_copies(minimum):
     model = keras_mae.MAEEncoder.from_preset(
         "mae_tiny", depth=1, dtype="mixed_bfloat16"
