@@ -26,10 +26,12 @@ test-slow: $(VENV)/test-installed
 	$(call timed,slow tests,$(PYTEST) -n 3 -m "slow and not nightly")
 
 # what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
+# JAX compiles much here and computes little; the nightly tests optimize as usual
+COMPILE_FAST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 BACKENDS := $(or $(KERAS_BACKEND),jax torch)
 test-backends: $(BACKENDS:%=test-backend-%)
 test-backend-%: $(VENV)/test-installed
-	$(call timed,tests on $*,KERAS_BACKEND=$* $(PYTEST) \
+	$(call timed,tests on $*,KERAS_BACKEND=$* XLA_FLAGS="$(COMPILE_FAST)" $(PYTEST) \
 		-m "backends and not tensorflow and not slow and not nightly")
 
 # what is rare and long: by hand, and its last result stands in CONTRIBUTING.md

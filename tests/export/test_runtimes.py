@@ -94,7 +94,7 @@ def test_a_pretrainer_encodes_and_reconstructs(format, tmp_path):
     np.testing.assert_allclose(got["features"], features, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("format", MODULES)
 def test_the_script_exports_a_classifier_beside_the_versions(format, tmp_path):
     for module in MODULES[format]:

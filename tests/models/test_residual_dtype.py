@@ -45,16 +45,9 @@ def test_it_is_kept(make_model, tmp_path):
             assert stack.blocks[0].residual_dtype == "float32"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "fused, rematerialize",
-    [
-        (False, False),
-        (True, True),
-        pytest.param(False, True, marks=pytest.mark.nightly),
-        pytest.param(True, False, marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("rematerialize", [False, True])
 def test_it_is_trained(make_model, images, monkeypatch, fused, rematerialize):
     if fused and keras.backend.backend() != "tensorflow":
         pytest.skip("other backends don't fuse")

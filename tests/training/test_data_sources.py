@@ -12,7 +12,7 @@ from PIL import Image
 from keras_mae.utils.flags import parse_flags
 from tests.scripts import config_class, load, refusal
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 pytest.importorskip("tensorboard")
 pytest.importorskip("sklearn")

@@ -62,7 +62,7 @@ def panels(path, size):
     return [picture[20 : 20 + width : step, x : x + width : step] for x in lefts]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_picture_shows_masked_and_reconstructed_patches(painter, photo, tmp_path):
     out = tmp_path / "new" / "look.png"
     finished = run(
