@@ -223,6 +223,17 @@ def test_each_line_runs_or_is_said_to_run_elsewhere():
     assert [line for line in read_lines() if not line.startswith(known)] == []
 
 
+def test_each_run_has_a_folder_of_its_own():
+    lines = [line for line in read_lines() if not line.startswith(ELSEWHERE)]
+    runs = [
+        found[1]
+        for line in lines
+        if not re.search(r"--(resume|overwrite|eval|dry_run)\b", line)
+        and (found := re.search(r"--output=(\S+)", line))
+    ]
+    assert sorted(set(runs)) == sorted(runs)
+
+
 def test_extras_that_lines_install_exist():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
