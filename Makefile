@@ -25,9 +25,10 @@ test: $(VENV)/test-installed
 test-slow: $(VENV)/test-installed
 	$(call timed,slow tests,$(PYTEST) -n 3 -m "slow and not nightly")
 
-# what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
-# JAX compiles much here and computes little; the nightly tests optimize as usual
+# JAX compiles much in tests and computes little; the nightly ones optimize as usual
 COMPILE_FAST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+
+# what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
 BACKENDS := $(or $(KERAS_BACKEND),jax torch)
 test-backends: $(BACKENDS:%=test-backend-%)
 test-backend-%: $(VENV)/test-installed

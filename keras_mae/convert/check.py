@@ -59,19 +59,21 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
 def _torch_arrays(model, description):
     """Reads the file's tensors by the keys, and in the layout, of a PyTorch library."""
     contents, naming = contents_of(model), description.naming
-    named = naming if naming.family == "huggingface" else FACEBOOK
-    named = HUGGINGFACE if naming.layout == "tensorflow" else named
+    named = FACEBOOK
+    if naming.family == "huggingface":
+        named = HUGGINGFACE if naming.layout == "tensorflow" else naming
     # position tables that a file lacks are computed
-    own, arrays = export_weights(model, named), {}
+    own = export_weights(model, named) if description.absent else {}
+    arrays = {}
     for row, wanted in zip(
         port_rows(contents, naming), port_rows(contents, named), strict=True
     ):
         for key, theirs in zip(row.keys, wanted.keys, strict=True):
-            if key in description.tensors:
+            if key in description.absent:
+                arrays[theirs] = own[theirs]
+            else:
                 array = np.asarray(description.tensors[key].read(), "float32")
                 arrays[theirs] = torch_array(row, array)
-            else:
-                arrays[theirs] = own[theirs]
     return arrays
 
 

@@ -25,7 +25,10 @@ class ImageArrays:
         self._images = images
         self._resized = {}
         self._channels = images[0].shape[-1]
-        self.readable_channels = (self._channels,)
+
+    @property
+    def readable_channels(self):
+        return (self._channels,)
 
     def __len__(self):
         return self._count

@@ -16,9 +16,9 @@ _PREFIXES = (
     *("folder:PATH", "tfrecord:GLOB", "tfds:NAME"),
     *("hf:NAME", "hf:PATH", "webdataset:GLOB"),
 )
+_KINDS = {prefix.partition(":")[0] for prefix in _PREFIXES}
 # of grey images: the averages of ImageNet's, as other libraries take them
 _GREY_MEAN, _GREY_STD = (0.449,), (0.226,)
-_KINDS = {prefix.partition(":")[0] for prefix in _PREFIXES}
 
 
 def load_source(

@@ -6,7 +6,6 @@ import fnmatch
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from keras_mae.weights.checkpoint import (
     shorten,
     wrap_arrays,
 )
+from keras_mae.weights.config_readers import mmengine_settings
 from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
 from keras_mae.weights.hub import HubUnavailableError, Location, read_json
 from keras_mae.weights.naming_detection import fits_a_naming
@@ -56,12 +56,6 @@ _NO_WEIGHTS = (
     *("trainer_state", "adapter_model", "sampler", "zero_pp_rank", "bf16_zero_pp_rank"),
 )
 CONFIG_FILE = "config.json"
-# facebook's arguments as mmengine's configuration has them: a pattern and its type
-_MMENGINE = {
-    "norm_pix_loss": (r"norm_pix(?:_loss)? *= *(True|False)", "True".__eq__),
-    "mask_ratio": (r"mask_ratio *= *(0?\.\d{1,9})", float),
-    "decoder_num_heads": (r"decoder_num_heads *= *(\d{1,4})", int),
-}
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": "float16",
@@ -260,24 +254,12 @@ def _from_content(content, state_key, container, source):
         dict(state.tensors),
         container,
         args={
-            **_mmengine_settings(content.get("meta")),
+            **mmengine_settings(content.get("meta")),
             **{key: _plain(value) for key, value in args.items()},
         },
         others=state.others,
         notes=tuple(notes),
     )
-
-
-def _mmengine_settings(meta):
-    """Finds what the shapes don't tell in mmengine's configuration, a Python source."""
-    meta = meta if isinstance(meta, Mapping) else {}
-    text = meta.get("cfg", meta.get("config"))
-    settings = {}
-    for name, (pattern, convert) in _MMENGINE.items() if isinstance(text, str) else ():
-        values = set(re.findall(rf"\b{pattern}\b", text))
-        if len(values) == 1:  # else the source has several models
-            settings[name] = convert(values.pop())
-    return settings
 
 
 def _check_extent(path, state):

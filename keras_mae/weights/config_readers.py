@@ -4,7 +4,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,12 @@ FACEBOOK_ARGS = {
     "num_heads": ("num_heads", 12),
     "decoder_num_heads": ("decoder_num_heads", 16),
     "layer_norm_epsilon": ("layer_norm_epsilon", 1e-6),
+}
+# facebook's arguments as mmengine's configuration has them: a pattern and its type
+_MMENGINE: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "norm_pix_loss": (r"norm_pix(?:_loss)? *= *(True|False)", "True".__eq__),
+    "mask_ratio": (r"mask_ratio *= *(0?\.\d{1,9})", float),
+    "decoder_num_heads": (r"decoder_num_heads *= *(\d{1,4})", int),
 }
 # norm_pix_loss of the published files, where only the file's name tells it
 _NORM_PIX_LOSS_BY_FILE = {
@@ -263,6 +269,18 @@ def _from_args(args, path):
             value, name = args[theirs], f"{path}: args.{theirs}"
             sized = ours == "image_size"
             settings[ours] = _size(value, name) if sized else _typed(value, like, name)
+    return settings
+
+
+def mmengine_settings(meta: Any) -> dict[str, Any]:
+    """Finds what the shapes don't tell in mmengine's configuration, a Python source."""
+    meta = meta if isinstance(meta, Mapping) else {}
+    text = meta.get("cfg", meta.get("config"))
+    settings: dict[str, Any] = {}
+    for name, (pattern, convert) in _MMENGINE.items() if isinstance(text, str) else ():
+        values = set(re.findall(rf"\b{pattern}\b", text))
+        if len(values) == 1:  # else the source has several models
+            settings[name] = convert(values.pop())
     return settings
 
 

@@ -18,7 +18,6 @@ import pytest
 from PIL import Image
 
 import keras_mae
-from keras_mae import MAEImageProcessor
 from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.utils.flags import parse_flags
@@ -240,11 +239,11 @@ def test_published_weights_go_on_also_after_a_nan(
 def test_a_model_of_one_channel_goes_on_with_image_files(make_model, photos, tmp_path):
     hub, run = tmp_path / "hub", tmp_path / "run"
     make_model(num_channels=1).save_pretrained(hub)
-    MAEImageProcessor(32, [0.2], [0.3]).save_pretrained(hub)
+    keras_mae.MAEImageProcessor(32, [0.2], [0.3]).save_pretrained(hub)
     flags = (f"--model={hub}", "--num_channels=1", "--image_size=24", *photos)
     model = pretrain(*flags, f"--output={run}")
     assert model.encoder.num_channels == 1
-    assert MAEImageProcessor.from_pretrained(run).image_mean == (0.2,)
+    assert keras_mae.MAEImageProcessor.from_pretrained(run).image_mean == (0.2,)
 
 
 @pytest.mark.nightly
