@@ -264,7 +264,8 @@ def _class_names(shard):
     if not tf.io.gfile.exists(path):
         return None
     with tf.io.gfile.GFile(path, "rb") as file:
-        return list(decode_names(file.read()))
+        content = file.read()
+    return list(decode_names(content)) if content else None
 
 
 def image_example(encoded, filename=None, label=None):

@@ -82,6 +82,8 @@ def test_records_bring_numbers_and_a_file_their_names(tmp_path):
     assert source.class_names == ("0", "1", "2")
     shades, labels = pairs(source)
     np.testing.assert_array_equal(np.round(shades) // 10, labels)
+    (tmp_path / "classes-train.txt").write_text("")
+    assert data.with_labels(data.load_source(name), 3).class_names == ("0", "1", "2")
     (tmp_path / "classes-train.txt").write_text("ape\nbee\ncat\n")
     assert data.with_labels(data.load_source(name)).class_names[1] == "bee"
     with pytest.raises(ValueError, match=r"num_classes must be 3, .*Received: 4"):
