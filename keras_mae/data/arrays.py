@@ -5,7 +5,13 @@ import itertools
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.augmentation import PRETRAINING, WHOLE, random_resized_crop, resize
+from keras_mae.data.augmentation import (
+    PRETRAINING,
+    WHOLE,
+    random_flip,
+    random_resized_crop,
+    resize,
+)
 
 # up to this size, all resized images are kept
 _KEPT_BYTES = 256 * 2**20
@@ -60,7 +66,7 @@ class ImageArrays:
             whole = self._whole(size, processor.resample)
             image = tf.cast(whole[index], tf.float32)
         if augmentation.flip:
-            image = tf.image.stateless_random_flip_left_right(image, seed)
+            image = random_flip(image, seed)
         return image
 
     def held_out_image(self, index, processor, seed):

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_mae.data.randaugment import rand_augment
 from keras_mae.data.random_crop import random_window
 from keras_mae.data.random_erasing import random_erasing
+from keras_mae.data.seeding import seeds_for
 from keras_mae.utils.typing import Tensor
 
 # as published: up to this size the center crop leaves out an eighth of the side
@@ -100,10 +101,16 @@ def resize(images: Tensor, image_size: tuple[int, int], resample: str) -> tf.Ten
     return _grey_levels(images)
 
 
+def random_flip(image, seed):
+    """Flips an image horizontally half of the time, whatever its crop is."""
+    seed = seeds_for("flip", seed, 1)[0]
+    return tf.image.stateless_random_flip_left_right(image, seed)
+
+
 def resize_and_flip(window, image_size, seed, flip=True):
     """Resizes a window bicubically and flips it half of the time."""
     image = resize(window, image_size, "bicubic")
-    return tf.image.stateless_random_flip_left_right(image, seed) if flip else image
+    return random_flip(image, seed) if flip else image
 
 
 def random_resized_crop(

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 # changing a number changes what its seeds draw
-_USES = {"rand_augment": 1, "random_erasing": 2, "mix": 3}
+_USES = {"rand_augment": 1, "random_erasing": 2, "mix": 3, "flip": 4}
 
 
 def seeds_for(use, seed, count):

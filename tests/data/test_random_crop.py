@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_mae.data.augmentation import random_resized_crop
 from keras_mae.data.random_crop import random_window
 
 COUNT = 20_000
@@ -93,3 +94,26 @@ def test_the_seed_alone_decides():
     assert (first == again).all() and (first != other).any()
     begin, size = random_window((1, 1, 1), [0, 0])
     np.testing.assert_array_equal([*begin, *size], [0, 0, 0, 1, 1, -1])
+
+
+def test_a_flip_does_not_depend_on_the_crop():
+    # a channel that brightens downwards, one to the right
+    axes = np.meshgrid(np.arange(96), np.arange(120), indexing="ij")
+    image = tf.constant(np.stack(axes, axis=-1), tf.float32)
+
+    @tf.function
+    def crops(count):
+        return tf.map_fn(
+            lambda number: random_resized_crop(image, (8, 8), tf.stack([7, number])),
+            tf.range(count),
+            fn_output_signature=tf.float32,
+        )
+
+    down, right = tf.unstack(crops(1000), axis=-1)  # (1000, 8, 8) each
+    flipped = right[:, 0, 0] > right[:, 0, -1]
+    top, bottom = down[:, 0, 0], down[:, -1, 0]
+    left = tf.minimum(right[:, 0, 0], right[:, 0, -1])
+    assert abs(np.mean(flipped) - 0.5) < 0.08
+    for place in (top, left, bottom - top):
+        # five deviations of a correlation of 1,000 draws
+        assert abs(np.corrcoef(flipped, place)[0, 1]) < 5 / math.sqrt(1000)
