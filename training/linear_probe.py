@@ -146,7 +146,7 @@ def evaluate_features(training, model, processor):
 
 def load_features(training, model, processor):
     """Returns features and labels of training and held-out images, cached on disk."""
-    config, source = training.config, training.source
+    config, source = training.config, training.distinct
     pooled = PooledFeatures(model.encoder, config.pooling, model.head_norm)
 
     def compute():
@@ -177,15 +177,20 @@ def load_features(training, model, processor):
 def linear(training, model, features):
     """Trains the head on features; returns logits of the held-out images."""
     config, classes = training.config, len(training.class_names)
+    images, labels = features["training_features"], features["training_labels"]
+    if config.labels_per_class is not None:
+        # as many updates as with all labels
+        turns = np.resize(np.arange(len(labels)), len(training.source.training))
+        images, labels = images[turns], labels[turns]
     head = keras.Sequential(
         [keras.Input((model.encoder.hidden_dim,)), model.batch_norm, model.head]
     )
-    steps = -(-len(features["training_features"]) // config.batch_size)
+    steps = -(-len(images) // config.batch_size)
     # XLA would take longer to compile so small a head than it trains
     training.compile(head, make_lars(training, steps), jit_compile=False)
     head.fit(
-        features["training_features"],
-        np.eye(classes, dtype="float32")[features["training_labels"]],
+        images,
+        np.eye(classes, dtype="float32")[labels],
         batch_size=config.batch_size,
         epochs=config.epochs,
         verbose=0,

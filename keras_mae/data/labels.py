@@ -59,15 +59,18 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
     return source._replace(training=training, held_out=held_out, class_names=shown)
 
 
-def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Source:
+def few_labels(
+    source: Source, labels_per_class: int | None, seed: int, repeat: bool = True
+) -> Source:
     """Keeps only some training images of each class.
 
-    An epoch stays as long as it was: each image is repeated.
+    By default an epoch stays as long as it was: each image is repeated.
 
     Args:
         source: A `Source` from `with_labels`.
         labels_per_class: Int, or `None` for all.
         seed: Int, of the random choice.
+        repeat: Whether images are repeated; else each is there once.
 
     Returns:
         A `Source`.
@@ -102,7 +105,9 @@ def few_labels(source: Source, labels_per_class: int | None, seed: int) -> Sourc
         )
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == n][:labels_per_class] for n in range(len(counts))]
-    turns = np.resize(np.concatenate(chosen), len(labels))
+    turns = np.concatenate(chosen)
+    if repeat:
+        turns = np.resize(turns, len(labels))
     if isinstance(source.training, list):
         images = [source.training[index] for index in turns]
         return source._replace(training=images, training_labels=labels[turns])

@@ -61,7 +61,10 @@ class ClassifierTraining(Training):
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
         source = data.with_labels(self.source, config.num_classes)
-        self.source = data.few_labels(source, config.labels_per_class, config.seed)
+        few = config.labels_per_class, config.seed
+        self.source = data.few_labels(source, *few)
+        # of which features are computed
+        self.distinct = data.few_labels(source, *few, repeat=False)
         self.class_names = source.class_names
 
     def build(self, head, **changes):

@@ -160,6 +160,9 @@ def test_few_labels_are_as_many_of_each_class(kind, folder):
     same = data.few_labels(source, 2, seed=0)
     if kind == "folder":
         assert same.training.names == few.training.names != other.training.names
+    once = data.few_labels(source, 2, seed=0, repeat=False)
+    assert len(once.training) == len(chosen)
+    assert data.dataset_fingerprint(few) != data.dataset_fingerprint(once)
     with pytest.raises(ValueError, match=r"labels_per_class must be in \[1, "):
         data.few_labels(source, 0, seed=0)
     assert data.few_labels(source, None, seed=0) is source

@@ -63,6 +63,18 @@ def test_knn_takes_fewer_images_than_a_batch(pretrained, tmp_path):  # noqa: F81
     assert ask(*flags, "--batch_size=2000", "--no-pictures") > 0.5
 
 
+@pytest.mark.slow
+def test_features_are_those_of_few_images_once(pretrained, tmp_path):  # noqa: F811
+    flags = (f"--model={pretrained}", f"--output={tmp_path}", "--labels_per_class=2",
+             "--no-pictures", "--epochs=20", "--warmup_epochs=2")  # fmt: skip
+    ask(*flags, "--method=knn")
+    with np.load(tmp_path / "features.npz") as features:
+        assert np.bincount(features["training_labels"]).tolist() == [2] * 10
+        assert len(features["training_features"]) == 20
+    # as many updates as with all labels: two of twenty images would not do
+    assert ask(*flags) > 0.2
+
+
 @pytest.mark.nightly
 def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
     _, flags, _ = probed
