@@ -39,11 +39,17 @@ def read_history(run):
     if not rows:
         raise ValueError(f"{path} has no epoch yet")
     columns = {
-        name: [float(row[name] or math.nan) for row in rows]
-        for name in rows[0]
-        if name != "epoch"
+        name: [number(row[name]) for row in rows] for name in rows[0] if name != "epoch"
     }
     return [int(row["epoch"]) + 1 for row in rows], columns
+
+
+def number(text):
+    """Reads a number; NaN where there is none, as `CSVLogger`'s NA."""
+    try:
+        return float(text)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def choose(columns, asked):

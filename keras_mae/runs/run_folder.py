@@ -1,13 +1,12 @@
 """The output folder of a training run: its files, and checks before resuming."""
 
-import bisect
-import csv
 import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.callbacks.history import read_history, write_history
 from keras_mae.preprocessing.pretrained_processor import CHECKPOINTS_NAME
 from keras_mae.utils.files import PART_PREFIX, atomic_write
 
@@ -87,25 +86,14 @@ class RunFolder:
             shutil.rmtree(self.logs, ignore_errors=True)
             self.history.unlink(missing_ok=True)
 
-    def rewind_history(self, epoch, columns):
-        """Drops the rows of `history.csv` from `epoch` on: they are trained again.
-
-        Those of `columns` that the file lacks are added, and empty in its rows.
-        """
-        if not self.history.exists():
-            return
-        with open(self.history, newline="") as file:
-            header, *rows = [*csv.reader(file)] or [[]]
-        rows = [row for row in rows if row and int(row[0]) < epoch]
-        for column in columns:
-            if not rows or column in header:
-                continue
-            # columns come in the order of their names
-            place = bisect.bisect(header[1:], column) + 1
-            for row, value in [(header, column), *((row, "") for row in rows)]:
-                row.insert(place, value)
-        with atomic_write(self.history) as part, open(part, "w", newline="") as file:
-            csv.writer(file).writerows([header, *rows] if rows else [])
+    def rewind_history(self, epoch):
+        """Drops the rows of `history.csv` from `epoch` on: they are trained again."""
+        header, rows = read_history(self.history)
+        rows = [row for row in rows if int(row[0]) < epoch]
+        if rows:
+            write_history(self.history, header, rows)
+        else:
+            self.history.unlink(missing_ok=True)
 
     def prepare(self, flags, data):
         """Creates the folders, deletes partial files of a kill, and saves the flags."""

@@ -184,9 +184,7 @@ class Training:
         self._distribute(batches, 0)
         saving.catch_sigterm()
         try:
-            # a run begun by 0.1 has no epoch_seconds
-            columns = ("epoch_seconds", *sometimes)
-            step = self._start(model, processor, columns, leading)
+            step = self._start(model, processor, leading)
             print(
                 f"{model.name}: {parameters(model)} parameters, {self.replicas} "
                 f"replica(s); {self._data_sizes()}; from step {step}"
@@ -277,7 +275,7 @@ class Training:
         every = math.gcd(self.config.log_every, self.config.checkpoint_steps or 0)
         return OccasionalCallbackList(callbacks, model, every, steps, epochs, verbose)
 
-    def _start(self, model, processor, columns, first):
+    def _start(self, model, processor, first):
         """Restores the newest checkpoint or starts anew; returns the step."""
         run, config, chief = self.run, self.config, is_chief(self.strategy)
         seen = {"images": self.source.epoch_size, "held_out": len(self.source.held_out)}
@@ -297,7 +295,7 @@ class Training:
                 if not resumed:
                     # only now, after all checks, is an older run deleted
                     run.clear()
-                run.rewind_history(step // self.steps, columns)
+                run.rewind_history(step // self.steps)
                 run.prepare(saved_flags(config, self._not_saved), seen)
                 processor.save_pretrained(run.path)
                 self._save_first(model)

@@ -115,6 +115,22 @@ def test_rows_of_a_resumed_run_keep_their_columns(tmp_path):
     assert path.read_text().splitlines()[-1] == "1,2.0,,5.0"
 
 
+def test_a_column_that_is_new_does_not_shift_the_others(tmp_path):
+    path = tmp_path / "history.csv"
+    path.write_text("epoch,loss,val_loss\n0,3.0,4.0\n1,2.0\n")  # cut off: no space
+    history = RunHistory(path, ["probe"])
+    history.set_model(keras.Sequential())
+    history.on_train_begin()
+    history.on_epoch_end(2, {"loss": 1.5, "val_loss": 2.5})
+    history.on_epoch_end(3, {"loss": 1.0, "val_loss": 2.0, "learning_rate": 0.5})
+    history.on_epoch_end(4, {"loss": 0.5, "probe": 0.75})
+    history.on_train_end()
+    header = "epoch,learning_rate,loss,probe,val_loss"
+    rows = ["0,,3.0,,4.0", "1,,2.0,,", "2,,1.5,,2.5", "3,0.5,1.0,,2.0",
+            "4,,0.5,0.75,"]  # fmt: skip
+    assert path.read_text().splitlines() == [header, *rows]
+
+
 @pytest.mark.slow
 def test_the_linear_probe_learns_and_repeats_itself(make_model, labelled):
     probe = FeatureProbe(*split(labelled), method="linear")

@@ -55,7 +55,7 @@ def test_a_history_has_a_panel_for_losses_and_one_for_accuracies():
 def test_the_script_plots_a_run(tmp_path):
     script = "training/plot_history.py"
     (tmp_path / "history.csv").write_text(
-        "epoch,loss,probe_knn_accuracy,val_loss\n0,2.0,0.5,2.5\n1,1.0,,2.0\n"
+        "epoch,loss,probe_knn_accuracy,val_loss\n0,2.0,0.5,2.5\n1,1.0,,NA\n"
     )
     config = {"run": str(tmp_path), "out": str(tmp_path / "plots" / "history.png")}
     module = load(script)
