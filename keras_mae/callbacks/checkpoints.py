@@ -225,13 +225,15 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         step = optimizer_iterations(self.model)
-        if self.steps_per_epoch:
-            self._save_if_due(step)
+        saved = False
+        # before a signal ends the run: later there is no such file to keep
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
             if step != self._saved_step:
-                self.try_to_save(step)
+                saved = self.try_to_save(step)
             if self.write:
                 self._keep_milestone(step, epoch + 1)
+        if self.steps_per_epoch:
+            self._save_if_due(step, saved)
 
     def _keep_milestone(self, step, number):
         path = self.folder / f"epoch-{number:04d}.keras"
@@ -240,10 +242,10 @@ class Checkpoints(keras.callbacks.Callback):
         except OSError as error:  # as after a failed save, printed before
             print(f"Cannot save {path}: {error}", file=sys.stderr, flush=True)
 
-    def _save_if_due(self, step):
+    def _save_if_due(self, step, saved=False):
         # other workers go on: the one that writes may need them to finish its step
         if self._terminated and self.write:
-            if self.try_to_save(step):
+            if saved or self.try_to_save(step):
                 print(f"SIGTERM: saved step {step}", file=sys.stderr, flush=True)
             raise SystemExit(EX_TEMPFAIL)
         minutes = (time.monotonic() - self._saved_at) / 60

@@ -336,3 +336,22 @@ def test_a_milestone_that_cannot_be_written_does_not_end_training(
     saving.on_train_end()
     (line,) = capsys.readouterr().err.splitlines()
     assert "Cannot save" in line and "epoch-0001.keras: [Errno 28]" in line
+
+
+def test_a_milestone_is_kept_where_a_signal_ends_the_run(make_model, tmp_path):
+    model = make_model(depth=1)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.optimizer.build(model.trainable_variables)
+    saving = saver(tmp_path, keep_every=2, steps_per_epoch=1)
+    saving.set_model(model)
+    saving.catch_sigterm()
+    try:
+        saving.on_train_begin()
+        model.optimizer.iterations.assign(2)
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(SystemExit):
+            saving.on_epoch_end(1)
+    finally:
+        saving.release_sigterm()
+    steps = {f"step-{2:09d}.keras", "model.keras"}
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch-0002.keras", *steps}
