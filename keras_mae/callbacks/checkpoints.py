@@ -271,11 +271,16 @@ class Checkpoints(keras.callbacks.Callback):
         self._saved_step, self._saved_at = step, time.monotonic()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        self.release_sigterm()
         release_own_weights(self.model)
         step = optimizer_iterations(self.model)
         if step != self._saved_step:
             self.save(step)
+        if self._only_in_fit:
+            self.release_sigterm()
+        if self._terminated and self.write:
+            # a signal while it was saved: another `fit` may follow
+            print(f"SIGTERM: saved step {step}", file=sys.stderr, flush=True)
+            raise SystemExit(EX_TEMPFAIL)
 
 
 class BestCheckpoint(keras.callbacks.Callback):

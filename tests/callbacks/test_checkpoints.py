@@ -355,3 +355,37 @@ def test_a_milestone_is_kept_where_a_signal_ends_the_run(make_model, tmp_path):
         saving.release_sigterm()
     steps = {f"step-{2:09d}.keras", "model.keras"}
     assert {path.name for path in tmp_path.iterdir()} == {"epoch-0002.keras", *steps}
+
+
+@pytest.mark.parametrize("several_fits", [False, True])
+def test_a_signal_in_the_last_save_ends_with_its_code(
+    several_fits, make_model, tmp_path, monkeypatch
+):
+    model = make_model(depth=1)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.optimizer.build(model.trainable_variables)
+    save, heard = model.save, []
+
+    def interrupted(path):
+        signal.raise_signal(signal.SIGTERM)
+        save(path)
+
+    former = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    try:
+        saving = saver(tmp_path)
+        saving.set_model(model)
+        if several_fits:
+            saving.catch_sigterm()
+        saving.on_train_begin()
+        model.optimizer.iterations.assign(1)
+        monkeypatch.setattr(model, "save", interrupted)
+        # `_is_in_fit` looks for the method of the model
+        monkeypatch.setattr(saving, "_is_in_fit", lambda frame: True)
+        with pytest.raises(SystemExit) as stopped:
+            saving.on_train_end()
+        assert stopped.value.code == checkpoints.EX_TEMPFAIL
+        assert list(checkpoints.list_checkpoints(tmp_path)) == [1] and not heard
+        signal.raise_signal(signal.SIGTERM)
+        assert len(heard) == (0 if several_fits else 1)
+    finally:
+        signal.signal(signal.SIGTERM, former)
