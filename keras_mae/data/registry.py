@@ -104,7 +104,7 @@ def _load(name, data_dir, num_channels, divide):
     elif kind == "hf":
         training, held_out = load_hf(rest, data_dir, divide)
     else:
-        training, held_out = load_tfds(rest, data_dir)
+        training, held_out = load_tfds(rest, data_dir, divide)
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if num_channels == 1:
         mean, std = _GREY_MEAN, _GREY_STD

@@ -9,10 +9,11 @@ _HELD_OUT_SPLITS = ("validation", "test")
 _HELD_OUT_SHARE = 0.02
 
 
-def load_tfds(name, data_dir=None):
-    """Finds a data set's images, prepared if needed: for training, and held out.
+def load_tfds(name, data_dir=None, divide=True):
+    """Finds a data set's images, prepared if needed: for training, held out or `None`.
 
     The files are read without decoding them, so that a crop decodes only its window.
+    With `divide` the last images are held out where no split is.
     """
     try:
         # slow to import, and of use to this source alone
@@ -38,8 +39,10 @@ def load_tfds(name, data_dir=None):
     label_key = _label_key(builder.info.features)
     names = builder.info.features[label_key].names if label_key else None
     return tuple(
-        ImageRecords(_shards(builder, split), key, label_key, names)
-        for split in _splits(builder, name)
+        None
+        if split is None
+        else ImageRecords(_shards(builder, split), key, label_key, names)
+        for split in _splits(builder, name, divide)
     )
 
 
@@ -94,8 +97,8 @@ def _check_format(builder, name):
         )
 
 
-def _splits(builder, name):
-    """Returns the names of the splits for training and held out."""
+def _splits(builder, name, divide):
+    """Returns the names of the splits for training and held out (or `None`)."""
     sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
     if not sizes.get("train"):
         raise ValueError(
@@ -105,6 +108,8 @@ def _splits(builder, name):
     for split in _HELD_OUT_SPLITS:
         if sizes.get(split):
             return "train", split
+    if not divide:
+        return "train", None
     if sizes["train"] < 2:
         raise ValueError(
             f"tfds:{name} must have at least two images, one of them held out. "

@@ -296,6 +296,11 @@ def test_the_end_of_train_is_held_out_where_nothing_else_is(tmp_path):
     pipeline = data.training_pipeline(source, processor_for(source), 29, seed=0)
     seen = pictures.numbers(source, next(iter(pipeline)))
     assert sorted(seen + held_out_numbers(source)) == list(range(30))
+    pictures.write_folder(tmp_path / "others", range(30, 34))
+    names = "tfds:trains", f"folder:{tmp_path}/others"
+    for dataset, held_out, sizes in ((*names, (30, 4)), (*names[::-1], (4, 30))):
+        source = data.load_source(dataset, held_out, data_dir=tmp_path)
+        assert (source.epoch_size, len(source.held_out)) == sizes
 
 
 def test_data_sets_without_images_for_training_are_refused(tmp_path):
