@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval
+from keras_mae.callbacks.write_errors import tensorflow_writes
 from keras_mae.optimizers.averaging import averaged_weights
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.typing import Logs, PathLike, Tensor
@@ -69,9 +70,12 @@ class ReconstructionPictures(keras.callbacks.Callback):
                 self.model, self.processor, self.images, seed=self.seed
             )
         picture.save(self.folder / f"epoch-{epoch + 1:04d}.png")
-        with self._writer.as_default():
-            tf.summary.image("reconstructions", np.asarray(picture)[None], step=epoch)
-        self._writer.flush()
+        pixels = np.asarray(picture)[None]
+        with tensorflow_writes():
+            with self._writer.as_default():
+                tf.summary.image("reconstructions", pixels, step=epoch)
+            self._writer.flush()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        self._writer.close()
+        with tensorflow_writes():
+            self._writer.close()

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval, optimizer_iterations
+from keras_mae.callbacks.write_errors import tensorflow_writes
 from keras_mae.utils.typing import Logs, PathLike
 
 
@@ -58,16 +59,18 @@ class TensorBoardScalars(keras.callbacks.Callback):
         self._write("train", {**ours, "epoch": epoch + 1}, step)
         theirs = {name.removeprefix(prefix): v for name, v in theirs.items()}
         self._write("validation", theirs, step)
-        for writer in self._writers.values():
-            writer.flush()
+        with tensorflow_writes():
+            for writer in self._writers.values():
+                writer.flush()
 
     def _write(self, name, values, step):
         import tensorflow as tf
 
-        with self._writers[name].as_default():
+        with tensorflow_writes(), self._writers[name].as_default():
             for key, value in (values or {}).items():
                 tf.summary.scalar(key, float(np.mean(value)), step=step)
 
     def on_train_end(self, logs: Logs = None) -> None:
-        for writer in self._writers.values():
-            writer.close()
+        with tensorflow_writes():
+            for writer in self._writers.values():
+                writer.close()

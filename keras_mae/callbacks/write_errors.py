@@ -1,11 +1,28 @@
 """Callback wrapper that ignores write errors, such as a full disk."""
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from keras_mae.utils.typing import Logs
+
+
+@contextlib.contextmanager
+def tensorflow_writes() -> Iterator[None]:
+    """Raises TensorFlow's errors of a file as `OSError`."""
+    import tensorflow as tf
+
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.AbortedError):
+        raise  # another worker is gone
+    except tf.errors.OpError as error:
+        # without the name of the operation
+        reason = error.message.partition("\n")[0].rpartition("}} ")[2]
+        raise OSError(reason) from error
 
 
 class IgnoreWriteErrors(keras.callbacks.Callback):

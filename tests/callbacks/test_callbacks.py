@@ -1,5 +1,7 @@
 """Callbacks: pictures, TensorBoard, validation, write errors, non-finite loss."""
 
+import types
+
 import keras
 import numpy as np
 import pytest
@@ -168,3 +170,28 @@ def test_validation_keeps_one_iterator_and_equals_evaluate(make_model, images):
         values = {f"val_{k}": v for k, v in wanted.items()}
         assert logs == pytest.approx(values, rel=1e-5)
     assert counted.count == 1
+
+
+class FullWriter:
+    """Stands for a writer of TensorBoard, on a full disk or of a lost worker."""
+
+    def __init__(self, error):
+        self.error = error(None, None, "{{node x}} logs/events; No space left\nmore")
+
+    def flush(self):
+        raise self.error
+
+    close = flush
+
+
+def test_a_full_disk_of_tensorboard_does_not_end_training(tmp_path, capsys):
+    scalars = callbacks.TensorBoardScalars(tmp_path)
+    scalars.set_model(types.SimpleNamespace(optimizer=keras.optimizers.SGD()))
+    tolerant = callbacks.IgnoreWriteErrors(scalars)
+    scalars._writers = {"train": FullWriter(tf.errors.ResourceExhaustedError)}
+    tolerant.on_train_end()
+    line = "TensorBoardScalars failed: logs/events; No space left\n"
+    assert capsys.readouterr().err == line
+    scalars._writers = {"train": FullWriter(tf.errors.UnavailableError)}
+    with pytest.raises(tf.errors.UnavailableError):
+        tolerant.on_train_end()
