@@ -202,6 +202,8 @@ class Training:
                     verbose=verbose,
                 )
                 step = last * self.steps
+                if model.stop_training:
+                    break  # by a callback; the next `fit` would forget it
         except BaseException as error:
             for tracker in self._trackers:
                 tracker.close(failed=True)
