@@ -14,7 +14,7 @@ import math
 from pathlib import Path
 
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import plot_history
+from keras_mae.visualization.plots import ACCURACIES, plot_history
 
 
 @dataclasses.dataclass
@@ -55,7 +55,8 @@ def number(text):
 def choose(columns, asked):
     """Returns the columns to draw."""
     if asked is None:
-        return {k: v for k, v in columns.items() if k.endswith(("loss", "accuracy"))}
+        drawn = ("loss", *ACCURACIES)
+        return {k: v for k, v in columns.items() if k.endswith(drawn)}
     missing = [name for name in asked.split(",") if name not in columns]
     if missing:
         raise ValueError(

@@ -10,6 +10,8 @@ from PIL import Image
 from keras_mae.utils.typing import ArrayLike
 
 METHODS = ("pca", "tsne")
+# ends of the names that logs have for accuracies
+ACCURACIES = ("accuracy", "top1", "top5")
 
 
 def plot_confusion_matrix(
@@ -133,7 +135,7 @@ def plot_history(
     _, pyplot = _import_plotting()
     panels: dict[str, list[str]] = {}
     for name in columns:
-        kind = "accuracy" if name.endswith("accuracy") else name.removeprefix("val_")
+        kind = "accuracy" if name.endswith(ACCURACIES) else name.removeprefix("val_")
         panels.setdefault(kind, []).append(name)
     size = 4.2 * len(panels), 2.6
     figure, drawn = pyplot.subplots(1, len(panels), figsize=size, squeeze=False)

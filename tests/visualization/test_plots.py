@@ -50,6 +50,10 @@ def test_a_history_has_a_panel_for_losses_and_one_for_accuracies():
     # an epoch without a value is passed over
     without = plots.plot_history([1, 3], {"probe_knn_accuracy": [0.5, 0.75]})
     assert plots.plot_history([1, 2, 3], probed).tobytes() == without.tobytes()
+    tuned = {name: [0.5] for name in ("top1", "top5", "val_top1", "val_top5")}
+    assert plots.plot_history([1], tuned).size[0] < 1.5 * one.size[0]
+    choose = load("training/plot_history.py").choose
+    assert choose({**tuned, "learning_rate": [0.1]}, None) == tuned
 
 
 def test_the_script_plots_a_run(tmp_path):
