@@ -78,7 +78,7 @@ def main(config):
     with training.strategy.scope():
         model = build_model(training, given)
     processor = training_processor(
-        config.model,
+        config.model if config.eval else training.weights,
         model.encoder.image_size,
         training.source.mean,
         training.source.std,

@@ -78,7 +78,7 @@ def main(config):
     with training.strategy.scope():
         model = build_model(training)
     processor = training_processor(
-        config.model,
+        training.weights,
         model.encoder.image_size,
         source.mean,
         source.std,

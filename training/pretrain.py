@@ -148,10 +148,7 @@ def main(config):
         may_differ=MAY_DIFFER,
         not_saved=("compile_for",),
     )
-    source = config.model
-    if source is not None and config.resume:
-        # a run that goes on needs the weights that it began with no more
-        source = training.run.newest_checkpoint() or source
+    source = training.weights
     with training.strategy.scope():
         model = build_model(
             config, len(training.source.mean), training.total_steps,

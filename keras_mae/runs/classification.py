@@ -81,9 +81,9 @@ class ClassifierTraining(Training):
             changes["image_size"] = config.image_size
         if config.residual_dtype is not None:
             changes["residual_dtype"] = config.residual_dtype
-        if config.model is not None:
+        if self.weights is not None:
             return load_classifier(
-                config.model, classes, config.pooling, head, **changes
+                self.weights, classes, config.pooling, head, **changes
             )
         head = {"num_classes": classes, "pooling": config.pooling, **head}
         return MAEClassifier.from_preset(config.preset, **head, **changes)

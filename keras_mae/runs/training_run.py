@@ -101,6 +101,14 @@ class Training:
         """Peak learning rate, by the linear scaling rule."""
         return self.config.blr * self.config.batch_size / 256
 
+    @property
+    def weights(self):
+        """What to build the model from: --model, or a checkpoint of the resumed run."""
+        if self.config.model is not None and self.config.resume:
+            # the files of --model are needed no more
+            return self.run.newest_checkpoint() or self.config.model
+        return self.config.model
+
     def _check(self, at_least_one):
         config = self.config
         if config.resume and config.overwrite:

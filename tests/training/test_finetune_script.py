@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -146,9 +147,10 @@ def test_a_folder_of_classes_with_all_augmentations(tmp_path):
 
 @pytest.mark.nightly
 def test_lora_is_resumed_and_evaluated(pretrained, tmp_path):
+    weights = shutil.copytree(pretrained, tmp_path / "weights")
     folders = [tmp_path / name for name in ("whole", "cut")]
     for folder in folders:
-        flags = (*SMALL, f"--model={pretrained}", f"--output={folder}", "--lora_rank=2")
+        flags = (*SMALL, f"--model={weights}", f"--output={folder}", "--lora_rank=2")
         finished = run(SCRIPT, *flags, "--layer_decay=0.5")
         assert finished.returncode == 0, finished.stderr
         # a block has 48 x 2 + 2 x 144 + 144; then the head, and its norm
@@ -157,6 +159,7 @@ def test_lora_is_resumed_and_evaluated(pretrained, tmp_path):
     # as after a kill in the second epoch
     for path in (cut / "checkpoints").glob("*22.keras"):
         path.unlink()
+    shutil.rmtree(weights)
     finished = run(SCRIPT, *flags, "--layer_decay=0.5", "--resume")
     assert finished.returncode == 0, finished.stderr
     whole, resumed = (keras.models.load_model(f / "model.keras") for f in folders)
@@ -293,3 +296,20 @@ def test_eval_reads_a_few_files_as_the_model_does(pretrained, tmp_path):
     assert not (tmp_path / "eval").exists()
     results = evaluate(tmp_path, *flags)
     assert 0 <= results["top1"] <= 1
+
+
+def test_a_run_goes_on_without_the_files_of_its_model(make_model, tmp_path, capsys):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    model = keras_mae.MAEClassifier(make_model(num_channels=1).encoder, 10)
+    model.encoder.enable_lora(2)
+    model.save(checkpoints / "step-000000004.keras")
+    keras_mae.MAEImageProcessor(32, (0.3,), (0.4,)).save_pretrained(tmp_path / "run")
+    script, seen = load(SCRIPT), []
+    flags = [f"--output={tmp_path / 'run'}", "--model=deleted", "--lora_rank=2",
+             "--resume"]  # fmt: skip
+    script.train = lambda training, *parts: seen.extend(parts)
+    script.main(parse_flags(script.FinetuneConfig, "", flags))
+    built, processor = seen
+    assert [w.shape for w in built.weights] == [w.shape for w in model.weights]
+    assert (processor.image_mean, processor.image_std) == ((0.3,), (0.4,))
