@@ -61,7 +61,7 @@ class Bundle:
         Large images are run in parts, between which `call` is looked at.
         """
         signature = self.signatures[signature_name]
-        _check_names(signature.inputs, inputs)
+        check_names(signature.inputs, inputs)
         for index, (name, info) in enumerate(sorted(signature.inputs.items())):
             _check_fits(index, name, inputs[name], info)
         wanted = outputs or sorted(signature.outputs)
@@ -121,7 +121,8 @@ def _load_error(path, tags, error):
     return LoadError("INVALID_ARGUMENT", text[0])
 
 
-def _check_names(wanted, given):
+def check_names(wanted, given):
+    """Raises unless a request gives the inputs of a signature, and no others."""
     if set(wanted) == set(given):
         return
     if len(wanted) == len(given):

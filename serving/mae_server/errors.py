@@ -293,6 +293,10 @@ def signature_not_found(name):
     )
 
 
+def signature_not_found_rest(name):
+    return invalid(SIGNATURE_NOT_FOUND_REST, name=name)
+
+
 def model_not_found(name, version=None):
     name = shortened(name)
     wanted = f"Latest({name})" if version is None else f"Specific({name}, {version})"

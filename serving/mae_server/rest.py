@@ -79,6 +79,7 @@ class RestApi:
             json_inputs.signature_name(document),
             lambda signature: json_inputs.read_inputs(document, signature.inputs, most),
             call=call,
+            not_found=errors.signature_not_found_rest,
         )
         return json_outputs.write_outputs(outputs, in_rows="instances" in document)
 

@@ -22,9 +22,10 @@ from tensorflow_serving.apis import (
 
 from mae_server import errors, inference
 from mae_server.bodies import MOST_BYTES
+from mae_server.bundle import check_names
 from mae_server.calls import Call
 from mae_server.errors import RequestError, invalid
-from mae_server.tensor_protos import typed_tensor_proto
+from mae_server.tensor_protos import announced_bytes, typed_tensor_proto
 
 # of an answer; a request may be as large as an HTTP body
 MOST_ANSWER_BYTES = 512 * 2**20
@@ -160,7 +161,7 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
             version, name, outputs = self._service.predict(
                 spec,
                 request.model_spec.signature_name,
-                {key: self._array(key, value) for key, value in request.inputs.items()},
+                lambda signature: self._arrays(request.inputs, signature),
                 request.output_filter,
                 call,
             )
@@ -237,20 +238,28 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.metadata["signature_def"].Pack(message)
         return response
 
-    def _array(self, name, proto):
-        """Reads a tensor, whose declared shape may be larger than its data."""
-        try:
-            dtype = tf.dtypes.as_dtype(proto.dtype)
-            sizes = [dimension.size for dimension in proto.tensor_shape.dim]
-            count = int(np.prod(sizes, dtype=object)) if sizes else 1
-            if (
-                min(sizes, default=0) < 0
-                or count * max(dtype.size, 1) > self._max_bytes
-            ):
+    def _arrays(self, protos, signature):
+        """Reads the tensors of a signature, whose shapes may be larger than the data.
+
+        Nothing is unpacked before all of them together are known to be bounded.
+        """
+        check_names(signature.inputs, protos)
+        total = 0
+        for name, proto in protos.items():
+            total += _tried(name, announced_bytes, proto)
+            if total > self._max_bytes:
                 raise invalid(errors.INVALID_TENSOR_SHAPE, name=name)
-            return np.asarray(tf.make_ndarray(proto))
-        except (TypeError, ValueError, OverflowError, KeyError) as error:
-            raise invalid(errors.INVALID_TENSOR, name=name, error=error) from error
+        return {
+            name: np.asarray(_tried(name, tf.make_ndarray, proto))
+            for name, proto in protos.items()
+        }
+
+
+def _tried(name, read, proto):
+    try:
+        return read(proto)
+    except (TypeError, ValueError, OverflowError, KeyError) as error:
+        raise invalid(errors.INVALID_TENSOR, name=name, error=error) from error
 
 
 class ModelService(model_service_pb2_grpc.ModelServiceServicer):

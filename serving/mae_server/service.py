@@ -32,23 +32,29 @@ class Service:
         self._running = threading.BoundedSemaphore(threads)
         self.max_batch_size = max_batch_size
 
-    def predict(self, spec, signature_name, inputs, outputs=(), call=None):
+    def predict(
+        self,
+        spec,
+        signature_name,
+        read,
+        outputs=(),
+        call=None,
+        not_found=errors.signature_not_found,
+    ):
         """Runs a signature; returns version, signature name and a dict of arrays.
 
         Call it, and `classify`, in a `slot`.
 
-        `spec` is `(name, version, label)`; `inputs` a dict of arrays, or a function
-        that returns one for the signature; `outputs` names those to compute.
+        `spec` is `(name, version, label)`; `read` is a function that returns a dict
+        of arrays for the signature, so that nothing is unpacked for another one;
+        `outputs` names those to compute; `not_found` makes the error of a name.
         """
         name = signature_name or inference.DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
-            signature = bundle.signatures.get(name)
-            if callable(inputs):
-                if signature is None:
-                    raise invalid(errors.SIGNATURE_NOT_FOUND_REST, name=name)
-                inputs = inputs(signature)
-            if signature is None:
-                raise errors.signature_not_found(name)
+            if name not in bundle.signatures:
+                raise not_found(name)
+            signature = bundle.signatures[name]
+            inputs = read(signature)
             _check_filter(outputs, signature)
             self._check_batch(inputs)
             with self.metrics.runtime(spec[0], "Predict"):

@@ -1,5 +1,7 @@
 """Messages of arrays and examples, as TF Serving writes and reads them."""
 
+import math
+
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
@@ -9,6 +11,8 @@ from mae_server.errors import invalid
 
 # of the context of examples, counted for each of them
 MOST_CONTEXT_BYTES = 2**28
+# tensorflow/core/framework/tensor_shape.h, TensorShape::MaxDimensions
+_MOST_AXES = 254
 # dtype -> field of TensorProto (tensorflow/core/framework/tensor.proto)
 _FIELDS = {
     tf.float32: "float_val",
@@ -54,6 +58,25 @@ def typed_tensor_proto(array):
         array = array.view("uint16")
     getattr(proto, field).extend(array.ravel().tolist())
     return proto
+
+
+def announced_bytes(proto):
+    """Returns what a `TensorProto` takes as an array; its last value may be repeated.
+
+    Raises `ValueError` of a wrong shape, and `TypeError` of an unknown dtype.
+    """
+    dtype = tf.dtypes.as_dtype(proto.dtype)
+    sizes = [dimension.size for dimension in proto.tensor_shape.dim]
+    # the product of a million sizes would take hours
+    if len(sizes) > _MOST_AXES or min(sizes, default=0) < 0:
+        raise ValueError("invalid or too large shape")
+    count = math.prod(sizes)
+    if dtype != tf.string:
+        return count * max(dtype.size, 1)
+    lengths = [len(value) for value in proto.string_val]
+    repeated = max(count - len(lengths), 0) * lengths[-1] if lengths else 0
+    # an array of objects holds pointers
+    return max(sum(lengths) + repeated, 8 * count)
 
 
 def _varint(number):

@@ -15,8 +15,9 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from starlette.requests import ClientDisconnect
+from tensorflow.core.framework import tensor_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
-from tensorflow_serving.apis import input_pb2
+from tensorflow_serving.apis import input_pb2, predict_pb2
 
 from mae_server import (
     bodies,
@@ -27,6 +28,7 @@ from mae_server import (
     json_inputs,
     json_outputs,
     rest,
+    rpc,
     splitting,
 )
 from mae_server.bundle import Bundle
@@ -153,6 +155,72 @@ def test_the_context_of_many_examples_is_bounded():
     body = json.dumps({"context": {"x": HUGE}, "examples": [{}] * 40}).encode()
     with pytest.raises(RequestError, match="would take 335"):
         rest._read_examples(body)
+
+
+class Context:
+    """The context of an RPC; it aborts by a `RequestError`."""
+
+    def time_remaining(self):
+        return None
+
+    def add_callback(self, _):
+        return True
+
+    def abort(self, code, message):
+        raise RequestError(code.name, message)
+
+
+class Served:
+    """A model whose signature has the inputs `x`, floats, and `text`."""
+
+    def __init__(self):
+        self.signatures = {"serving_default": meta_graph_pb2.SignatureDef()}
+        for name, dtype in (("x", tf.float32), ("text", tf.string)):
+            described = self.signatures["serving_default"].inputs[name]
+            described.dtype = dtype.as_datatype_enum
+
+    @contextlib.contextmanager
+    def use(self, *_):
+        yield 1, self
+
+    def run(self, *_):
+        raise RequestError("UNKNOWN", "it ran")
+
+
+def announcing(shape, **values):
+    """A tensor of a value that is repeated to fill the shape."""
+    dtype = tf.float32 if "float_val" in values else tf.string
+    proto = tensor_pb2.TensorProto(dtype=dtype.as_datatype_enum, **values)
+    proto.tensor_shape.CopyFrom(tf.TensorShape(shape).as_proto())
+    return proto
+
+
+X_ONE, TEXT_ONE = announcing([1], float_val=[1]), announcing([1], string_val=[b"a"])
+X_LARGE = announcing([2**20], float_val=[1])
+
+
+@pytest.mark.parametrize(
+    "inputs, message",
+    [
+        ({"x": X_ONE, "text": TEXT_ONE}, "it ran"),
+        ({str(n): X_LARGE for n in range(40)}, "input size does not match"),
+        ({"x": announcing([2**21], float_val=[1]), "text": TEXT_ONE}, "too large"),
+        ({"x": X_LARGE, "text": announcing([2**19], string_val=[b""])}, "too large"),
+        ({"x": X_ONE, "text": announcing([99], string_val=[b"a" * 99_999])}, "too lar"),
+        ({"x": announcing([2**62] * 300, float_val=[1]), "text": TEXT_ONE}, "invalid"),
+    ],
+)
+def test_tensors_are_unpacked_within_a_bound(inputs, message):
+    served = Service(Served())
+    asked = rpc.PredictionService(served, 6 * MIB, as_content=False)
+    request = predict_pb2.PredictRequest(inputs=inputs)
+    request.model_spec.name = "mae"
+
+    def predict():
+        with pytest.raises(RequestError, match=message):
+            asked.Predict(request, Context())
+
+    assert peak(predict) < MIB
 
 
 def test_a_short_value_is_quoted_whole():
