@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .images import to_pil
+from .images import refuse_programs, to_pil
 
 _TILE = 160  # pixels
 _GAP = 8
@@ -48,6 +48,7 @@ def _tile(path):
     """Returns an image, fitted into a tile."""
     try:
         with Image.open(path) as image:
+            refuse_programs(image)
             # a JPEG is decoded no larger than it must be
             image.draft("RGB", (2 * _TILE, 2 * _TILE))
             image = to_pil(ImageOps.exif_transpose(image))

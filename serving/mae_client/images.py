@@ -73,6 +73,7 @@ def _to_pil(image, name):
 def _open(encoded, name):
     try:
         image = Image.open(io.BytesIO(encoded))
+        refuse_programs(image)
         image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         # Pillow's text would be of an object in memory
@@ -82,6 +83,12 @@ def _open(encoded, name):
             f"Cannot read {name}. Received: {len(encoded)} bytes: {why}"
         ) from error
     return image
+
+
+def refuse_programs(image: Image.Image) -> None:
+    """Raises `ValueError` of an opened image whose decoding would run a program."""
+    if image.format == "EPS":
+        raise ValueError("EPS is a program, which Ghostscript would run")
 
 
 def _from_array(image):

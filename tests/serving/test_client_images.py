@@ -3,12 +3,15 @@
 import io
 
 import numpy as np
+import PIL.EpsImagePlugin
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageColor
 
 from tests import stand_ins
 from tests.stand_ins import connect, grey, mae_client
+
+from mae_client.contact_sheet import draw_sheet  # isort: skip
 
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
 
@@ -94,6 +97,21 @@ def test_invalid_images_are_rejected_by_the_client(stub, image):
     with connect(stub) as asked, pytest.raises(ValueError, match="Received"):
         asked.features([image])
     assert not stub.brain.calls
+
+
+def test_no_program_of_a_stranger_is_run(tmp_path, monkeypatch):
+    """Pillow tells EPS by its content, and hands it to Ghostscript."""
+    ran = []
+    monkeypatch.setattr(PIL.EpsImagePlugin.EpsImageFile, "load", ran.append)
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n"
+    )
+    with pytest.raises(ValueError, match=r"cat\.jpg.*EPS is a program"):
+        mae_client.images.encode(path)
+    sheet = draw_sheet(path, [], tmp_path)
+    assert sheet.getpixel((88, 104)) == ImageColor.getrgb("lightgrey")
+    assert not ran
 
 
 def test_picture_has_four_panels_per_row(tmp_path):
