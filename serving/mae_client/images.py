@@ -75,7 +75,7 @@ def _open(encoded, name):
         image = Image.open(io.BytesIO(encoded))
         refuse_programs(image)
         image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # each format's reader fails in its own ways
         # Pillow's text would be of an object in memory
         unknown = isinstance(error, UnidentifiedImageError)
         why = "no format that Pillow knows" if unknown else error

@@ -1,6 +1,7 @@
 """serving/mae_client: encoding of images, and pictures of reconstructions."""
 
 import io
+import struct
 
 import numpy as np
 import PIL.EpsImagePlugin
@@ -112,6 +113,17 @@ def test_no_program_of_a_stranger_is_run(tmp_path, monkeypatch):
     sheet = draw_sheet(path, [], tmp_path)
     assert sheet.getpixel((88, 104)) == ImageColor.getrgb("lightgrey")
     assert not ran
+
+
+def test_readers_of_pillow_fail_in_their_own_ways(tmp_path):
+    path = tmp_path / "cat.png"
+    # a texture of no known compression: NotImplementedError
+    numbers = struct.pack("<4i", 7, 1, 16, 16)
+    path.write_bytes(b"BLP2" + numbers + bytes(1408))
+    with pytest.raises(ValueError, match=r"Cannot read .*cat\.png"):
+        mae_client.images.encode(path)
+    sheet = draw_sheet(path, [], tmp_path)
+    assert sheet.getpixel((88, 104)) == ImageColor.getrgb("lightgrey")
 
 
 def test_picture_has_four_panels_per_row(tmp_path):
