@@ -79,9 +79,10 @@ def _similar(client, options):
     index = ImageIndex.load(options.index)
     version = client.answering_version()
     index.check(options.index, options.model, version)
+    folder = Path(options.index).parent / index.folder
     with _pinned(options, version) as client:
         (embedding,) = client.embed(options.image).embedding
-    folder = Path(options.index).parent / index.folder
+        index.check_embeddings(options.index, client, folder, embedding)
     # an image is most similar to itself
     itself = Path(os.path.relpath(options.image, folder)).as_posix()
     found = index.rank(embedding, options.top, without=itself)

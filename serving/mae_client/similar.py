@@ -91,13 +91,39 @@ class ImageIndex:
 
     def check(self, path: str | os.PathLike[str], model: str, version: int) -> None:
         """Raises ValueError if another model would be asked than made the index."""
-        made, asked = f"{self.model} {self.version}", f"{model} {version}"
-        if (made, self.signature) != (asked, SIGNATURE):
-            raise ValueError(
-                f"{path} holds embeddings of model {made}, by {self.signature}; the "
-                f"server answers as {asked}. Ask for that version, or make the index "
-                "again"
-            )
+        asked = f"{model} {version}"
+        if (self._made, self.signature) != (asked, SIGNATURE):
+            raise self._refusal(path, asked)
+
+    def check_embeddings(
+        self,
+        path: str | os.PathLike[str],
+        client: Client,
+        folder: Path,
+        embedding: np.ndarray,
+    ) -> None:
+        """Raises ValueError if another model has the same name and version now.
+
+        It asks for an image that the folder still has; `embedding` is of any image.
+        """
+        fits = embedding.shape == self.embeddings.shape[1:]
+        paths, stamps = self.paths.tolist(), self.stamps.tolist()
+        there = (n for n in range(len(paths)) if _has(folder / paths[n], stamps[n]))
+        row = next(there, None) if fits else None
+        if row is not None:
+            fits = _agrees(client, folder, paths[row], self.embeddings[row])
+        if not fits:
+            raise self._refusal(path, f"another {self._made}")
+
+    @property
+    def _made(self) -> str:
+        return f"{self.model} {self.version}"
+
+    def _refusal(self, path, asked):
+        return ValueError(
+            f"{path} holds embeddings of model {self._made}, by {self.signature}; the "
+            f"server answers as {asked}. Ask for that version, or make the index again"
+        )
 
     def rank(
         self, embedding: np.ndarray, top: int, without: str | None = None
@@ -131,7 +157,8 @@ def index_folder(
     Args:
         client: `Client` of one version of a model.
         folder: Path.
-        known: `ImageIndex` of the folder: its embeddings of unchanged files are kept.
+        known: `ImageIndex` of the folder: its embeddings of unchanged files are kept,
+            if the model embeds one of them as before.
         skipped: Function of a path and an error, called for each file that is no image.
         unfinished: Function of what would be returned, called before an error is raised
             that comes after new embeddings.
@@ -153,11 +180,7 @@ def index_folder(
     files = dict(_image_files(Path(folder), skipped))
     vectors: dict[str, np.ndarray] = {}
     if known is not None:
-        for path, stamp, vector in zip(
-            known.paths.tolist(), known.stamps.tolist(), known.embeddings, strict=True
-        ):
-            if files.get(path) == tuple(stamp):
-                vectors[path] = vector
+        vectors = _kept(client, Path(folder), known, files)
     new = [path for path in files if path not in vectors]
     kept = len(vectors)
     try:
@@ -169,6 +192,30 @@ def index_folder(
             unfinished(_to_arrays(vectors, files))
         raise
     return _to_arrays(vectors, files)
+
+
+def _kept(client, folder, known, files):
+    """Returns known embeddings of unchanged files; none if another model made them."""
+    rows = zip(
+        known.paths.tolist(), known.stamps.tolist(), known.embeddings, strict=True
+    )
+    kept = {
+        path: vector for path, stamp, vector in rows if files.get(path) == tuple(stamp)
+    }
+    if not kept:
+        return kept
+    # a name and a version may have been given to another model since
+    path, vector = next(iter(kept.items()))
+    return kept if _agrees(client, folder, path, vector) else {}
+
+
+def _agrees(client, folder, path, known):
+    """Whether a model embeds a file as is known, but for half precision."""
+    found = dict(_embed(client, folder, [path], lambda *_: None)).get(path)
+    if found is None or found.shape != known.shape:
+        return False
+    lengths = np.linalg.norm(found) * np.linalg.norm(known)
+    return np.array_equal(found, known) or bool(found @ known > 0.99 * lengths)
 
 
 def _to_arrays(vectors, files):
@@ -197,14 +244,28 @@ def _image_files(folder, skipped):
             relative = path.relative_to(folder).as_posix()
             try:
                 relative.encode()
-                about = path.stat()
-                if not stat.S_ISREG(about.st_mode):
-                    # reading a pipe or a device would never end
-                    raise ValueError("not a regular file")
+                stamp = _stamp(path)
             except (OSError, ValueError) as error:
                 skipped(relative, error)
                 continue
-            yield relative, (about.st_size, about.st_mtime_ns)
+            yield relative, stamp
+
+
+def _stamp(path):
+    """Returns a file's size and the time of its last change, in nanoseconds."""
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        # reading a pipe or a device would never end
+        raise ValueError("not a regular file")
+    return about.st_size, about.st_mtime_ns
+
+
+def _has(path, stamp):
+    """Whether a file is there, unchanged."""
+    try:
+        return _stamp(path) == tuple(stamp)
+    except (OSError, ValueError):
+        return False
 
 
 def _embed(client, folder, paths, skipped):

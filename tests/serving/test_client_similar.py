@@ -86,12 +86,40 @@ def test_the_next_run_asks_only_for_what_is_new(stub, folder, tmp_path, capsys):
     assert paths == ["far/g250.png", "far/ü110.png", "g100.jpg", "new.png"]
     np.testing.assert_allclose(levels, [250, 110, 50, 60], atol=1)
     asked = sum(len(call[1]["image_bytes"]) for call in stub.brain.calls)
-    assert asked == 2
+    # two, and an old one to compare the models
+    assert asked == 3
     # of another version nothing is kept
     stub.brain.version = 5
     stub.brain.calls.clear()
     ask(stub, "index", folder, f"--out={out}")
     assert sum(len(call[1]["image_bytes"]) for call in stub.brain.calls) == 4
+
+
+@pytest.mark.parametrize(
+    "other", [lambda rows: rows[:, ::-1], lambda rows: rows[:, [0, 1, 1]]]
+)
+def test_another_model_of_the_same_version_is_noticed(
+    stub, folder, tmp_path, capsys, other
+):
+    out = tmp_path / "index.npz"
+    similar = ("similar", folder / "g000.png", f"--index={out}")
+    ask(stub, "index", folder, f"--out={out}")
+    answer = stub.brain.answer
+    stub.brain.answer = lambda *it: {"embedding": other(answer(*it)["embedding"])}
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        ask(stub, *similar)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and "the server answers as another mae 2" in line
+    ask(stub, "index", folder, f"--out={out}")
+    # half precision is no other model
+    stub.brain.answer = lambda *it: {
+        "embedding": other(answer(*it)["embedding"]).astype("float16").astype("float32")
+    }
+    stub.brain.calls.clear()
+    ask(stub, "index", folder, f"--out={out}")
+    assert sum(len(call[1]["image_bytes"]) for call in stub.brain.calls) == 1
+    ask(stub, *similar)
 
 
 def test_one_version_answers_all(stub, folder, tmp_path):
@@ -259,7 +287,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     stub.brain.refusals = []
     stub.brain.calls.clear()
     ask(stub, "index", folder, f"--out={out}")
-    assert len(ImageIndex.load(out).paths) == 4 and len(stub.brain.calls) == 1
+    assert len(ImageIndex.load(out).paths) == 4 and len(stub.brain.calls) == 2
 
 
 def test_indexes_of_other_models_are_refused(stub, folder, tmp_path, capsys):
