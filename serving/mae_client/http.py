@@ -57,6 +57,7 @@ class _Http:
             response.reason_phrase,
             response.headers.get("retry-after"),
             data,
+            "content-encoding" in response.request.headers,
         )
 
     def _inflate(self, data):

@@ -37,12 +37,13 @@ _DTYPES = {"class_ids": "int64", "labels": "str", "patch_size": "int32"}
 
 
 class Response(NamedTuple):
-    """An HTTP response, its body inflated."""
+    """An HTTP response, its body inflated; whether its request was `packed`."""
 
     status: int
     reason: str
     retry_after: str | None
     data: bytes
+    packed: bool
 
 
 class HttpRequest(NamedTuple):
@@ -68,7 +69,7 @@ class RestMessages:
         if options.label is not None:
             url += f"/labels/{urllib.parse.quote(options.label, safe='')}"
         self._url = url
-        # off from the first server's refusal on
+        # off from the first refusal on; others may be on their way
         self.gzip = options.gzip
 
     def predict(
@@ -154,7 +155,7 @@ class RestMessages:
             return unavailable(self.address, message, pause)
         if response.status == 429:
             return ServingError(message, code, pause or 0)
-        if response.status == 415 and self.gzip:
+        if response.status == 415 and response.packed:
             self.gzip = False
             return ServingError(message, code, 0)
         return ServingError(message, code)

@@ -1,9 +1,11 @@
 """serving/mae_client: HTTP servers that ask for patience, compress, or are strange."""
 
+import asyncio
 import datetime
 import email.utils
 import gzip
 import json
+import threading
 import time
 from typing import ClassVar
 
@@ -91,6 +93,35 @@ def test_a_server_that_refuses_gzip_is_asked_without():
         assert asked.features([noise]).features.shape == (1, 5, 2)
         asked.features([noise])
     assert len(stub.brain.calls) == 2
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_requests_at_once_that_refuse_gzip_are_all_sent_again(asynchronous):
+    both, turns = threading.Barrier(2), iter((0, 0.5))
+
+    class Late(NoGzip):
+        """Refuses two compressed requests, the second one when the first is through."""
+
+        def do_POST(self):
+            if "Content-Encoding" in self.headers:
+                both.wait(20)
+                time.sleep(next(turns))
+            super().do_POST()
+
+    noise = np.random.default_rng(0).integers(0, 256, (2, 99, 99, 3), "uint8")
+    with RestStub(handler=Late) as stub:
+        options = {"gzip": True, "batch_size": 1}
+        if asynchronous:
+
+            async def ask():
+                async with mae_client.AsyncClient(stub.address, **options) as asked:
+                    return await asked.features(noise)
+
+            answer = asyncio.run(ask())
+        else:
+            with connect(stub, **options) as asked:
+                answer = asked.features(noise)
+    assert answer.features.shape == (2, 5, 2)
 
 
 class Zipped(RestHandler):
