@@ -326,13 +326,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 class GrpcStub(Stub):
     grpc = True
 
-    def __init__(self, port=0, credentials=None):
+    def __init__(self, port=0, credentials=None, **settings):
         self.brain = Brain()
         options = [
             ("grpc.max_receive_message_length", -1),
             ("grpc.max_send_message_length", -1),
         ]
-        self.server = grpc.server(futures.ThreadPoolExecutor(16), options=options)
+        self.server = grpc.server(
+            futures.ThreadPoolExecutor(16), options=options, **settings
+        )
         prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
             PredictionServicer(self.brain), self.server
         )

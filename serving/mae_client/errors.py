@@ -11,8 +11,9 @@ class ServingError(Exception):
         code: Name of a gRPC status code, such as `"INVALID_ARGUMENT"`. With REST it
             follows from the HTTP status, which is less specific: an unknown signature
             is `"FAILED_PRECONDITION"` with gRPC, `"INVALID_ARGUMENT"` with REST.
-        retry_after: Seconds after which a server with too much to do (HTTP 429, or 503
-            with `Retry-After`) may be asked again, or `None`.
+        retry_after: Seconds after which a server with too much to do may be asked
+            again (HTTP 429, 503 with `Retry-After`, or too many calls of gRPC at once),
+            or `None`.
     """
 
     def __init__(

@@ -29,6 +29,8 @@ _OPTIONS = {
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 1000,
 }
+# of grpc._server, of too many calls at once; other exhausted resources are sizes
+_BUSY = "Concurrent RPC limit exceeded!"
 _PREDICT = "/tensorflow.serving.PredictionService/Predict"
 _METADATA = "/tensorflow.serving.PredictionService/GetModelMetadata"
 _STATUS = "/tensorflow.serving.ModelService/GetModelStatus"
@@ -142,6 +144,8 @@ class _Grpc:
             return unavailable(self._address, message)
         if code == "DEADLINE_EXCEEDED":
             return deadline_exceeded(self._address)
+        if code == "RESOURCE_EXHAUSTED" and message == _BUSY:
+            return ServingError(message, code, 0)
         return ServingError(message, code)
 
 

@@ -121,6 +121,35 @@ def test_rejected_requests_are_not_retried(stub, code):
     assert len(stub.brain.calls) == 1
 
 
+def test_too_many_calls_of_grpc_at_once_are_retried(monkeypatch):
+    monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
+    begun, go = threading.Event(), threading.Event()
+
+    def hold(_):
+        begun.set()
+        go.wait(20)
+        return 0
+
+    with GrpcStub(maximum_concurrent_rpcs=1) as stub, connect(stub) as asked:
+        stub.brain.hold = hold
+        first = threading.Thread(target=asked.features, args=(grey(1),))
+        first.start()
+        begun.wait(20)
+        with connect(stub, retries=0) as other:
+            with pytest.raises(ServingError) as error:
+                other.features(grey(2))
+            assert error.value.code == "RESOURCE_EXHAUSTED"
+            assert error.value.retry_after == 0
+        go.set()
+        first.join()
+        # sizes are refused by the same code, for good
+        stub.brain.hold = 0
+        stub.brain.refusals = [("RESOURCE_EXHAUSTED", "Received message larger than")]
+        with pytest.raises(ServingError, match="larger"):
+            asked.features(grey(2))
+        assert len(stub.brain.calls) == 2
+
+
 def test_an_error_in_one_batch_is_raised(stub):
     stub.brain.refusals = [("INVALID_ARGUMENT", "bad")]
     with connect(stub, batch_size=1) as asked, pytest.raises(ServingError, match="bad"):
