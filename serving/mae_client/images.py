@@ -27,8 +27,10 @@ def encode(image: Images) -> bytes:
     if isinstance(image, (bytes, bytearray)) and _is_decodable(bytes(image[:34])):
         return bytes(image)
     file = io.BytesIO()
+    # of a file only what TensorFlow decodes has an orientation, as for the processor
+    exif = image.info.get("exif") if isinstance(image, Image.Image) else None
     # the fastest level: a few percent larger than the default
-    _to_pil(image, name).save(file, "PNG", compress_level=1)
+    _to_pil(image, name).save(file, "PNG", compress_level=1, exif=exif)
     return file.getvalue()
 
 

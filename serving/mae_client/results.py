@@ -71,6 +71,10 @@ class Reconstruction:
     def save(self, path: str | os.PathLike[str], images: Images) -> None:
         """Saves a picture: original, masked, reconstruction, pasted; a row per image.
 
+        Originals are drawn as they are stored: of a model that turns images by their
+        EXIF orientation (`"exif_orientation": true`), send and save them upright, by
+        `PIL.ImageOps.exif_transpose`.
+
         Args:
             path: Path of the picture; its extension sets the format.
             images: The images that were sent, as for `Client.reconstruct`.

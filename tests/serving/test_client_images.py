@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageColor
 
+from keras_mae.preprocessing.exif_orientation import orientation_of_file
 from tests import stand_ins
 from tests.stand_ins import connect, grey, mae_client
 
@@ -76,6 +77,18 @@ def test_other_images_become_png(stub, tmp_path):
             np.testing.assert_array_equal(
                 tf.io.decode_image(data, 3), Image.fromarray(wanted).convert("RGB")
             )
+
+
+def test_the_orientation_of_an_opened_image_is_sent(tmp_path):
+    """A model with `exif_orientation` turns it, as `MAEImageProcessor` does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "phone.jpg"
+    Image.fromarray(grey(9, (4, 6))).save(path, exif=exif)
+    for mode in ("RGB", "L"):
+        with Image.open(path) as image:
+            data = mae_client.images.encode(image.convert(mode))
+        assert data.startswith(b"\x89PNG") and orientation_of_file(data) == 6
 
 
 @pytest.mark.parametrize(
