@@ -302,6 +302,7 @@ class PredictionServicer(prediction_service_pb2_grpc.PredictionServiceServicer):
             code, message = error.args
             context.abort(getattr(grpc.StatusCode, code), message)
         response = predict_pb2.PredictResponse()
+        response.model_spec.version.value = self.brain.version
         for name, value in outputs.items():
             response.outputs[name].CopyFrom(tf.make_tensor_proto(value))
         return response

@@ -32,6 +32,10 @@ class Client(Connection):
     backoff, or when `Retry-After` says, if the server is unreachable or overloaded, and
     not if it rejects the request.
 
+    Without a `version`, two versions of the model may answer parts of a list, if the
+    newest changes meanwhile. Over gRPC that is an error, REST does not say which one
+    answered: for long lists, give the `version` that `answering_version` returns.
+
     Args:
         address: `"host:port"`; for REST also `"http://..."` or `"https://..."`.
             Defaults to `localhost` with TF Serving's port.

@@ -12,6 +12,7 @@ from .errors import ServingError
 from .images import Images, encode
 from .inputs import as_objects, read_rows, read_seeds, read_source
 from .results import (
+    Answer,
     Classification,
     Embeddings,
     Features,
@@ -65,12 +66,19 @@ class Job:
         inputs[self.kind] = batch
         return list(_cut(inputs, self.kind))
 
-    def join(self, answers: Iterable[Mapping[str, np.ndarray]]) -> Any:
+    def join(self, answers: Iterable[Answer]) -> Any:
         """Makes the result of the answers, in the order of the images."""
         answers = list(answers)
+        versions = sorted({answer.version for answer in answers})
+        if len(versions) > 1:
+            raise ServingError(
+                f"Versions {versions} of the model answered parts of the list: the "
+                "server changed between them. Ask again, or for one version",
+                "ABORTED",
+            )
         try:
             joined = {
-                name: np.concatenate([answer[name] for answer in answers])
+                name: np.concatenate([answer.outputs[name] for answer in answers])
                 for name in self.names
             }
         except ValueError as error:

@@ -13,7 +13,7 @@ import numpy as np
 from .errors import ServingError, check_names, invalid_response, unavailable
 from .inputs import as_objects
 from .options import Options
-from .results import read_signatures, read_statuses
+from .results import Answer, read_signatures, read_statuses
 
 # HTTP status -> gRPC code, the inverse of TF Serving's; 413 and 502 are of proxies
 _CODES = {
@@ -75,7 +75,7 @@ class RestMessages:
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
     ) -> HttpRequest:
-        """Asks for a dict from output name to array."""
+        """Asks for an `Answer`."""
         if not len(next(iter(inputs.values()))):
             # JSON cannot express the shape behind an empty axis
             return self._get(
@@ -91,9 +91,10 @@ class RestMessages:
                 outputs = {names[0]: outputs}
             check_names(self.address, outputs, names)
             try:
-                return {name: _from_json(name, outputs[name]) for name in names}
+                found = {name: _from_json(name, outputs[name]) for name in names}
             except (ValueError, TypeError, KeyError) as error:
                 raise invalid_response(self.address, str(error)) from error
+            return Answer(found)
 
         return HttpRequest("POST", f"{self._url}:predict", body, read)
 
@@ -120,7 +121,7 @@ class RestMessages:
         return HttpRequest("GET", self._url + suffix, None, read)
 
     def _empty(self, metadata, signature, names):
-        """Returns empty outputs, with shapes from the model's metadata."""
+        """Returns an empty answer, with shapes from the model's metadata."""
         known = _signatures(metadata)
         if signature not in known:
             raise ServingError(
@@ -130,10 +131,12 @@ class RestMessages:
         outputs = known[signature].outputs
         check_names(self.address, outputs, names)
         sizes = {name: (outputs[name].shape or ())[1:] for name in names}
-        return {
-            name: np.zeros((0, *(size or 0 for size in sizes[name])), _dtype(name))
-            for name in names
-        }
+        return Answer(
+            {
+                name: np.zeros((0, *(size or 0 for size in sizes[name])), _dtype(name))
+                for name in names
+            }
+        )
 
     def _read(self, response, key):
         """Returns the value of `key` in a response."""

@@ -112,6 +112,13 @@ class PngReconstruction:
     patch_size: np.ndarray
 
 
+class Answer(NamedTuple):
+    """Outputs of a request, and the version that answered, which REST does not say."""
+
+    outputs: Mapping[str, np.ndarray]
+    version: int | None = None
+
+
 class VersionStatus(NamedTuple):
     """A version of a model; one that can be used has the state `"AVAILABLE"`."""
 

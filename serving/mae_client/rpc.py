@@ -18,7 +18,7 @@ from .errors import (
     unavailable,
 )
 from .options import Options
-from .results import read_signatures, read_statuses
+from .results import Answer, read_signatures, read_statuses
 from .tensors import from_proto, to_proto
 
 _OPTIONS = {
@@ -63,7 +63,7 @@ class GrpcMessages:
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
     ) -> GrpcRequest:
-        """Asks for a dict from output name to array."""
+        """Asks for an `Answer`."""
         request = messages.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
@@ -72,9 +72,12 @@ class GrpcMessages:
         def read(response):
             check_names(self.address, response.outputs, names)
             try:
-                return {name: _decode(name, response.outputs[name]) for name in names}
+                outputs = {
+                    name: _decode(name, response.outputs[name]) for name in names
+                }
             except ValueError as error:
                 raise invalid_response(self.address, str(error)) from error
+            return Answer(outputs, response.model_spec.version.value)
 
         return GrpcRequest(_PREDICT, request, read)
 

@@ -1,5 +1,6 @@
 """serving/mae_client: requests and results, by REST and gRPC alike."""
 
+import asyncio
 import json
 import re
 import shutil
@@ -113,6 +114,32 @@ def test_answers_that_do_not_fit_are_errors_of_the_server(stub):
         with connect(stub) as asked, pytest.raises(ServingError) as error:
             asked.embed(images)
         assert error.value.code == "INTERNAL"
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_list_is_not_answered_by_two_versions(asynchronous):
+    images = [grey(value) for value in range(3)]
+    with GrpcStub() as stub:
+        # REST does not say which version answers
+
+        def update(_):
+            stub.brain.version += 1
+            return 0
+
+        stub.brain.hold = update
+        options = {"grpc": True, "batch_size": 1, "concurrency": 1}
+        with pytest.raises(ServingError, match=r"Versions \[3, 4, 5\]") as error:
+            if asynchronous:
+                asyncio.run(embed_in_loop(images, stub.address, options))
+            else:
+                with mae_client.Client(stub.address, **options) as asked:
+                    asked.embed(images)
+        assert error.value.code == "ABORTED"
+
+
+async def embed_in_loop(images, address, options):
+    async with mae_client.AsyncClient(address, **options) as asked:
+        return await asked.embed(images)
 
 
 @pytest.mark.parametrize("outputs", [[[1, 2], [3]], [["a"]], [{"a": 1}], {"b": 1}])
