@@ -270,7 +270,8 @@ class Client(Connection):
         """Lists the versions of the model and their states.
 
         Returns:
-            List of `VersionStatus`; of one if the client has a `version` or `label`.
+            List of `VersionStatus`; of one if the client has a `version`. A `label`
+            is not looked at: `answering_version` says which version it names.
 
         Raises:
             ServingError: If there is no such model, or the server does not respond.
@@ -279,7 +280,7 @@ class Client(Connection):
 
         ```python
         with Client("localhost:8501") as client:
-            ready = any(each.state == "AVAILABLE" for each in client.status())
+            states = {each.version: each.state for each in client.status()}
         ```
         """
         return self._ask(self._messages.status())
@@ -306,7 +307,8 @@ class Client(Connection):
         """Returns the version of the model that answers requests now.
 
         Raises:
-            ServingError: If there is no such model, or the server does not respond.
+            ServingError: If there is no such model, version or label, or the server
+                does not respond.
 
         Example:
 
