@@ -277,7 +277,11 @@ def main(config):
         service.in_hand.wait(config.grace_seconds)
         # idle clients would keep their connections for seconds
         server.stop(0).wait()
-        models.close()
+        closed = models.close()
+    if not closed:
+        # no request is in hand; a thread that still loads would crash Python's end
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def check_flags(config):

@@ -199,12 +199,28 @@ class Models:
             ]
             return sorted(rows, reverse=True)
 
-    def close(self):
-        """Stops polling, and unloads every model once its requests have ended."""
+    def close(self, seconds=1.0):
+        """Stops polling, and unloads every model once its requests have ended.
+
+        A load can't be stopped: returns whether none was running that takes longer
+        than `seconds`, else the models are left as they are.
+        """
         self._stopped.set()
-        with self._polling:
+        while not self._polling.acquire(timeout=seconds):
+            # one that unloads waits for requests, too
+            if not self._is_in_use():
+                return False
+        try:
             self._configs = {}
             self._unload_others()
+        finally:
+            self._polling.release()
+        return True
+
+    def _is_in_use(self):
+        with self._changed:
+            models = list(self._versions.values())
+            return any(held.users for known in models for held in list(known.values()))
 
     def _labelled(self, name, label):
         labels = self._labels.get(name, {})

@@ -6,8 +6,10 @@ What it shares with TF Serving is in `tests/conformance`.
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 
@@ -15,6 +17,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow_serving.apis import prediction_log_pb2
 
 from mae_server import flags as server_flags
 from mae_server import http_server
@@ -166,6 +169,37 @@ def test_the_grace_is_kept_whatever_runs(folder):
         # far below the 400 s of the request, on the slowest machine
         assert process.wait(timeout=100) == 1
         thread.join()
+
+
+@pytest.mark.slow
+def test_sigterm_does_not_wait_for_a_load(folder, tmp_path):
+    """Nor is it an error: no request is cut off."""
+    shutil.copytree(folder / "slow", tmp_path / "slow")
+    flags = (f"--model_base_path={tmp_path / 'slow'}", "--model_name=slow")
+    options = {"stderr": subprocess.PIPE, "env": environment()}
+    with running(ROOT / SCRIPT, *flags, "--grace_seconds=1", **options) as (
+        rest,
+        address,
+        process,
+    ):
+        # a warm-up of minutes
+        warm_up = tmp_path / "2" / "assets.extra" / "tf_serving_warmup_requests"
+        shutil.copytree(folder / "slow" / "1", tmp_path / "2")
+        warm_up.parent.mkdir()
+        log = prediction_log_pb2.PredictionLog()
+        request = log.predict_log.request
+        request.inputs["n"].CopyFrom(tf.make_tensor_proto(np.int64([400_000])))
+        with tf.io.TFRecordWriter(str(warm_up)) as writer:
+            writer.write(log.SerializeToString())
+        (tmp_path / "2").rename(tmp_path / "slow" / "2")
+        caller = Caller(Server(address, rest, None))
+        end = time.monotonic() + 60
+        while caller.status("slow").get(2) != "LOADING":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=100) == 0
+        assert "cut off" not in process.stderr.read()
 
 
 @pytest.mark.slow

@@ -137,6 +137,34 @@ def test_polling_survives_unexpected_errors(follow, capfd):
     assert "unforeseen" in capfd.readouterr().err
 
 
+def test_closing_does_not_wait_for_a_load(follow, echo, monkeypatch):
+    models, folder = follow
+    begun, go = threading.Event(), threading.Event()
+
+    def slow_load(*_):
+        begun.set()
+        go.wait(20)
+        raise LoadError("UNKNOWN", "stopped")
+
+    monkeypatch.setattr(versions, "Bundle", slow_load)
+    shutil.copytree(echo, folder / "2")
+    polling = threading.Thread(target=models.poll)
+    polling.start()
+    assert begun.wait(20)
+    assert not models.close(seconds=0.05)
+    # a request in hand is waited for
+    with models.use("mae"):
+        closing = threading.Thread(target=models.close, args=(0.05,))
+        closing.start()
+        closing.join(0.3)
+        assert closing.is_alive()
+    closing.join(20)
+    assert not closing.is_alive()
+    go.set()
+    polling.join()
+    assert models.close()
+
+
 @pytest.mark.slow
 def test_rejected_configuration_keeps_the_old_one(follow, echo, tmp_path):
     models, folder = follow
