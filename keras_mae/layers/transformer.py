@@ -141,6 +141,8 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
 
     def _can_fuse(self, training):
         """Whether the block computes no more than `fused_block`."""
+        if self.compute_dtype == "float64":  # the fused norms are float32
+            return False
         if training and (self.dropout_rate or self.attention_dropout_rate):
             return False
         norm = keras.layers.LayerNormalization
@@ -160,7 +162,8 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
 
         weights = {}
         for number, norm in enumerate((self.norm1, self.norm2), 1):
-            weights |= {f"gamma{number}": norm.gamma, f"beta{number}": norm.beta}
+            for variable, value in (("gamma", norm.gamma), ("beta", norm.beta)):
+                weights[f"{variable}{number}"] = ops.cast(value, "float32")
         for name, layer in self._dense().items():
             weights[name] = ops.cast(layer.kernel, self.compute_dtype)
             if layer.bias is not None:

@@ -64,6 +64,25 @@ def test_fusion_in_bfloat16_differs_by_rounding(make_model, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float64", marks=pytest.mark.nightly)]
+)
+def test_models_of_pure_precision_run_where_others_fuse(
+    make_model, images, monkeypatch, dtype
+):
+    monkeypatch.setattr("keras_mae.ops.fusion._MIN_PARAMETERS", 0)
+    model = make_model(dtype=dtype, depth=1)
+    optimizer = keras_mae.pretraining_optimizer(1e-3)
+    model.compile(optimizer=optimizer, jit_compile=False)
+    assert model.fuses
+    history = model.fit(images, batch_size=4, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    assert {weight.dtype for weight in model.trainable_weights} == {dtype}
+    assert np.isfinite(model.evaluate(images, verbose=0))
+    assert model.predict(images, verbose=0)["logits"].shape == (4, 16, 192)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     "strategy", [None, pytest.param("mirrored", marks=pytest.mark.nightly)]
 )
 def test_fused_training_is_plain_training(make_model, images, monkeypatch, strategy):
@@ -112,6 +131,8 @@ BLOCK_CASES = {
     "stochastic depth": ({}, {"factors": np.float32([[0, 1.5], [2, 0.5]])}),
     "both": ({}, {"first_query": 3, "factors": np.float32([[1, 0], [2, 1]])}),
     "bfloat16": ({"dtype": "mixed_bfloat16"}, {}),
+    "bfloat16 weights": ({"dtype": "bfloat16"}, {}),
+    "float16 weights": ({"dtype": "float16"}, {}),
     "bfloat16, float32 between": (
         {"dtype": "mixed_bfloat16", "residual_dtype": "float32"},
         {},
@@ -175,6 +196,7 @@ def test_a_block_with_a_part_of_another_kind_is_not_fused(monkeypatch):
     for block in blocks:
         block(x)
     blocks[2].mlp.fc1.quantize("int8")
+    blocks.insert(0, TransformerBlock(8, num_heads=2, mlp_dim=16, dtype="float64"))
     for block in blocks:
         wanted, attention = block(x)
         assert attention.shape == (1, 2, 3, 3)
