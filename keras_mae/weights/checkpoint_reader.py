@@ -123,7 +123,7 @@ def _open_path(source, state_key, options):
             _find_weights(location) if filename is None else _named(location, filename)
         )
     if path.name.endswith(".index.json"):
-        checkpoint = _open_shards(location, path)
+        checkpoint = _open_shards(location, path, state_key)
     else:
         checkpoint = _open_file(path, state_key)
     checkpoint.source = str(source)
@@ -177,7 +177,7 @@ def _find_weights(location):
     )
 
 
-def _open_shards(location, index):
+def _open_shards(location, index, state_key):
     """Opens the files that an index names, and compares their keys with it."""
     shards = read_json(index).get("weight_map")
     if (
@@ -200,7 +200,7 @@ def _open_shards(location, index):
             tensors[key] = tensor
     problems = key_differences(shards, tensors)
     raise_problems(f"{index} and its files don't fit", problems)
-    return Checkpoint(str(index), tensors, container, file=str(index))
+    return _from_tensors(index, tensors, container, state_key)
 
 
 def _open_file(path, state_key=None):
@@ -213,7 +213,7 @@ def _open_file(path, state_key=None):
     if start[:4] == _HDF5:
         tensors = open_hdf5(path)
         _check_extent(path, tensors)
-        return Checkpoint(str(path), tensors, "HDF5", file=str(path))
+        return _from_tensors(path, tensors, "HDF5", state_key)
     # before others, whose beginnings its length in eight bytes may look like
     length = int.from_bytes(start[:8], "little")
     safetensors = start[8:9] == b"{" and length < os.path.getsize(path)
@@ -223,13 +223,21 @@ def _open_file(path, state_key=None):
             raise PortError(f"{path} is {kind}")
     if start[8:9] == b"{":
         tensors = _open_safetensors(path)
-        return Checkpoint(str(path), tensors, "safetensors", file=str(path))
+        return _from_tensors(path, tensors, "safetensors", state_key)
     checkpoint = _from_content(
         read_pytorch_file(path), state_key, "PyTorch pickle", str(path)
     )
     checkpoint.file = str(path)
     _check_extent(path, checkpoint.tensors)
     return checkpoint
+
+
+def _from_tensors(path, tensors, container, state_key):
+    """Chooses a model from a container that has no dicts, if one is asked for."""
+    if state_key is not None:
+        state, _ = choose_state(tensors, state_key, fits_a_naming, str(path))
+        tensors = dict(state.tensors)
+    return Checkpoint(str(path), tensors, container, file=str(path))
 
 
 def _from_content(content, state_key, container, source):

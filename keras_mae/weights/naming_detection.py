@@ -115,6 +115,6 @@ def _best_place(tensors, source):
         listed = shorten(", ".join(map(repr, sorted(rivals))))
         raise PortError(
             f"{source} holds several models, whose keys begin with {listed}; pass one "
-            "as state_key"
+            "as state_key, or leave the others out by ignore"
         )
     return best

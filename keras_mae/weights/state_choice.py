@@ -114,5 +114,10 @@ def _averaged(name):
 
 
 def _listed(states, names):
-    texts = (f"{name!r} ({len(states[name].tensors)} tensors)" for name in names)
+    texts = (
+        # safetensors and HDF5 have no dicts, and so no names
+        f"{repr(name) if name else f'keys such as {min(states[name].tensors)!r}'} "
+        f"({len(states[name].tensors)} tensors)"
+        for name in names
+    )
     return shorten(f"There are {', '.join(texts)}")

@@ -2,9 +2,12 @@
 
 import argparse
 import functools
+import json
 
+import h5py
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import keras_mae
 from keras_mae.weights import PortError, export_weights, load_weights
@@ -167,6 +170,37 @@ def test_two_models_in_one_state_dict_are_told_apart(state):
     with pytest.raises(PortError, match=r"begin with 'student\.', 'teacher\.'; pass"):
         read(both)
     assert_holds(read(both, state_key="teacher."), shifted(state))
+
+
+def write_without_dicts(state, container, folder):
+    """Writes a container that holds tensors alone; returns its path."""
+    if container == "HDF5":
+        with h5py.File(folder / "tf_model.h5", "w") as file:
+            for key, value in state.items():
+                file[key] = value
+        return folder / "tf_model.h5"
+    if container == "safetensors":
+        save_file(state, folder / "model.safetensors")
+        return folder / "model.safetensors"
+    keys = sorted(state)
+    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
+    for name, names in parts.items():
+        save_file({key: state[key] for key in names}, folder / name)
+    index = {key: name for name, names in parts.items() for key in names}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    return path
+
+
+@pytest.mark.parametrize("container", ["safetensors", "shards", "HDF5"])
+def test_they_are_told_apart_where_there_are_no_dicts(container, state, tmp_path):
+    both = prefixed(state, "student.") | prefixed(shifted(state), "teacher.")
+    write_without_dicts(both, container, tmp_path)
+    with pytest.raises(PortError, match=r"'teacher\.'; pass one as state_key"):
+        read(tmp_path)
+    assert_holds(read(tmp_path, state_key="teacher."), shifted(state))
+    with pytest.raises(PortError, match=r"such as 'student\.b.* Received: 'taecher"):
+        read(tmp_path, state_key="taecher.")
 
 
 def test_strangers_are_left_out_by_name_alone(model, state):
