@@ -20,7 +20,11 @@ from keras_mae.weights.checkpoint import (
     raise_problems,
     shorten,
 )
-from keras_mae.weights.format_detection import Description
+from keras_mae.weights.format_detection import (
+    Description,
+    count_parameters,
+    count_values,
+)
 from keras_mae.weights.published import PUBLISHED
 
 # ours -> Hugging Face's, and what an absent one means there
@@ -82,6 +86,10 @@ _NORM_PIX_LOSS_BY_FILE = {
 }
 # JSON has ints of any length
 _LARGEST = sys.float_info.max
+# beyond any known model: patches of an image whose positions are computed, and the
+# blocks and parameters of a decoder that is drawn
+_MOST_PATCHES = 2**16
+_DEEPEST_DECODER, _LARGEST_DECODER = 256, 2**28
 # hard-coded by facebook and timm
 FACEBOOK_EPSILON = 1e-6
 _TIMM_HEADS = {"tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}
@@ -145,6 +153,7 @@ def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str,
         # one without a configuration was built with the library's defaults
         settings = {name: HUGGINGFACE[name][1] for name in _ASSUMED}
     _check_shapes_agree(settings, description, path or checkpoint.source)
+    _check_extent(settings, description, path or checkpoint.source)
     return settings
 
 
@@ -301,6 +310,30 @@ def _check_shapes_agree(settings, description, place):
             shape = description.tensors[key].shape if key in description.tensors else ""
             problems.append(f"{name} is {wanted!r}, but {key} {shape} gives {found!r}")
     raise_problems(f"{place} contradicts the weights", problems)
+
+
+def _check_extent(settings, description, place):
+    """Raises where sizes that no tensor confirms would take far too much memory."""
+    sizes = {**settings, **description.sizes}
+    if "positions" not in sizes and "image_size" in sizes:  # they are computed
+        image, patch = sizes["image_size"], sizes["patch_size"]
+        sizes["positions"] = (image[0] // patch[0]) * (image[1] // patch[1])
+        if sizes["positions"] > _MOST_PATCHES:
+            raise PortError(
+                f"{place}: image_size must be one of at most {_MOST_PATCHES} patches. "
+                f"Received: {shorten(str(image))}, in patches of {patch}"
+            )
+    if "decoder" in description.contents.parts or "decoder_depth" not in settings:
+        return
+    most = max(_LARGEST_DECODER, 2 * count_values(description.tensors))
+    wanted = count_parameters(sizes, "decoder_")
+    if sizes["decoder_depth"] > _DEEPEST_DECODER or wanted > most:
+        names = ("decoder_depth", "decoder_hidden_dim", "decoder_mlp_dim")
+        raise PortError(
+            f"{place}: a decoder that the weights lack must have at most "
+            f"{_DEEPEST_DECODER} blocks and {most} parameters. Received: "
+            + shorten(", ".join(f"{name}={sizes[name]}" for name in names))
+        )
 
 
 def num_heads_of_preset(

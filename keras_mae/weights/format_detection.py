@@ -2,10 +2,12 @@
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from keras_mae.weights.checkpoint import (
     Checkpoint,
+    LazyTensor,
     PortError,
     key_differences,
     raise_problems,
@@ -176,17 +178,27 @@ def _find_sizes(tensors, contents, rows):
     return sizes, evidence
 
 
+def count_values(tensors: Mapping[str, LazyTensor]) -> int:
+    """Counts the numbers that tensors hold."""
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
+
+
+def count_parameters(sizes: Mapping[str, Any], prefix: str = "") -> int:
+    """Counts, by and large, the parameters of an encoder, or by `"decoder_"` one."""
+    width = sizes[f"{prefix}hidden_dim"]
+    block = 4 * width**2 + 2 * width * sizes.get(f"{prefix}mlp_dim", 0)
+    values = sizes["num_channels"] * math.prod(sizes["patch_size"])
+    outside = (sizes.get("positions", 0) + values) * width
+    return sizes[f"{prefix}depth"] * block + outside
+
+
 def _check_extent(sizes, evidence, tensors, source):
     """Raises where shapes describe a model far larger than all tensors together."""
     # it would be built, maybe beyond the memory, before all shapes are compared
-    values = sizes["num_channels"] * math.prod(sizes["patch_size"])
-    wanted = 0
-    for prefix in ("", "decoder_") if "decoder_depth" in sizes else ("",):
-        width = sizes[f"{prefix}hidden_dim"]
-        block = 4 * width**2 + 2 * width * sizes.get(f"{prefix}mlp_dim", 0)
-        wanted += sizes[f"{prefix}depth"] * block
-        wanted += (sizes.get("positions", 0) + values) * width
-    held = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    wanted = count_parameters(sizes) + sizes.get("num_classes", 0) * sizes["hidden_dim"]
+    if "decoder_depth" in sizes:
+        wanted += count_parameters(sizes, "decoder_")
+    held = count_values(tensors)
     if wanted > 2 * held:
         raise_problems(
             f"{source} has {held} parameters, but its shapes describe {wanted}",

@@ -7,11 +7,14 @@ import os
 import random
 import zipfile
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import keras_mae
-from keras_mae.models.loading import load_model
-from keras_mae.weights import load_weights
+from keras_mae.models.loading import load_model, load_pretrainer
+from keras_mae.weights import PortError, export_weights, load_weights
+from keras_mae.weights.key_mapping import FACEBOOK
 from tests.crafted.refusing import refuse
 
 
@@ -86,6 +89,60 @@ def test_nonsense_in_a_configuration_of_timms(change, write, saved):
         keras_mae.MAEEncoder.from_pretrained(folder)
     with pytest.raises(ValueError, match="source"):
         load_weights(encoder, folder)
+
+
+def without_positions(state):
+    return {key: value for key, value in state.items() if "pos" not in key}
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "name"),
+    [("huggingface", None, "image_size"), ("timm", "model_args", "img_size")],
+)
+def test_positions_of_endless_images_are_not_computed(kind, key, name, write):
+    folder = write(kind)
+    path = folder / "model.safetensors"
+    save_file(without_positions(load_file(path)), path)
+    keras_mae.MAEEncoder.from_pretrained(folder)
+    change_config(folder, {name: 8000}, key)
+    with pytest.raises(PortError, match=r"source.*at most 65536 patches.*\(8000, 8000"):
+        keras_mae.MAEEncoder.from_pretrained(folder)
+
+
+def test_nor_by_facebooks_arguments(model, state):
+    source = {"model": without_positions(state), "args": {"input_size": 8000}}
+    for read in (
+        keras_mae.MAEPretrainer.from_pretrained,
+        lambda source: load_weights(model, source),
+    ):
+        with pytest.raises(PortError, match=r"at most 65536 patches.*\(8000, 8000"):
+            read(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"decoder_num_hidden_layers": 300}, {"decoder_hidden_size": 2**20}],
+    ids=str,
+)
+def test_a_fresh_decoder_is_of_a_size_that_is_known(change, model, tmp_path):
+    model.encoder.save_pretrained(tmp_path)
+    change_config(tmp_path, change)
+    for read in (
+        lambda source: keras_mae.MAEPretrainer.from_pretrained(
+            source, allow_missing_decoder=True
+        ),
+        load_pretrainer,
+    ):
+        with pytest.raises(PortError, match=r"config\.json: a decoder that the weigh"):
+            read(tmp_path)
+
+
+def test_a_head_is_as_wide_as_its_encoder(model):
+    state = export_weights(model.encoder, FACEBOOK)
+    state["head.weight"] = np.zeros((50_000, 1), "float32")
+    state["head.bias"] = np.zeros(50_000, "float32")
+    with pytest.raises(PortError, match=r"but its shapes describe(.|\n)*num_classes"):
+        keras_mae.MAEClassifier.from_pretrained(state, num_heads=2)
 
 
 TEXTS = {
