@@ -145,8 +145,8 @@ def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str,
         settings.update(description.naming.settings)
         if is_timm(config):
             settings.update(_from_timm(config, description, path))
-        settings.update(_from_args(checkpoint.args, checkpoint.file))
         settings.update(_from_name(checkpoint.file))
+        settings.update(_from_args(checkpoint.args, checkpoint.file))
     elif "model_type" in config:
         settings = _from_huggingface(config, path)
     else:

@@ -332,6 +332,10 @@ def test_a_published_name_tells_the_target(place, make_model, tmp_path):
     )
     assert loaded.norm_pix_loss is True
     assert loaded.port_report.target == "normalized pixels"
+    # what the file itself says holds
+    torch.save({"model": tensors, "args": {"norm_pix_loss": False}}, path)
+    loaded = MAEPretrainer.from_pretrained(path, num_heads=2, decoder_num_heads=2)
+    assert loaded.norm_pix_loss is False
 
 
 @pytest.mark.slow
