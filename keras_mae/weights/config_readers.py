@@ -277,6 +277,8 @@ def _from_args(args, path):
         if args.get(theirs) is not None:
             value, name = args[theirs], f"{path}: args.{theirs}"
             sized = ours == "image_size"
+            if sized and isinstance(value, (list, tuple)) and len(value) == 3:
+                value = value[1:]  # timm's has the channels first
             settings[ours] = _size(value, name) if sized else _typed(value, like, name)
     return settings
 

@@ -127,6 +127,13 @@ def test_a_dict_in_memory_is_read_as_the_same_in_a_file(state, tmp_path):
         assert loaded.norm_pix_loss
 
 
+def test_timm_writes_three_sizes_of_an_image(make_model):
+    encoder = make_model(image_size=(16, 64)).encoder
+    arguments = argparse.Namespace(input_size=[3, 16, 64])
+    source = {"state_dict": export_weights(encoder, FACEBOOK), "args": arguments}
+    assert read(source, keras_mae.MAEEncoder).image_size == (16, 64)
+
+
 @pytest.mark.parametrize("kind", ["sparse", "meta"])
 def test_tensors_without_plain_values_are_refused_by_name(kind, state):
     torch = pytest.importorskip("torch")
