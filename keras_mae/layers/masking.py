@@ -58,11 +58,8 @@ def _check_shape(name, tensor, batch, length):
         )
 
 
-def _check_mask(mask):
+def _check_mask(values):
     """Raises unless every row of a mask is 0/1 and keeps equally many, at least one."""
-    values = _concrete_values(mask)
-    if values is None:
-        return
     if not np.isin(values, (0, 1)).all():
         raise ValueError(
             "mask must hold only 0 (visible) and 1 (removed). "
@@ -76,6 +73,24 @@ def _check_mask(mask):
             "Every row of mask must keep equally many patches. "
             f"Received rows that keep {kept.tolist()}"
         )
+
+
+def _count_kept(mask, length):
+    """Returns how many patches a mask keeps, an int if its values are known."""
+    values = _concrete_values(mask)
+    # the rows agree; a maximum, unlike a first row, exists in an empty batch
+    if values is not None:
+        _check_mask(values)
+        # a known count keeps the shapes static, which XLA needs
+        return length - int(values.sum(axis=1).max(initial=0))
+    if keras.backend.backend() == "jax":
+        raise ValueError(
+            "JAX compiles for one number of visible patches, which a mask within a "
+            "compiled function does not tell: there pass noise=mask with mask_ratio, "
+            f"which keeps the smallest values. Received: mask={mask}"
+        )
+    removed = ops.max(ops.sum(mask, axis=1), initial=0)
+    return length - ops.cast(removed, "int32")
 
 
 class PatchMaskMixin:
@@ -119,7 +134,8 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
         mask_ratio: Float in [0, 1), the share of patches to remove.
         noise: `(B, L)` tensor to sort instead of drawing one, whatever `mask_sampling`.
         mask: `(B, L)` tensor, 1 = removed, 0 = visible, instead of a drawn one. Rows
-            must keep equally many; the visible patches keep their raster order.
+            must keep equally many; the visible patches keep their raster order. Within
+            a function that JAX compiles give it as `noise` beside `mask_ratio`.
         seed: Int; the same seed gives the same mask at every call.
         mask_sampling: `"random"`, `"block"` or `"grid"`, how noise is drawn.
         grid: Pair `(rows, columns)` of patches, which `"block"` and `"grid"` need.
@@ -131,8 +147,8 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
 
     Raises:
         ValueError: If `mask_ratio` is outside [0, 1) or not what `mask_sampling` needs,
-            if noise or mask has another shape, or if both or neither of `mask` and
-            `mask_ratio` are given.
+            if noise or mask has another shape, if both or neither of `mask` and
+            `mask_ratio` are given, or if JAX traces `mask`.
 
     Example:
 
@@ -167,13 +183,7 @@ class RandomMasking(PatchMaskMixin, keras.layers.Layer):
                 )
             mask = ops.cast(mask, "float32")
             _check_shape("mask", mask, batch, length)
-            _check_mask(mask)
-            # the rows agree; a maximum, unlike a first row, exists in an empty batch
-            removed = ops.max(ops.sum(mask, axis=1), initial=0)
-            num_keep = length - ops.cast(removed, "int32")
-            values = _concrete_values(num_keep)
-            # a known count keeps the shapes static, which XLA needs
-            return self._sort(mask, num_keep if values is None else int(values))
+            return self._sort(mask, _count_kept(mask, length))
         num_keep = num_visible(length, mask_ratio)
         if num_keep < 1:
             raise ValueError(

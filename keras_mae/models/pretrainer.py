@@ -257,7 +257,8 @@ class MAEPretrainer(
             )
         grid = grid_shape(images.shape[1:3], self.encoder.patch_size)
         ids_shuffle, latent = outputs.pop("ids_shuffle"), outputs["latent"]
-        if loss_only:
+        # an unknown number of removed patches can't be predicted alone
+        if loss_only and latent.shape[1] is not None:
             predicted = self.decoder(
                 latent, ids_shuffle=ids_shuffle, grid=grid, training=training
             )
@@ -268,6 +269,8 @@ class MAEPretrainer(
             latent, outputs["ids_restore"], grid=grid, training=training
         )
         loss = self.loss_per_image(images, logits, outputs["mask"])
+        if loss_only:
+            return {"loss": loss}
         return {"loss": loss, "logits": logits, **outputs}
 
     def loss_per_image(

@@ -66,6 +66,19 @@ def test_explicit_mask_keeps_raster_order():
     np.testing.assert_array_equal(chosen["mask"], mask)
 
 
+def test_a_function_of_jax_takes_a_mask_as_noise():
+    if keras.backend.backend() != "jax":
+        pytest.skip("JAX alone has to know how many patches stay")
+    import jax
+
+    masking, patches = RandomMasking(), np.zeros((2, 4, 3))
+    mask = np.array([[1, 0, 1, 0], [0, 1, 1, 0]])
+    with pytest.raises(ValueError, match="there pass noise=mask with mask_ratio"):
+        jax.jit(lambda mask: masking(patches, mask=mask)["mask"])(mask)
+    compiled = jax.jit(lambda noise: masking(patches, noise=noise, mask_ratio=0.5))
+    np.testing.assert_array_equal(compiled(mask)["mask"], mask)
+
+
 def test_boolean_masks_are_accepted():
     chosen = RandomMasking()(np.zeros((1, 2, 3)), mask=np.array([[True, False]]))
     np.testing.assert_array_equal(chosen["ids_keep"], [[1]])

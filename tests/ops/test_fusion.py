@@ -261,3 +261,12 @@ def test_only_removed_patches_are_scored_with_any_mask(make_model, images):
     alone = model(images, mask=mask, loss_only=True)
     assert set(alone) == {"loss"}
     np.testing.assert_allclose(alone["loss"], whole, rtol=1e-5)
+
+    # within a graph the number of visible patches is unknown
+    @tf.function(autograph=False)
+    def compiled(mask):
+        return model(images, mask=mask, loss_only=True)
+
+    alone = compiled(tf.constant(mask))
+    assert set(alone) == {"loss"}
+    np.testing.assert_allclose(alone["loss"], whole, rtol=1e-5)
