@@ -20,6 +20,8 @@ def is_preset_folder(source: PathLike) -> bool:
 
 def save_to_preset(model: keras.Model, folder: PathLike) -> None:
     """Writes a model's configuration and weights into a folder."""
+    for part in (model, getattr(model, "encoder", model)):
+        _check_registered(type(part))
     folder = Path(folder).expanduser()
     if is_preset_folder(folder):
         _read_config(folder)  # another library's files stay what they are
@@ -63,10 +65,32 @@ def load_preset(
 
 def _read_config(folder):
     config = read_json(folder / CONFIG_NAME)
-    if not str(config.get("registered_name")).startswith(_PACKAGE):
+    name = str(config.get("registered_name"))
+    if not name.startswith(_PACKAGE) and not _is_ours(name):
         raise ValueError(
-            f"{folder} must be a folder of save_to_preset; PyTorch's and Hugging "
-            f"Face's are read by from_pretrained. Received: {CONFIG_NAME} with "
-            f"{', '.join(sorted(config)) or 'nothing'}"
+            f"{folder} must be a folder of save_to_preset, and a class of your own be "
+            "imported first; PyTorch's and Hugging Face's folders are read by "
+            f"from_pretrained. Received: {CONFIG_NAME} with "
+            f"{', '.join(sorted(config)) or 'nothing'}, registered_name {name:.60}"
         )
     return config
+
+
+def _is_ours(name):
+    """Whether a name is that of a registered class which is made of one of ours."""
+    found = keras.saving.get_registered_object(name)
+    return isinstance(found, type) and any(
+        keras.saving.get_registered_name(base).startswith(_PACKAGE)
+        for base in found.__mro__
+    )
+
+
+def _check_registered(cls):
+    """Raises unless a class can be found again by what is written of it."""
+    name = keras.saving.get_registered_name(cls)
+    if keras.saving.get_registered_object(name) is not cls:
+        raise ValueError(
+            "save_to_preset needs a class that from_preset can find: put "
+            "@keras.saving.register_keras_serializable(package=...) before "
+            f"{cls.__name__}. Received: a class that is not registered"
+        )

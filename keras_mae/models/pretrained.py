@@ -96,7 +96,8 @@ class Pretrained:
             folder: Path of the folder, made where it is missing.
 
         Raises:
-            ValueError: If the folder holds another library's configuration.
+            ValueError: If the folder holds another library's configuration, or the class
+                is a subclass without `keras.saving.register_keras_serializable`.
 
         Example:
 

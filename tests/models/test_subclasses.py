@@ -84,6 +84,28 @@ class Counting(keras_mae.MAEPretrainer):
         return super().track(loss, outputs, data)
 
 
+def test_a_subclass_comes_back_from_a_preset(make_model, tmp_path, monkeypatch):
+    model = Taught.from_config(make_model().get_config())
+    model.extra.assign([3.0, 4.0])
+    model.save_to_preset(tmp_path)
+    loaded = Taught.from_preset(tmp_path)
+    np.testing.assert_array_equal(value(loaded.extra), [3, 4])
+    assert type(keras_mae.MAEPretrainer.from_preset(tmp_path)) is Taught
+    model.save_to_preset(tmp_path)
+    # in a process that has not imported it
+    monkeypatch.setattr(keras.saving, "get_registered_object", lambda name: None)
+    with pytest.raises(ValueError, match=r"imported first.*tests>Taught"):
+        Taught.from_preset(tmp_path)
+
+
+def test_a_subclass_that_is_not_registered_writes_no_preset(make_model, tmp_path):
+    made = make_model()
+    model = Counting(made.encoder, made.decoder)
+    with pytest.raises(ValueError, match=r"register_keras_serializable.*Counting"):
+        model.save_to_preset(tmp_path / "preset")
+    assert not (tmp_path / "preset").exists()
+
+
 @pytest.mark.slow
 def test_a_metric_of_a_subclass_is_reset_and_reported(make_model, images):
     made = make_model()
