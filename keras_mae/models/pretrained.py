@@ -96,8 +96,8 @@ class Pretrained:
             folder: Path of the folder, made where it is missing.
 
         Raises:
-            ValueError: If the folder holds another library's configuration, or the class
-                is a subclass without `keras.saving.register_keras_serializable`.
+            ValueError: If the folder holds another library's configuration, or the
+                model's class is not registered with Keras.
 
         Example:
 
@@ -276,7 +276,7 @@ class Pretrained:
 
         Raises:
             ValueError: If the format is unknown, can't hold the model, or the folder
-                has other weights.
+                has other weights or a preset.
 
         Example:
 

@@ -15,6 +15,7 @@ from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
 from keras_mae.weights.format_detection import COUNTER
+from keras_mae.weights.hub import read_json
 from keras_mae.weights.key_mapping import (
     FACEBOOK,
     HUGGINGFACE,
@@ -45,11 +46,7 @@ def save_pretrained(
         )
     name, prepare, write = _WRITERS[format]
     folder = Path(folder).expanduser()
-    others = [other for other in WEIGHT_FILES if (folder / other).exists()]
-    if set(others) - {name}:
-        raise ValueError(
-            f"{folder} must not hold other weights. Received: {', '.join(others)}"
-        )
+    _check_folder(folder, name)
     state, config, left_out, notes = prepare(model)
     folder.mkdir(parents=True, exist_ok=True)
     write(state, config, folder)
@@ -64,6 +61,21 @@ def save_pretrained(
         left_out=tuple(left_out),
         notes=tuple(notes),
     )
+
+
+def _check_folder(folder, name):
+    """Raises where a folder holds weights by another name than that, or a preset."""
+    others = [other for other in WEIGHT_FILES if (folder / other).exists()]
+    if set(others) - {name}:
+        raise ValueError(
+            f"{folder} must not hold other weights. Received: {', '.join(others)}"
+        )
+    config = folder / CONFIG_FILE
+    if config.is_file() and "registered_name" in read_json(config):
+        raise ValueError(
+            f"{folder} must not hold a preset, which save_to_preset writes: both "
+            f"have a {CONFIG_FILE}. Received: one with registered_name"
+        )
 
 
 def _prepare_huggingface(model):
