@@ -226,6 +226,8 @@ class Pretrained:
     ) -> str:
         """Uploads the weights, the processor and a model card to the Hugging Face hub.
 
+        Weights of another format, and their `config.json`, are deleted from it.
+
         Args:
             repo_id: Id of the repository, such as `"me/mae-birds"`; made where it is
                 missing.

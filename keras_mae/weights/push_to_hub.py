@@ -10,6 +10,7 @@ from PIL import Image
 
 from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
+from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
 from keras_mae.weights.save_pretrained import save_pretrained
 from keras_mae.weights.state_dict import contents_of, sizes_of
 
@@ -53,6 +54,8 @@ def push_to_hub(
                 repo_id=repo_id,
                 folder_path=folder,
                 revision=revision,
+                # what is written anew is not deleted; the rest would be read instead
+                delete_patterns=[*WEIGHT_FILES, CONFIG_FILE],
                 commit_message=f"Upload {type(model).__name__}",
             )
         # the library's own errors, and those of the connection

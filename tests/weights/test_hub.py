@@ -271,6 +271,19 @@ def test_an_upload_has_a_card_and_a_picture(hub, models):
         assert image.size == (6, 4)
 
 
+@pytest.mark.slow
+def test_an_upload_in_another_format_leaves_no_older_weights(hub, models):
+    pytest.importorskip("torch")
+    about = {"license": "mit", "training": "none", "token": TOKEN}
+    models["main"].push_to_hub(NAME, format="facebook", **about)
+    ((_, *files),) = hub.commits
+    changes = {(file["key"], file["value"]["path"]) for file in files}
+    assert changes == {
+        *(("file", name) for name in ("README.md", "model.pth")),
+        *(("deletedFile", name) for name in ("config.json", "model.safetensors")),
+    }
+
+
 def test_an_upload_needs_a_licence_and_a_token(hub, models):
     with pytest.raises(ValueError, match=r"license must be a text\. Received"):
         models["v2"].push_to_hub(NAME, license="", training="none")
