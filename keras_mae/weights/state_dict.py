@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mae.layers.adapted import is_quantized
 from keras_mae.ops.positions import resize_positions
 from keras_mae.utils.typing import ArrayLike, Grid
 from keras_mae.weights.checkpoint import LazyTensor, key_differences, raise_problems
@@ -231,7 +232,8 @@ def export_weights(
         Dict from foreign key to contiguous NumPy array.
 
     Raises:
-        ValueError: If the library has no name for a part of the model.
+        ValueError: If the library has no name for a part of the model, or the model is
+            quantized.
 
     Example:
 
@@ -241,6 +243,11 @@ def export_weights(
     assert state["vit.embeddings.cls_token"].shape == (1, 1, 128)
     ```
     """
+    if values is None and is_quantized(model):
+        raise ValueError(
+            "export_weights needs float weights, which other libraries read: export, "
+            "then quantize. Received: a quantized model"
+        )
     state: dict[str, np.ndarray] = {}
     for row in port_rows(contents_of(model), naming):
         if values is None:

@@ -151,3 +151,5 @@ def test_what_does_not_go_is_one_error(make_model, tmp_path):
         copy_encoder(model.encoder)
     with pytest.raises(ValueError, match="Received: a quantized model"):
         model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="export_weights needs float weights"):
+        keras_mae.weights.export_weights(model)
