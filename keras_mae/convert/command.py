@@ -24,12 +24,19 @@ from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.save_pretrained import FORMATS
+from keras_mae.weights.state_dict import encoder_of
 
 MODELS = {
     "pretrainer": models.MAEPretrainer,
     "encoder": models.MAEEncoder,
     "classifier": models.MAEClassifier,
 }
+
+# flags on how other sources than `.keras` files are read: where the weights are, and
+# what nothing beside them states
+_PLACE = ("revision", "filename", "subfolder", "state_key")
+_STATED = ("num_heads", "decoder_num_heads", "norm_pix_loss")
+_READING = (*_PLACE, "ignore", *_STATED, "source_image_size")
 
 
 @dataclasses.dataclass
@@ -79,14 +86,13 @@ def convert(config: Config) -> None:
         raise ValueError("SOURCE or DESTINATION must be another format than .keras")
     compared: list[Checkpoint | Path] = []
     if source.suffix == ".keras":
-        model = _load_keras(source)
+        model = _part_of(config, _load_keras(source))
     else:
-        reading = ("revision", "filename", "subfolder", "state_key")
         compared.append(
             open_checkpoint(
                 config.source,
                 ignore=config.ignore.split(",") if config.ignore else (),
-                **{name: getattr(config, name) for name in reading},
+                **{name: getattr(config, name) for name in _PLACE},
             )
         )
         model = _read(config, compared[0])
@@ -137,12 +143,30 @@ def _load_keras(path):
     return model
 
 
+def _part_of(config, model):
+    """Returns `--model` of a `.keras` file; raises on flags that are not for one."""
+    given = [name for name in _READING if getattr(config, name) is not None]
+    if given:
+        raise ValueError(
+            "A .keras file tells all by itself: leave these flags out. Received: "
+            + ", ".join(f"--{name}={getattr(config, name)}" for name in given)
+        )
+    if config.model == "encoder":
+        return encoder_of(model)
+    if config.model is not None and not isinstance(model, MODELS[config.model]):
+        raise ValueError(
+            f"--model must be encoder or what {config.source} holds, a "
+            f"{type(model).__name__}. Received: {config.model}"
+        )
+    return model
+
+
 def _read(config, checkpoint):
     """Loads `--model`, or what the source contains."""
     cls = model_class(checkpoint) if config.model is None else MODELS[config.model]
     stated = {
         name: getattr(config, name)
-        for name in ("num_heads", "decoder_num_heads", "norm_pix_loss")
+        for name in _STATED
         if getattr(config, name) is not None
     }
     if config.source_image_size is not None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from keras_mae import MAEClassifier, MAEImageProcessor
 from keras_mae.convert import command
@@ -15,7 +16,7 @@ from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.utils.flags import run_script
 from keras_mae.weights import export_weights
 from keras_mae.weights.checkpoint_reader import open_checkpoint
-from keras_mae.weights.key_mapping import FACEBOOK
+from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
 from tests.comparison import assert_same_weights
 from tests.scripts import ROOT, environment
 
@@ -104,8 +105,6 @@ def test_files_of_the_tensorflow_classes(source, kind, flags, tmp_path, convert)
 
 
 def test_positions_of_wide_images_are_told_by_a_flag(make_model, tmp_path, convert):
-    from safetensors.numpy import save_file
-
     path = tmp_path / "wide.safetensors"
     save_file(export_weights(make_model(image_size=(16, 64)).encoder, FACEBOOK), path)
     given = (path, tmp_path / "two.keras", "--num_heads=2")
@@ -120,6 +119,23 @@ def test_positions_of_wide_images_are_told_by_a_flag(make_model, tmp_path, conve
     for wrong in ("wide", "16x", "16x64x3", "0"):
         done = convert(*given, f"--source_image_size={wrong}")
         assert done.returncode == 2 and "source_image_size must be" in done.stderr
+
+
+def test_a_keras_file_gives_its_encoder_or_what_it_is(make_model, tmp_path, convert):
+    model = make_model()
+    model.save(tmp_path / "mae.keras")
+    done = convert(tmp_path / "mae.keras", tmp_path / "out", "--model=encoder")
+    assert done.returncode == 0, done.stderr
+    wanted = export_weights(model.encoder, HUGGINGFACE._replace(prefix=""))
+    assert load_file(tmp_path / "out/model.safetensors").keys() == wanted.keys()
+    for flags, message in (
+        (["--model=classifier"], "--model must be encoder or what"),
+        (["--num_heads=4", "--state_key=ema"], "--state_key=ema, --num_heads=4"),
+        (["--no-norm_pix_loss"], "Received: --norm_pix_loss=False"),
+    ):
+        done = convert(tmp_path / "mae.keras", tmp_path / "other", *flags)
+        assert done.returncode == 2 and message in done.stderr
+    assert not (tmp_path / "other").exists()
 
 
 def test_positions_that_a_file_lacks_are_checked_as_computed(make_model):
