@@ -69,7 +69,8 @@ class Job:
     def join(self, answers: Iterable[Answer]) -> Any:
         """Makes the result of the answers, in the order of the images."""
         answers = list(answers)
-        versions = sorted({answer.version for answer in answers})
+        known = (answer.version for answer in answers)
+        versions = sorted({version for version in known if version is not None})
         if len(versions) > 1:
             raise ServingError(
                 f"Versions {versions} of the model answered parts of the list: the "
