@@ -25,14 +25,19 @@ test: $(VENV)/test-installed
 test-slow: $(VENV)/test-installed
 	$(call timed,slow tests,$(PYTEST) -n 3 -m "slow and not nightly")
 
-# JAX compiles much in tests and computes little; the nightly ones optimize as usual
-COMPILE_FAST := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
+# JAX compiles much in tests, the same in many files, and computes little; the nightly
+# ones optimize as usual
+COMPILE_FAST := XLA_FLAGS="--xla_backend_optimization_level=0 \
+	--xla_llvm_disable_expensive_passes=true" \
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/$(VENV)/jax-cache \
+	JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
+	JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 
 # what is true on every backend of Keras; KERAS_BACKEND=jax asks that one alone
 BACKENDS := $(or $(KERAS_BACKEND),jax torch)
 test-backends: $(BACKENDS:%=test-backend-%)
 test-backend-%: $(VENV)/test-installed
-	$(call timed,tests on $*,KERAS_BACKEND=$* XLA_FLAGS="$(COMPILE_FAST)" $(PYTEST) \
+	$(call timed,tests on $*,KERAS_BACKEND=$* $(COMPILE_FAST) $(PYTEST) \
 		-m "backends and not tensorflow and not slow and not nightly")
 
 # what is rare and long: by hand, and its last result stands in CONTRIBUTING.md

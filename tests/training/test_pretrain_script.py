@@ -196,7 +196,7 @@ def pretrain(*flags):
     return script.main(parse_flags(script.PretrainConfig, "", [*map(str, flags)]))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_published_weights_go_on_also_after_a_nan(
     make_model, photos, tmp_path, monkeypatch, capsys
 ):
