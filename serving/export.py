@@ -71,8 +71,8 @@ class ExportConfig:
     """Flags of this script."""
 
     model: str = flag(
-        "model to export: run folder, .keras file, hub id, checkpoint folder, .pth or "
-        ".safetensors"
+        "model to export: run folder, .keras file, hub id, checkpoint folder, .pth, "
+        ".safetensors or tf_model.h5"
     )
     out: str = flag("folder of the model's versions", "models/mae")
     version: int = flag("version number, the SavedModel's folder in --out", 1)

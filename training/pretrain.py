@@ -53,8 +53,9 @@ class PretrainConfig(TrainingConfig):
         None,
     )
     model: str | None = flag(
-        "weights to go on with: run folder, .keras file, hub id, checkpoint folder or "
-        ".pth, also for another image size; default: random weights",
+        "weights to go on with: run folder, .keras file, hub id, checkpoint folder, "
+        ".pth, .safetensors or tf_model.h5, also for another image size; default: "
+        "random weights",
         None,
     )
     preset: str | None = flag(
@@ -85,7 +86,8 @@ class PretrainConfig(TrainingConfig):
         None,
     )
     norm_pix_loss: bool | None = flag(
-        "normalize each patch's pixels for the loss; default: as --model does, or true",
+        "normalize each patch's pixels for the loss; default: as --model does, true "
+        "without it or its decoder",
         None,
     )
     crop_scale: float | None = flag(

@@ -25,8 +25,8 @@ class ClassifierConfig(TrainingConfig):
     """Flags of every script that trains a classifier."""
 
     model: str | None = flag(
-        "pretrained weights: run folder, .keras file, hub id, checkpoint folder or "
-        ".pth; default: random weights",
+        "pretrained weights: run folder, .keras file, hub id, checkpoint folder, .pth, "
+        ".safetensors or tf_model.h5; default: random weights",
         None,
     )
     preset: str = flag("model size where --model is not given", "mae_tiny")

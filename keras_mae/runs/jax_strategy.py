@@ -61,10 +61,13 @@ class JaxStrategy:
 def make_jax_strategy(name, replicas=None, model_shards=None, tpu=None):
     """Returns the `JaxStrategy` that a script's `--strategy` names.
 
+    `None` stands for `"gpu"` where there is one, else for `"cpu"`.
     `"data_parallel"` and `"model_parallel"` use all GPUs or TPUs, or as many as
     `replicas` times `model_shards` are; on CPUs logical devices, by default two
     replicas.
     """
+    if name is None:
+        name = "cpu" if jax.default_backend() == "cpu" else "gpu"
     _check_flags(name, replicas, model_shards, tpu)
     with contextlib.suppress(RuntimeError):  # TensorFlow is initialized already
         tf.config.set_visible_devices([], "GPU")  # JAX needs their memory

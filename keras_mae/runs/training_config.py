@@ -67,10 +67,11 @@ class TrainingConfig:
     clip_norm: float | None = flag(
         "clip gradients to this global norm; default: no clipping", None
     )
-    strategy: str = flag(
+    strategy: str | None = flag(
         f"tf.distribute strategy: one of {', '.join(STRATEGIES)}; with "
-        "KERAS_BACKEND=jax: cpu, gpu, data_parallel or model_parallel",
-        "cpu",
+        "KERAS_BACKEND=jax: cpu, gpu, data_parallel or model_parallel; default: gpu "
+        "where there is one, else cpu",
+        None,
     )
     replicas: int | None = flag(
         "copies of the model: devices of --strategy=mirrored or data_parallel, groups "

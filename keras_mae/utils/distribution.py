@@ -14,6 +14,7 @@ STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
 def make_strategy(name, replicas=None, tpu=None):
     """Returns the `tf.distribute.Strategy` that a script's `--strategy` names.
 
+    `None` stands for `"gpu"` where there is one, else for `"cpu"`.
     `"mirrored"` uses all GPUs, or `replicas` of them; without GPUs `replicas` logical
     CPU devices, by default two. `tpu` is the TPU's name or address, or `"local"`.
     """
@@ -22,6 +23,9 @@ def make_strategy(name, replicas=None, tpu=None):
             "tf.distribute needs Keras's TensorFlow backend. Received: KERAS_BACKEND="
             f"{keras.backend.backend()}"
         )
+    gpus = tf.config.list_physical_devices("GPU")
+    if name is None:
+        name = "gpu" if gpus else "cpu"
     if name not in STRATEGIES:
         raise ValueError(
             f"strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}"
@@ -39,9 +43,9 @@ def make_strategy(name, replicas=None, tpu=None):
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _connect_to_tpu(tpu or "local")
-    if name == "gpu" and not tf.config.list_physical_devices("GPU"):
+    if name == "gpu" and not gpus:
         raise ValueError("strategy 'gpu' needs a GPU. TensorFlow found none")
-    if not tf.config.list_physical_devices("GPU"):
+    if not gpus:
         # one CPU is TensorFlow's default, whose data sets need no copy to a device
         return tf.distribute.get_strategy()
     return tf.distribute.OneDeviceStrategy(f"/{name}:0")

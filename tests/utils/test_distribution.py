@@ -259,6 +259,14 @@ def test_an_invalid_tf_config_is_refused(text, monkeypatch):
 def test_one_cpu_is_the_default_strategy():
     # whose data sets need no iterator that copies to a device
     assert make_strategy("cpu") is tf.distribute.get_strategy()
+    assert make_strategy(None) is tf.distribute.get_strategy()
+
+
+def test_a_gpu_is_taken_unless_told_otherwise(monkeypatch):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])
+    for name, device in ((None, "GPU:0"), ("gpu", "GPU:0"), ("cpu", "CPU:0")):
+        (found,) = make_strategy(name).extended.worker_devices
+        assert found.endswith(device)
 
 
 def test_workers_behind_a_chief_are_counted_on(monkeypatch):
