@@ -3,7 +3,8 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
-PIP := $(VENV)/bin/pip install --quiet --disable-pip-version-check
+# what is imported is compiled then; all of it would take more than a minute
+PIP := $(VENV)/bin/pip install --quiet --no-compile --disable-pip-version-check
 # a file's tests share a process, and with it what they build
 PYTEST := $(VENV)/bin/python -m pytest -n 2 --dist=loadgroup
 
