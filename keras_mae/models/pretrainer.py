@@ -375,7 +375,8 @@ class MAEPretrainer(
 
     def _with_added_losses(self, loss):
         """Adds what regularizers and `add_loss` ask for, as `compute_loss` does."""
-        return sum(map(self._aggregate_additional_loss, self.losses), loss)
+        added = [self._aggregate_additional_loss(one) for one in self.losses]
+        return sum(map(self.unscaled, added), loss)
 
     def track(self, loss: Tensor, outputs: None, data: Any) -> dict[str, Tensor]:
         self.loss_tracker.update_state(loss, sample_weight=ops.shape(_images(data))[0])

@@ -33,6 +33,8 @@ with strategy.scope():
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny", image_size=16, depth=1, decoder_depth=1, seed=3
     )
+    kernel = model.encoder.blocks[0].attention.qkv.kernel
+    kernel.regularizer = keras.regularizers.L2(0.001)
     # plain SGD shows a wrong gradient scale, which Adam would hide
     optimizer = keras.optimizers.SGD(0.05)
     if options.pop("scaled", False):
