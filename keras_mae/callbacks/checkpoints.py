@@ -122,7 +122,7 @@ class Checkpoints(keras.callbacks.Callback):
         every_minutes: Float, minutes between two checkpoints, or `None`.
         keep: Int, how many stay.
         steps_per_epoch: Int, to resume within an epoch; its metrics then include the
-            steps before.
+            steps before, if `compile` was given them as objects, not as strings.
         write: Whether this process writes files; of several workers only one does.
         keep_every: Int, epochs between two checkpoints that are never removed,
             `epoch-0100.keras` and so on in `folder`, or `None`.

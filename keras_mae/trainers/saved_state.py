@@ -1,5 +1,6 @@
 """Save random seeds and running metrics with the weights, to resume bit-equal."""
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -30,12 +31,26 @@ class ResumableState:
     def running_metrics(self, values):
         # one worker's, divided among all
         first, workers = 0, self.count_workers()
+        self._build_compiled_metrics()
         for variable in self._metric_variables():
             last = first + int(np.prod(variable.shape))
             if last <= len(values):  # else the file had fewer metrics
                 value = np.reshape(values[first:last], variable.shape)
                 variable.assign(value * workers)
             first = last
+
+    def _build_compiled_metrics(self):
+        """Lets `metrics` list those of `compile`, which TensorFlow's `fit` makes late.
+
+        Those given as strings wait for the labels, whose shape chooses among them.
+        """
+        compiled = self._compile_metrics
+        if compiled is None or compiled.built:
+            return
+        given = [compiled._user_metrics, compiled._user_weighted_metrics]
+        if not any(isinstance(one, str) for one in keras.tree.flatten(given)):
+            any_shape = keras.KerasTensor((None, None))
+            compiled.build(any_shape, any_shape)
 
     def reset_metrics(self):
         super().reset_metrics()

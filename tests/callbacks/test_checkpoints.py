@@ -94,6 +94,26 @@ def test_the_mean_loss_of_an_epoch_counts_the_steps_before(
     assert rest.history["loss"] == history["loss"]
 
 
+def test_a_resumed_epoch_keeps_the_metrics_of_compile(make_model):
+    def compiled():
+        model = keras_mae.MAEClassifier(make_model().encoder, 3)
+        model.compile(
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            metrics=[keras.metrics.SparseCategoricalAccuracy(name="top1")],
+            weighted_metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2)],
+        )
+        return model
+
+    right, saved = np.eye(3, dtype="float32"), compiled()
+    saved.compute_metrics(None, np.arange(3), right[::-1])
+    restored = compiled()
+    restored.running_metrics = saved.running_metrics
+    restored.compute_metrics(None, np.arange(3), right)
+    results = restored.get_metrics_result()
+    saved.compute_metrics(None, np.arange(3), right)
+    assert results == saved.get_metrics_result() and 0.6 < results["top1"] < 0.7
+
+
 class Failing:
     """Stands for a model whose file doesn't fit on the disk."""
 
