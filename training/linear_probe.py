@@ -96,7 +96,9 @@ def main(config):
 
 def build_model(training):
     """Builds the classifier: a frozen encoder, batch norm, a linear head."""
-    model = training.build({"batch_norm": True})
+    # fine-tuning may have dropped parts of what the probe shall see whole
+    rates = ("drop_path_rate", "dropout_rate", "attention_dropout_rate")
+    model = training.build({"batch_norm": True}, **dict.fromkeys(rates, 0.0))
     model.encoder.trainable = False
     if model.head_norm is not None:
         model.head_norm.trainable = False

@@ -75,6 +75,21 @@ def test_features_are_those_of_few_images_once(pretrained, tmp_path):  # noqa: F
     assert ask(*flags) > 0.2
 
 
+def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
+    make_model, images, tmp_path
+):
+    rates = {"drop_path_rate": 0.5, "dropout_rate": 0.1, "attention_dropout_rate": 0.1}
+    make_model(**rates).save(tmp_path / "model.keras")
+    script = load(SCRIPT)
+    flags = [f"--model={tmp_path}", f"--output={tmp_path}"]
+    config = parse_flags(script.ProbeConfig, "", flags)
+    config = script.apply_recipe(config, script.LINEAR_PROBING).resolved()
+    model = script.build_model(script.ClassifierTraining(config))
+    data = images[..., :1], keras.ops.one_hot([0, 1, 2, 3], 10)
+    losses = [model.training_loss(**model.training_inputs(data))[0] for _ in range(2)]
+    assert float(losses[0]) == float(losses[1])
+
+
 @pytest.mark.nightly
 def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
     _, flags, _ = probed
