@@ -20,13 +20,31 @@ def part_size(batch: int | None, steps: int) -> int:
     return batch // steps
 
 
+def is_overwritten(variable: Any) -> bool:
+    """Whether a "gradient" is the variable's new value, as of float8's scales."""
+    return getattr(variable, "overwrite_with_gradient", False)
+
+
+def add_part(total: Tensor, gradient: Tensor, variable: Any) -> Tensor:
+    """Adds the gradient of a part of a batch; of what is overwritten, the maximum."""
+    add = ops.maximum if is_overwritten(variable) else ops.add
+    return add(total, ops.cast(gradient, "float32"))
+
+
 def mean_gradients(
-    sums: Sequence[Tensor | None], steps: int, variables: Sequence[Tensor]
+    sums: Sequence[Tensor | None], steps: int, variables: Sequence[Any]
 ) -> list[Tensor | None]:
-    """Turns float32 sums over parts of a batch into gradients in variables' dtypes."""
-    return [
-        None if total is None else ops.cast(total / steps, variable.dtype)
+    """Turns float32 sums over parts of a batch into gradients in variables' dtypes.
+
+    Of what is overwritten they are maxima, which stay.
+    """
+    means = [
+        total if total is None or is_overwritten(variable) else total / steps
         for total, variable in zip(sums, variables, strict=True)
+    ]
+    return [
+        None if mean is None else ops.cast(mean, variable.dtype)
+        for mean, variable in zip(means, variables, strict=True)
     ]
 
 
@@ -48,9 +66,13 @@ def drop_unused(
     return [gradient for gradient, _ in used], [one for _, one in used]
 
 
-def global_norm(gradients: Sequence[Tensor]) -> Tensor:
+def global_norm(gradients: Sequence[Tensor], variables: Sequence[Any]) -> Tensor:
     """Computes the float32 Euclidean norm of all gradients together."""
-    squares = [ops.sum(ops.square(ops.cast(one, "float32"))) for one in gradients]
+    squares = [
+        ops.sum(ops.square(ops.cast(one, "float32")))
+        for one, variable in zip(gradients, variables, strict=True)
+        if not is_overwritten(variable)
+    ]
     return ops.sqrt(sum(squares))
 
 

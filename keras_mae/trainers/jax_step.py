@@ -11,6 +11,7 @@ import keras
 
 from keras_mae.trainers.base_step import (
     BaseStep,
+    add_part,
     global_norm,
     mean_gradients,
     part_size,
@@ -88,8 +89,9 @@ class BackendStep(BaseStep):
             inputs, trainable, others, optimizer
         )
         with _VariableScope([self.optimizer.variables], [optimizer]):
-            norm = global_norm(gradients) / self.loss_scale()
-        gradients = self.clip_gradients(gradients, norm)
+            norm = global_norm(gradients, self.trainable_variables)
+            norm = norm / self.loss_scale()
+        gradients = self.clip_gradients(gradients, self.trainable_variables, norm)
         trainable, optimizer = self.optimizer.stateless_apply(
             optimizer, gradients, trainable
         )
@@ -145,20 +147,17 @@ class BackendStep(BaseStep):
             # a share of each part, else one device would have a part alone
             return _distribute(parts, axis=1)  # (steps, rows, ...)
 
-        def add_part(sums, part):
+        def add_gradients(sums, part):
             loss, gradients, others = sums
             more_loss, outputs, more, others = self._loss_and_gradients(
                 part, trainable, others, optimizer
             )
-            gradients = [
-                one + other.astype("float32")
-                for one, other in zip(gradients, more, strict=True)
-            ]
+            gradients = list(map(add_part, gradients, more, self.trainable_variables))
             return (loss + more_loss, gradients, others), outputs
 
         zeros = [jax.numpy.zeros(value.shape, "float32") for value in trainable]
         (loss, gradients, others), outputs = jax.lax.scan(
-            add_part, (0.0, zeros, others), jax.tree.map(split, inputs)
+            add_gradients, (0.0, zeros, others), jax.tree.map(split, inputs)
         )
         gradients = mean_gradients(gradients, steps, self.trainable_variables)
         if outputs is not None:

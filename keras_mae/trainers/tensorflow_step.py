@@ -11,7 +11,9 @@ from keras_mae.ops.fusion import fusion_scope
 from keras_mae.ops.tracing import cpu_graph_scope
 from keras_mae.trainers.base_step import (
     BaseStep,
+    add_part,
     drop_unused,
+    is_overwritten,
     part_size,
 )
 from keras_mae.utils.typing import Tensor
@@ -44,16 +46,35 @@ class BackendStep(BaseStep):
         inputs = self.training_inputs(data)
         loss, outputs, gradients = self._differentiate(inputs, self._share())
         gradients, variables = drop_unused(gradients, self.trainable_variables)
-        context = tf.distribute.get_replica_context()
-        if context.num_replicas_in_sync > 1:
-            # each replica has its share of the mean's gradient
-            gradients = context.all_reduce("SUM", gradients)
-        norm = tf.linalg.global_norm([tf.cast(g, "float32") for g in gradients])
+        if tf.distribute.get_replica_context().num_replicas_in_sync > 1:
+            gradients = self._reduce_gradients(gradients, variables)
+        pairs = zip(gradients, variables, strict=True)
+        summed = [one for one, variable in pairs if not is_overwritten(variable)]
+        norm = tf.linalg.global_norm([tf.cast(one, "float32") for one in summed])
         norm = norm / self.loss_scale()
-        gradients = self.clip_gradients(gradients, norm)
+        gradients = self.clip_gradients(gradients, variables, norm)
         self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
         results = self.track(loss, outputs, data)
         return self._replica_results({**results, "gradient_norm": norm})
+
+    def _reduce_gradients(self, gradients, variables):
+        """Adds up the replicas' shares; of what is overwritten, takes the maximum."""
+        context = tf.distribute.get_replica_context()
+        pairs = list(zip(gradients, variables, strict=True))
+        sums = [one for one, variable in pairs if not is_overwritten(variable)]
+        sums = iter(context.all_reduce("SUM", sums))
+        maxima = [one for one, variable in pairs if is_overwritten(variable)]
+        if not maxima:
+            return list(sums)
+        # replicas can't reduce to a maximum, but add up each its row of a table
+        flat = tf.concat([tf.reshape(one, [-1]) for one in maxima], axis=0)
+        rows = tf.range(context.num_replicas_in_sync)[:, None]
+        own = rows == context.replica_id_in_sync_group
+        table = context.all_reduce("SUM", tf.where(own, flat, 0.0))
+        sizes = [one.shape.num_elements() for one in maxima]
+        parts = tf.split(tf.reduce_max(table, axis=0), sizes)
+        parts = map(tf.reshape, parts, [one.shape for one in maxima])
+        return [next(parts if is_overwritten(one) else sums) for one in variables]
 
     def test_step(self, data):
         with self._counting_rows(data):
@@ -119,7 +140,7 @@ class BackendStep(BaseStep):
         size = part_size(inputs["images"].shape[0], steps)
         has_outputs, unused = [], set()
 
-        def add_part(step, loss, gradients, parts):
+        def add_gradients(step, loss, gradients, parts):
             rows = step * size + tf.range(size)
             part_loss, outputs, more = self._loss_and_gradients(
                 {name: tf.gather(tensor, rows) for name, tensor in inputs.items()},
@@ -130,8 +151,8 @@ class BackendStep(BaseStep):
                 parts = parts.write(step, outputs)
             unused.update(index for index, one in enumerate(more) if one is None)
             sums = [
-                total if one is None else total + tf.cast(one, "float32")
-                for total, one in zip(gradients, more, strict=True)
+                total if one is None else add_part(total, one, variable)
+                for total, one, variable in zip(gradients, more, variables, strict=True)
             ]
             return step + 1, loss + part_loss, sums, parts
 
@@ -140,7 +161,7 @@ class BackendStep(BaseStep):
         parts = tf.TensorArray("float32", steps)
         _, loss, gradients, parts = tf.while_loop(
             lambda step, *_: step < steps,
-            add_part,
+            add_gradients,
             (0, 0.0, zeros, parts),
             parallel_iterations=1,  # parts side by side would take memory each
         )

@@ -6,6 +6,7 @@ from keras_mae.trainers.base_step import (
     BaseStep,
     drop_unused,
     global_norm,
+    is_overwritten,
     mean_gradients,
     part_size,
 )
@@ -18,8 +19,8 @@ class BackendStep(BaseStep):
         loss, outputs, gradients = self._accumulate(self.training_inputs(data))
         gradients, variables = drop_unused(gradients, self.trainable_variables)
         with torch.no_grad():
-            norm = global_norm(gradients) / self.loss_scale()
-            gradients = self.clip_gradients(gradients, norm)
+            norm = global_norm(gradients, variables) / self.loss_scale()
+            gradients = self.clip_gradients(gradients, variables, norm)
             self.optimizer.apply(gradients, variables)
             return {**self.track(loss, outputs, data), "gradient_norm": norm}
 
@@ -52,10 +53,19 @@ class BackendStep(BaseStep):
             if gradients is None:
                 gradients = [None if one is None else one.float() for one in more]
             else:
-                # a weight that one part leaves unused is unused in all
-                pairs = zip(gradients, more, strict=True)
-                used = [pair for pair in pairs if None not in pair]
-                torch._foreach_add_(*map(list, zip(*used, strict=True)))
+                self._add_part(gradients, more)
         gradients = mean_gradients(gradients, steps, self.trainable_variables)
         outputs = None if parts[0] is None else torch.cat(parts)
         return sum(losses) / steps, outputs, gradients
+
+    def _add_part(self, sums, gradients):
+        """Adds the gradients of a part of a batch to the sums, in place."""
+        added = []
+        for *pair, one in zip(sums, gradients, self.trainable_variables, strict=True):
+            if any(value is None for value in pair):
+                continue  # a weight that one part leaves unused is unused in all
+            if is_overwritten(one):
+                torch.maximum(*pair, out=pair[0])
+            else:
+                added.append(pair)
+        torch._foreach_add_(*map(list, zip(*added, strict=True)))

@@ -10,6 +10,7 @@ from keras import ops
 from keras_mae.ops.fusion import auto_jit_compile, runs_as_cpu_graph, should_fuse
 from keras_mae.optimizers.averaging import release_own_weights
 from keras_mae.trainers import BackendStep
+from keras_mae.trainers.base_step import is_overwritten
 from keras_mae.trainers.saved_state import ResumableState
 from keras_mae.utils.typing import Tensor
 
@@ -155,10 +156,13 @@ class TrainStep(ResumableState, BackendStep):
         return self.optimizer.scale_loss(1.0)
 
     def clip_gradients(
-        self, gradients: Sequence[Tensor], norm: Tensor
+        self, gradients: Sequence[Tensor], variables: Sequence[Any], norm: Tensor
     ) -> Sequence[Tensor]:
         """Scales gradients of this global norm down to `clip_norm`, if set."""
         if self.clip_norm is None:
             return gradients
         scale = self.clip_norm / ops.maximum(norm, self.clip_norm)
-        return [gradient * ops.cast(scale, gradient.dtype) for gradient in gradients]
+        return [
+            one if is_overwritten(variable) else one * ops.cast(scale, one.dtype)
+            for one, variable in zip(gradients, variables, strict=True)
+        ]

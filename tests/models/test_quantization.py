@@ -135,6 +135,35 @@ def test_float8_is_trained(make_model, images):
     assert losses.history["loss"][-1] < losses.history["loss"][0]
 
 
+@SLOW
+def test_float8_scales_are_neither_summed_nor_clipped(make_model, images):
+    found = []
+    for options in ({}, {"accumulation_steps": 2, "clip_norm": 0.1}):
+        keras.utils.set_random_seed(0)
+        encoder = make_model(depth=1, patch_size=16).encoder
+        model = keras_mae.MAEClassifier(encoder, 3, head_range=0.5)
+        model.quantize("float8")
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(1.0), loss=loss, **options)
+        before = model.get_weights()
+        labels = np.array([0, 1, 2, 0])
+        logs = model.fit(images, labels, batch_size=4, verbose=0).history
+        change, scales = 0, []
+        for old, new in zip(before, model.weights, strict=True):
+            new, name = ops.convert_to_numpy(new), new.path.rpartition("/")[2]
+            if "scale" in name or "amax" in name:
+                scales += [] if "grad" in name else [new]
+            else:
+                change += np.sum((new - old) ** 2)
+        found.append((logs["gradient_norm"][0], np.sqrt(change), scales))
+    (norm, change, wanted), (_, clipped, scales) = found
+    assert change == pytest.approx(norm, rel=1e-3) and norm > 0.2
+    assert clipped == pytest.approx(0.1, rel=1e-3)
+    for mine, theirs in zip(scales, wanted, strict=True):
+        # a last digit may round otherwise in 8 bits
+        np.testing.assert_allclose(mine, theirs, rtol=0.1)
+
+
 @pytest.mark.slow
 def test_what_does_not_go_is_one_error(make_model, tmp_path):
     model = MODELS["classifier"](make_model())
