@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from keras_mae.presets import preset_sizes
 from keras_mae.profiling.costs import flops_per_image
 from keras_mae.profiling.paired_runs import Worker, compare, take_turns
 from tests.scripts import ROOT, config_class, load, refusal, run
@@ -180,6 +181,17 @@ def test_a_soak_ends_with_an_error_on_failed_requests_and_growing_memory():
         check([rows[0], {"failed": 1, "memory": 120.0}])
     with pytest.raises(ValueError, match="Received: 0 failed, 100 to 130 MiB"):
         check([rows[0], {"failed": 0, "memory": 130.0}])
+
+
+@pytest.mark.slow
+def test_no_weight_of_the_compared_losses_is_all_zeros():
+    needs("transformers")
+    sizes = {**preset_sizes("mae_tiny"), "depth": 1, "decoder_depth": 1}
+    model = load("training/compare_losses.py").make_theirs(sizes)
+    weights = dict(model.named_parameters())
+    assert not [name for name, weight in weights.items() if not weight.any()]
+    positions = [weight for name, weight in weights.items() if "pos" in name]
+    assert [round(float(table.std()), 1) for table in positions] == [0.5, 0.5]
 
 
 @pytest.mark.nightly
