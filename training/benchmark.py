@@ -10,7 +10,7 @@ PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and Ad
 `--quantize`, `--residual_dtype` and `--engine`, and `savedmodel`, `openvino`, `litert`
 and `onnx` are the encoder in these engines; several go with commas between. MFU is
 relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
-process.
+process. On a GPU, float32 products are TF32 on all sides.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -32,8 +32,9 @@ import keras
 import numpy as np
 
 from keras_mae.presets import preset_sizes
+from keras_mae.profiling import paired_runs
 from keras_mae.profiling.costs import flops_per_image, measured_flops, peak_flops
-from keras_mae.profiling.paired_runs import Worker, compare, serve_steps, take_turns
+from keras_mae.profiling.paired_runs import Worker, compare, take_turns
 from keras_mae.profiling.timed_steps import make_step
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
@@ -171,6 +172,9 @@ def find_peak_flops(precision):
 def work(config):
     """Runs our steps in a worker process."""
     begin = time.perf_counter()
+    settings = {}
+    if keras.backend.backend() == "torch":
+        settings["float32_matmul_precision"] = paired_runs.use_tf32()
     step, flops = make_our_step(config)
     residuals = config.residual_dtype and f"{config.residual_dtype} residuals"
     engine = config.engine if config.engine != "keras" else None
@@ -179,6 +183,7 @@ def work(config):
         "library": ", ".join(["keras_mae", *variant]),
         "keras": keras.__version__,
         "backend": keras.backend.backend(),
+        **settings,
         "build": time.perf_counter() - begin,
         "flops": flops,
         "peak_flops": find_peak_flops(config.precision) if flops else 0.0,
@@ -187,7 +192,7 @@ def work(config):
         import tensorflow as tf
 
         about["tensorflow"] = tf.__version__
-    serve_steps(step, about)
+    paired_runs.serve_steps(step, about)
 
 
 def start_ours(config):

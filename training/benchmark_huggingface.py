@@ -33,7 +33,7 @@ def load(path):
 
 
 PRESETS = load("presets.py").PRESETS
-serve_steps = load("profiling/paired_runs.py").serve_steps
+paired_runs = load("profiling/paired_runs.py")
 
 
 def parse():
@@ -117,11 +117,12 @@ def main():
         "library": "transformers" + ", torch.compile" * options.compile,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
+        "float32_matmul_precision": paired_runs.use_tf32(),
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
     }
     step = make_step(options, device)
-    serve_steps(step, about)
+    paired_runs.serve_steps(step, about)
     if device == "cuda":
         print(f"GPU peak: {torch.cuda.max_memory_allocated()}", file=sys.stderr)
 

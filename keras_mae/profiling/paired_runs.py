@@ -71,6 +71,18 @@ class Worker:
         raise ValueError(f"Worker process failed: {' '.join(self._process.args)}")
 
 
+def use_tf32():
+    """Has PyTorch multiply float32 as TF32 on GPUs, as TensorFlow and JAX do unasked.
+
+    Returns PyTorch's setting.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
+    return torch.get_float32_matmul_precision()
+
+
 def take_turns(workers, warmup, repeats):
     """Runs a step of each worker in turn, and fills their `seconds` after warmup."""
     for number in range(warmup + repeats):

@@ -6,10 +6,12 @@ import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from keras_mae.presets import preset_sizes
+from keras_mae.profiling import paired_runs
 from keras_mae.profiling.costs import flops_per_image
 from keras_mae.profiling.paired_runs import Worker, compare, take_turns
 from tests.scripts import ROOT, config_class, load, refusal, run
@@ -51,6 +53,18 @@ def test_speed_ratio_and_quartiles():
     ratio, low, high = compare([1.0, 2.0, 3.0], [2.0, 6.0, 3.0])
     assert ratio == 1.5 and (low, high) == (1.5, 2.5)
     assert compare([2.0], [3.0]) == (1.5, 1.5, 1.5)
+
+
+@pytest.mark.parametrize("gpu, precision", [(True, "high"), (False, "highest")])
+def test_pytorch_multiplies_as_tf32_on_a_gpu(gpu, precision, monkeypatch):
+    setting = ["highest"]
+    torch = SimpleNamespace(
+        cuda=SimpleNamespace(is_available=lambda: gpu),
+        set_float32_matmul_precision=setting.append,
+        get_float32_matmul_precision=lambda: setting[-1],
+    )
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert paired_runs.use_tf32() == precision
 
 
 def test_encoder_flops(make_model):
