@@ -10,7 +10,8 @@ PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and Ad
 `--quantize`, `--residual_dtype` and `--engine`, and `savedmodel`, `openvino`, `litert`
 and `onnx` are the encoder in these engines; several go with commas between. MFU is
 relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
-process. On a GPU, float32 products are TF32 on all sides.
+process. On a GPU, float32 products are TF32 on all sides, and peak memory is the GPU's;
+on a CPU it is the resident memory of the process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -192,7 +193,10 @@ def work(config):
         import tensorflow as tf
 
         about["tensorflow"] = tf.__version__
-    paired_runs.serve_steps(step, about)
+    # the other engines, and reading images, run on CPUs
+    places = {"keras": keras.backend.backend(), "savedmodel": "tensorflow"}
+    place = None if config.mode == "input" else places.get(config.engine)
+    paired_runs.serve_steps(step, about, place)
 
 
 def start_ours(config):
@@ -241,6 +245,7 @@ def describe(worker, config):
         "seconds": worker.seconds,
         "images_per_second": config.batch_size / median,
         "peak_memory": worker.peak,
+        "peak_memory_of": worker.peak_of,
     }
     if worker.about.get("flops"):
         row["mfu"] = worker.about["flops"] / median / worker.about["peak_flops"]
@@ -257,15 +262,19 @@ def report(rows, config):
         mfu = f", MFU {row['mfu']:.0%}" if "mfu" in row else ""
         print(
             f"  {row['library']}: {row['images_per_second']:.2f} images/s{mfu}, first "
-            f"step {row['first_step']:.1f} s, peak {row['peak_memory'] / 2**30:.2f} GiB"
+            f"step {row['first_step']:.1f} s, peak of the {row['peak_memory_of']} "
+            f"{row['peak_memory'] / 2**30:.2f} GiB"
         )
     for row in rows[1:]:
         ratio, low, high = compare(rows[0]["seconds"], row["seconds"])
-        memory = rows[0]["peak_memory"] / row["peak_memory"]
+        memory = ""
+        if row["peak_memory_of"] == rows[0]["peak_memory_of"]:
+            share = rows[0]["peak_memory"] / row["peak_memory"]
+            memory = f"; of peak memory: {share:.2f}"
         to = "" if len(rows) == 2 else f" to {row['library']}"
         print(
             f"  ratio{to} of images/s: {ratio:.2f} (quartiles {low:.2f} to "
-            f"{high:.2f}); of peak memory: {memory:.2f}"
+            f"{high:.2f}){memory}"
         )
 
 

@@ -8,7 +8,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -121,10 +120,7 @@ def main():
         "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
     }
-    step = make_step(options, device)
-    paired_runs.serve_steps(step, about)
-    if device == "cuda":
-        print(f"GPU peak: {torch.cuda.max_memory_allocated()}", file=sys.stderr)
+    paired_runs.serve_steps(make_step(options, device), about, "torch")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,11 @@ import time
 from pathlib import Path
 
 
-def serve_steps(step, about):
-    """Runs a step per line on standard input; prints `about`, then seconds, as JSON."""
+def serve_steps(step, about, backend=None):
+    """Runs a step per line on standard input; prints `about`, then seconds, as JSON.
+
+    `backend` is what runs the step where that may be on an accelerator.
+    """
     begin = time.perf_counter()
     step()
     first = time.perf_counter() - begin
@@ -24,18 +27,49 @@ def serve_steps(step, about):
         begin = time.perf_counter()
         step()
         seconds = time.perf_counter() - begin
-        print(json.dumps({"seconds": seconds, "peak": peak_memory()}), flush=True)
+        print(json.dumps({"seconds": seconds, **peak_memory(backend)}), flush=True)
 
 
-def peak_memory():
-    """Peak resident memory of this process in bytes; 0 where /proc does not tell."""
+def peak_memory(backend):
+    """Peak memory in bytes, and whose: an accelerator's, or else this process's."""
+    peak = _accelerator_peak(backend)
+    if peak is not None:
+        return {"peak": peak, "peak_of": "accelerator"}
+    return {"peak": _resident_peak(), "peak_of": "process"}
+
+
+def _accelerator_peak(backend):
+    """Peak memory that the backend took of its first accelerator; None without one."""
+    if backend == "jax":
+        import jax
+
+        stats = jax.devices()[0].memory_stats() or {}  # None on CPUs
+        return stats.get("peak_bytes_in_use")
+    if backend == "torch":
+        import torch
+
+        there = torch.cuda.is_available()
+        return torch.cuda.max_memory_allocated() if there else None
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.list_physical_devices("GPU"):
+            return tf.config.experimental.get_memory_info("GPU:0")["peak"]
+    return None
+
+
+def _resident_peak():
+    """Peak resident memory of this process; 0 where /proc does not tell."""
     path = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+)", path.read_text()) if path.exists() else None
     return int(found[1]) * 1024 if found else 0
 
 
 class Worker:
-    """A worker: `about` is its first line, `seconds` of its steps, `peak` in bytes."""
+    """A worker: `about` is its first line, `seconds` of its steps, `peak` in bytes.
+
+    `peak_of` is `"accelerator"` or `"process"`, whose memory it is.
+    """
 
     def __init__(self, command, environment=()):
         self._process = subprocess.Popen(
@@ -46,7 +80,7 @@ class Worker:
             env={**os.environ, **dict(environment)},
         )
         self.seconds = []
-        self.peak = 0
+        self.peak, self.peak_of = 0, None
         self.about = self._read()
 
     def __enter__(self):
@@ -61,7 +95,7 @@ class Worker:
         self._process.stdin.write("step\n")
         self._process.stdin.flush()
         answer = self._read()
-        self.peak = answer["peak"]
+        self.peak, self.peak_of = answer["peak"], answer["peak_of"]
         return answer["seconds"]
 
     def _read(self):

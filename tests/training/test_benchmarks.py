@@ -67,6 +67,44 @@ def test_pytorch_multiplies_as_tf32_on_a_gpu(gpu, precision, monkeypatch):
     assert paired_runs.use_tf32() == precision
 
 
+def test_peak_memory_is_the_accelerators_where_there_is_one(monkeypatch):
+    device = SimpleNamespace(memory_stats=lambda: {"peak_bytes_in_use": 3})
+    cuda = {"is_available": lambda: True, "max_memory_allocated": lambda: 5}
+    config = SimpleNamespace(
+        list_physical_devices=lambda kind: [kind],
+        experimental=SimpleNamespace(get_memory_info=lambda name: {"peak": 7}),
+    )
+    fakes = {
+        "jax": SimpleNamespace(devices=lambda: [device]),
+        "torch": SimpleNamespace(cuda=SimpleNamespace(**cuda)),
+        "tensorflow": SimpleNamespace(config=config),
+    }
+    peaks = []
+    for backend, fake in fakes.items():
+        monkeypatch.setitem(sys.modules, backend, fake)
+        peaks.append(paired_runs.peak_memory(backend))
+    assert peaks == [{"peak": n, "peak_of": "accelerator"} for n in (3, 5, 7)]
+    device.memory_stats = lambda: None
+    config.list_physical_devices = lambda kind: []
+    cuda["is_available"] = lambda: False
+    fakes["torch"].cuda = SimpleNamespace(**cuda)
+    for backend in (*fakes, None):
+        peak = paired_runs.peak_memory(backend)
+        assert peak["peak_of"] == "process" and peak["peak"] > 2**20
+
+
+def test_peaks_of_a_gpu_and_a_process_have_no_ratio(capsys):
+    benchmark = load(TRAINING)
+    row = {"library": "x", "images_per_second": 1.0, "first_step": 1.0}
+    row |= {"seconds": [1.0], "peak_memory": 2**30, "peak_memory_of": "accelerator"}
+    benchmark.report([row, row], benchmark.BenchmarkConfig())
+    assert "of peak memory: 1.00" in capsys.readouterr().out
+    other = {**row, "peak_memory_of": "process"}
+    benchmark.report([row, other], benchmark.BenchmarkConfig())
+    out = capsys.readouterr().out
+    assert "peak of the accelerator 1.00 GiB" in out and "of peak memory" not in out
+
+
 def test_encoder_flops(make_model):
     model = make_model()
     whole, encoder = flops_per_image(model), flops_per_image(model.encoder)
