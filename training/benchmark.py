@@ -34,7 +34,7 @@ import numpy as np
 
 from keras_mae.presets import preset_sizes
 from keras_mae.profiling import paired_runs
-from keras_mae.profiling.costs import flops_per_image, measured_flops, peak_flops
+from keras_mae.profiling.costs import forward_flops, measured_flops, peak_flops
 from keras_mae.profiling.paired_runs import Worker, compare, take_turns
 from keras_mae.profiling.timed_steps import make_step
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
@@ -121,7 +121,7 @@ def make_engine_step(config):
     shape = (config.batch_size, *encoder.image_size, encoder.num_channels)
     pixels = np.random.default_rng(0).standard_normal(shape).astype("float32")
     encode = load_exported(encoder, config.engine)
-    flops = config.batch_size * flops_per_image(encoder) / 3
+    flops = config.batch_size * forward_flops(encoder)
     return lambda: float(np.max(encode(pixels))), flops
 
 

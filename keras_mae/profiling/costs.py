@@ -1,6 +1,9 @@
 """FLOPs and memory of a training step, and the peak FLOP/s of devices, for MFU."""
 
+import itertools
+import math
 import time
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -28,11 +31,20 @@ _TPU_PEAKS = {
 }
 
 
-def _block_flops(stack, tokens):
-    """FLOPs of a forward pass of all blocks over one image."""
-    width, mlp = stack.hidden_dim, stack.get_config()["mlp_dim"]
-    projections = 8 * tokens * width**2 + 4 * tokens * width * mlp
-    return len(stack.blocks) * (projections + 4 * tokens**2 * width)
+class _Part(NamedTuple):
+    """A layer that multiplies tokens by kernels, and the FLOPs of attention in it."""
+
+    layer: keras.Layer
+    tokens: int
+    kernel_size: int
+    attention: int = 0
+
+    @property
+    def forward(self):
+        return 2 * self.tokens * self.kernel_size + self.attention
+
+    def is_frozen(self):
+        return not self.layer.trainable_variables
 
 
 def _stacks(model):
@@ -45,18 +57,52 @@ def _stacks(model):
     return [(model.encoder, 1 + visible), (model.decoder, 1 + patches)]
 
 
+def _stack_parts(stack, tokens):
+    """Yields the blocks and the norm of a stack, as `_Part`."""
+    width = stack.hidden_dim
+    for block in stack.blocks:
+        kernels = 4 * width**2 + 2 * width * block.mlp_dim
+        yield _Part(block, tokens, kernels, attention=4 * tokens**2 * width)
+    yield _Part(stack.norm, tokens, 0)
+
+
+def _parts(model):
+    """Yields what an image passes in turn, as `_Part`."""
+    (encoder, tokens), *decoders = _stacks(model)
+    width = encoder.hidden_dim
+    yield _Part(encoder.patch_embedding, tokens - 1, encoder.patch_dim * width)
+    yield from _stack_parts(encoder, tokens)
+    for decoder, all_tokens in decoders:
+        yield _Part(decoder.embed, tokens, width * decoder.hidden_dim)
+        yield from _stack_parts(decoder, all_tokens)
+        kernel = decoder.hidden_dim * decoder.patch_dim
+        yield _Part(decoder.pred, all_tokens, kernel)
+
+
+def _backward_parts(model):
+    """Lists the parts that the backward pass reaches: from the first trained one on."""
+    return list(itertools.dropwhile(_Part.is_frozen, _parts(model)))
+
+
+def forward_flops(model):
+    """FLOPs of a forward pass per image: matrix products only."""
+    return float(sum(part.forward for part in _parts(model)))
+
+
 def flops_per_image(model):
     """FLOPs of a training step per image: matrix products only, backward = 2 x forward.
 
-    What rematerialization computes again is not counted, as MFU asks for.
+    A frozen kernel has no gradient, and what lies below the first trained layer no
+    backward pass. Not counted, as MFU asks for, is what rematerialization repeats.
     """
-    stacks = _stacks(model)
-    encoder = stacks[0][0]
-    ends = 2 * (stacks[0][1] - 1) * encoder.patch_dim * encoder.hidden_dim
-    for decoder, tokens in stacks[1:]:
-        ends += 2 * stacks[0][1] * encoder.hidden_dim * decoder.hidden_dim
-        ends += 2 * tokens * decoder.hidden_dim * decoder.patch_dim
-    return 3.0 * (ends + sum(_block_flops(*stack) for stack in stacks))
+    total = forward_flops(model)
+    for part in _backward_parts(model):
+        # the gradients of its input, and of both factors of attention's products
+        total += part.forward + part.attention
+        weights = part.layer.trainable_variables
+        trained = sum(math.prod(one.shape) for one in weights if len(one.shape) == 2)
+        total += 2 * part.tokens * trained
+    return total
 
 
 def estimate_memory(model, images):
@@ -64,29 +110,32 @@ def estimate_memory(model, images):
 
     Activations are what XLA keeps of a block: six tensors of its width, two of its
     MLP's, two of attention; with rematerialization its input, and one whole block.
+    Blocks below the first trained layer keep nothing: there is one of them at a time.
     """
-    variables = model.trainable_variables
-    sizes = [int(np.prod(variable.shape)) for variable in variables]
+    trained = model.trainable_variables
     # the weight, its gradient and two moments; averages are float32
-    total = sum(
-        4 * size * _item_size(variable.dtype)
-        for size, variable in zip(sizes, variables, strict=True)
-    )
+    total = 4 * _bytes(trained) + _bytes(model.non_trainable_variables)
     if averaging_optimizer(model) is not None:
-        total += 4 * sum(sizes)
+        total += 4 * sum(math.prod(weight.shape) for weight in trained)
+    reached = {id(part.layer) for part in _backward_parts(model)}
     for stack, tokens in _stacks(model):
         config = stack.get_config()
         block = tokens * (6 * stack.hidden_dim + 2 * config["mlp_dim"])
         block += 2 * config["num_heads"] * tokens**2
-        kept = len(stack.blocks) * block
+        blocks = sum(id(one) in reached for one in stack.blocks)
+        kept = max(1, blocks) * block
         if stack.rematerialize:
-            kept = len(stack.blocks) * tokens * stack.hidden_dim + block
+            kept = blocks * tokens * stack.hidden_dim + block
         total += images * kept * _item_size(model.compute_dtype)
     return total
 
 
+def _bytes(weights):
+    return sum(math.prod(one.shape) * _item_size(one.dtype) for one in weights)
+
+
 def _item_size(dtype):
-    return 4 if dtype == "float32" else 2
+    return {"float32": 4, "int8": 1}.get(dtype, 2)
 
 
 def peak_flops(strategy, precision, accelerator=None):

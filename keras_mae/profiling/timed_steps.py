@@ -10,7 +10,7 @@ from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.ops.fusion import auto_jit_compile
 from keras_mae.optimizers.adamw import pretraining_optimizer
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
-from keras_mae.profiling.costs import flops_per_image
+from keras_mae.profiling.costs import flops_per_image, forward_flops
 
 _NUM_CLASSES = 1000
 
@@ -59,8 +59,7 @@ def make_step(
     if quantization is not None:
         model.quantize(quantization)
     step = _forward_step(function, _draw_images(model, batch_size), compiled)
-    # a third of a training step: the forward pass alone
-    return step, batch_size * flops_per_image(model) / 3
+    return step, batch_size * forward_flops(model)
 
 
 def _encoding(preset, compiled, overrides):

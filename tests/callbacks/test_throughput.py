@@ -120,6 +120,34 @@ def test_flops_and_memory_of_the_base_model():
     assert costs.estimate_memory(model, 0) == pytest.approx(1.79e9, rel=0.01)
 
 
+def test_frozen_parts_cost_less():
+    model = keras_mae.MAEClassifier.from_preset("mae_tiny", num_classes=10)
+    encoder = model.encoder
+    forward, memory = costs.forward_flops(model), costs.estimate_memory(model, 0)
+    activations = costs.estimate_memory(model, 64) - memory
+    assert costs.flops_per_image(model) == 3 * forward
+
+    encoder.freeze_but_last(1)
+    kernels, attention = 2 * 65 * (4 * 128**2 + 2 * 128 * 512), 4 * 65**2 * 128
+    last = 2 * (kernels + attention)
+    assert costs.flops_per_image(model) == forward + last
+    part = costs.estimate_memory(model, 64) - costs.estimate_memory(model, 0)
+    assert part == activations / 4  # one of four blocks
+
+    encoder.trainable = False
+    assert costs.flops_per_image(model) == forward
+    weights = 4 * model.count_params()
+    assert weights < costs.estimate_memory(model, 0) < 1.1 * weights < memory / 3
+    assert costs.estimate_memory(model, 64) - part == costs.estimate_memory(model, 0)
+
+
+def test_lora_has_gradients_of_activations_but_not_of_kernels():
+    encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
+    forward = costs.forward_flops(encoder)
+    encoder.enable_lora(rank=4)
+    assert 2 < costs.flops_per_image(encoder) / forward < 2.3
+
+
 def test_rematerialization_takes_less_memory(make_model):
     kept = costs.estimate_memory(make_model(), 64)
     assert costs.estimate_memory(make_model(rematerialize=True), 64) < kept
