@@ -1,9 +1,6 @@
 """Fixtures: a tiny model, and its files in each format."""
 
-import json
-
 import pytest
-from safetensors.numpy import save_file
 
 import keras_mae
 from keras_mae.weights import export_weights
@@ -49,20 +46,9 @@ def write(saved, state, tmp_path):
             content = forge.state_program(state, text("args") + ARGS)
             return writer(folder / "model.pth", content, forge.storages_of(state))
         if kind == "shards":
-            return write_shards(folder, state)
+            return forge.write_shards(folder, state)
         for file, content in saved[kind].items():
             (folder / file).write_bytes(content)
         return folder
 
     return write
-
-
-def write_shards(folder, state):
-    keys = sorted(state)
-    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
-    for file, names in parts.items():
-        save_file({key: state[key] for key in names}, folder / file)
-    index = {key: file for file, names in parts.items() for key in names}
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": index}))
-    return folder

@@ -1,10 +1,12 @@
-"""Writes PyTorch files opcode by opcode, valid and forged ones."""
+"""Writes PyTorch files opcode by opcode, valid and forged ones, and sound shards."""
 
 import itertools
+import json
 import struct
 import zipfile
 
 import numpy as np
+from safetensors.numpy import save_file
 
 KINDS = {np.dtype("float32"): "FloatStorage", np.dtype("int64"): "LongStorage"}
 MAGIC = 0x1950A86A20F9469CFC6C
@@ -110,3 +112,15 @@ def first_state(**tensors):
 
 # facebook's training arguments, of which a `.pth` of unusual sizes needs the heads
 ARGS = mapping((text("num_heads"), number(2)), (text("decoder_num_heads"), number(2)))
+
+
+def write_shards(folder, state):
+    """Writes safetensors in two shards with their index; returns the folder."""
+    keys = sorted(state)
+    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
+    for file, names in parts.items():
+        save_file({key: state[key] for key in names}, folder / file)
+    index = {key: file for file, names in parts.items() for key in names}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    return folder

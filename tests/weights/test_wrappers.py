@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import json
 
 import h5py
 import numpy as np
@@ -12,6 +11,7 @@ from safetensors.numpy import save_file
 import keras_mae
 from keras_mae.weights import PortError, export_weights, load_weights
 from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
+from tests.crafted import forge
 
 SIZES = {"num_heads": 2, "decoder_num_heads": 2}
 
@@ -180,23 +180,15 @@ def test_two_models_in_one_state_dict_are_told_apart(state):
 
 
 def write_without_dicts(state, container, folder):
-    """Writes a container that holds tensors alone; returns its path."""
+    """Writes a container that holds tensors alone."""
     if container == "HDF5":
         with h5py.File(folder / "tf_model.h5", "w") as file:
             for key, value in state.items():
                 file[key] = value
-        return folder / "tf_model.h5"
-    if container == "safetensors":
+    elif container == "safetensors":
         save_file(state, folder / "model.safetensors")
-        return folder / "model.safetensors"
-    keys = sorted(state)
-    parts = {"a.safetensors": keys[::2], "b.safetensors": keys[1::2]}
-    for name, names in parts.items():
-        save_file({key: state[key] for key in names}, folder / name)
-    index = {key: name for name, names in parts.items() for key in names}
-    path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps({"weight_map": index}))
-    return path
+    else:
+        forge.write_shards(folder, state)
 
 
 @pytest.mark.parametrize("container", ["safetensors", "shards", "HDF5"])
