@@ -8,11 +8,11 @@ Draws columns of the run's history.csv: by default the losses and accuracies.
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
 
 # isort: split
-import csv
 import dataclasses
 import math
 from pathlib import Path
 
+from keras_mae.callbacks.history import read_history
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import ACCURACIES, plot_history
 
@@ -29,26 +29,27 @@ class PlotConfig:
     out: str = flag("picture to write", "history.png")
 
 
-def read_history(run):
+def read_columns(run):
     """Returns the epochs, from 1, and the columns of a run's history.csv as floats."""
     path = Path(run, "history.csv")
     if not path.is_file():
         raise ValueError(f"--run must be a folder with a history.csv. Received: {run}")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    (_, *names), rows = read_history(path)
     if not rows:
         raise ValueError(f"{path} has no epoch yet")
-    columns = {
-        name: [number(row[name]) for row in rows] for name in rows[0] if name != "epoch"
+    epochs, *columns = zip(*rows, strict=False)
+    values = {
+        name: [number(text) for text in texts]
+        for name, texts in zip(names, columns, strict=False)
     }
-    return [int(row["epoch"]) + 1 for row in rows], columns
+    return [int(epoch) + 1 for epoch in epochs], values
 
 
 def number(text):
     """Reads a number; NaN where there is none, as `CSVLogger`'s NA."""
     try:
         return float(text)
-    except (TypeError, ValueError):
+    except ValueError:
         return math.nan
 
 
@@ -67,7 +68,7 @@ def choose(columns, asked):
 
 def main(config):
     """Writes the picture."""
-    epochs, columns = read_history(config.run)
+    epochs, columns = read_columns(config.run)
     picture = plot_history(epochs, choose(columns, config.columns))
     Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     picture.save(config.out)
