@@ -61,11 +61,15 @@ class ClassifierTraining(Training):
     def __init__(self, config, **kwargs):
         super().__init__(config, **kwargs)
         source = data.with_labels(self.source, config.num_classes)
-        few = config.labels_per_class, config.seed
-        self.source = data.few_labels(source, *few)
-        # of which features are computed
-        self.distinct = data.few_labels(source, *few, repeat=False)
+        self._labelled = source
+        self.source = data.few_labels(source, config.labels_per_class, config.seed)
         self.class_names = source.class_names
+
+    @property
+    def distinct(self):
+        """The source with each training image once, of which features are computed."""
+        few = self.config.labels_per_class, self.config.seed
+        return data.few_labels(self._labelled, *few, repeat=False)
 
     def build(self, head, **changes):
         """Returns an `MAEClassifier` around the pretrained, or a fresh, encoder."""
