@@ -17,7 +17,6 @@ import keras_mae  # first: it imports TensorFlow quietly
 # isort: split
 import dataclasses
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -33,6 +32,7 @@ from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.recipes import LINEAR_PROBING
 from keras_mae.runs.training_config import TrainingConfig, ema_flag
 from keras_mae.runs.training_run import Training, exit_on_lost_worker
+from keras_mae.utils.devices import check_tensorflow_backend
 from keras_mae.utils.flags import flag, run_script
 
 # flags that a resumed run may change
@@ -205,11 +205,7 @@ def compile_for(config):
     """Reports whether the training step compiles and fits on a TPU."""
     from keras_mae.profiling import tpu_check, tpu_report
 
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "compile_for needs Keras's TensorFlow backend. Received: KERAS_BACKEND="
-            f"{keras.backend.backend()}"
-        )
+    check_tensorflow_backend("compile_for")
     topology = tpu_check.parse_topology(config.compile_for)
 
     def make_model(rematerialize):

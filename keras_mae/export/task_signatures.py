@@ -22,6 +22,7 @@ from keras_mae.layers import seeded_noise
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.class_names import write_labels
+from keras_mae.utils.devices import check_tensorflow_backend
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 
@@ -258,7 +259,8 @@ def build_signatures(
         An object whose method `signatures()` returns a dict from name to signature.
 
     Raises:
-        ValueError: If the model has another class, or an argument doesn't fit it.
+        ValueError: If the model has another class, an argument doesn't fit it, or
+            Keras runs on another backend than TensorFlow.
 
     Example:
 
@@ -268,6 +270,7 @@ def build_signatures(
     assert "reconstruct_with_noise" in served.signatures()
     ```
     """
+    check_tensorflow_backend("An export")
     options = (max_pixels, embedding, normalize_embedding, batching)
     arguments = (model, processor, *options)
     if isinstance(model, MAEClassifier):

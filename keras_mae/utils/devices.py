@@ -1,4 +1,4 @@
-"""Which devices the Keras backend sees."""
+"""Keras's backend, and the devices that it sees."""
 
 import keras
 
@@ -16,3 +16,12 @@ def has_accelerator() -> bool:
     import tensorflow as tf
 
     return any(map(tf.config.list_physical_devices, ("GPU", "TPU")))
+
+
+def check_tensorflow_backend(name):
+    """Raises where `name` would need TensorFlow, and Keras runs on another backend."""
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            f"{name} needs Keras's TensorFlow backend. Received: "
+            f"KERAS_BACKEND={keras.backend.backend()}"
+        )

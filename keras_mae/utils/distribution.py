@@ -5,8 +5,9 @@ import os
 import socket
 import urllib.parse
 
-import keras
 import tensorflow as tf
+
+from keras_mae.utils.devices import check_tensorflow_backend
 
 STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
 
@@ -18,11 +19,7 @@ def make_strategy(name, replicas=None, tpu=None):
     `"mirrored"` uses all GPUs, or `replicas` of them; without GPUs `replicas` logical
     CPU devices, by default two. `tpu` is the TPU's name or address, or `"local"`.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise ValueError(
-            "tf.distribute needs Keras's TensorFlow backend. Received: KERAS_BACKEND="
-            f"{keras.backend.backend()}"
-        )
+    check_tensorflow_backend("tf.distribute")
     gpus = tf.config.list_physical_devices("GPU")
     if name is None:
         name = "gpu" if gpus else "cpu"

@@ -11,6 +11,7 @@ from PIL import Image
 import keras_mae
 from keras_mae.export import (
     build_signatures,
+    export_runtime,
     export_savedmodel,
     savedmodel,
     verify_savedmodel,
@@ -383,4 +384,16 @@ def test_a_processor_for_other_images_is_refused(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(image_size=48)
     with pytest.raises(ValueError, match=r"\(32, 32, 3\).*Received: \(48, 48, 3\)"):
         export_savedmodel(make_model(), processor, tmp_path / "1")
+    assert not (tmp_path / "1").exists()
+
+
+@pytest.mark.parametrize("export", [export_savedmodel, export_runtime])
+def test_exports_need_the_tensorflow_backend(export, make_model, tmp_path, monkeypatch):
+    arguments = {"processor": keras_mae.MAEImageProcessor(image_size=32)}
+    if export is export_runtime:
+        arguments["format"] = "openvino"
+    model = make_model()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match=r"TensorFlow backend.*KERAS_BACKEND=jax"):
+        export(model, path=tmp_path / "1", **arguments)
     assert not (tmp_path / "1").exists()
