@@ -265,8 +265,8 @@ SMALLER = {
     "python training/pretrain.py --model=facebook": "--batch_size=2 --epochs=1 "
     "--warmup_epochs=0 --image_size=32 --pictures=1",
     "python training/pretrain.py --model=published": "--epochs=1 --warmup_epochs=0",
-    "python training/pretrain.py --model=runs/photos": "--model=runs/photos "
-    "--epochs=1 --warmup_epochs=0",
+    "python training/pretrain.py --model=runs/photos": "--epochs=1 --warmup_epochs=0 "
+    "--model=runs/photos/checkpoints/step-000000010.keras",
     "python training/pretrain.py --callback": "--epochs=1 --warmup_epochs=0",
     "python training/pretrain.py --mask": "--epochs=2 --warmup_epochs=0",
     "python training/compare_masks.py": "--seeds=1 --epochs=1",
@@ -379,7 +379,7 @@ def test_commands_run_in_order(tmp_path):
                 env={**variables, "PYTHONPATH": str(ROOT / "serving")},
                 check=True,
             )
-    names = ("reconstruction.png", "mae-base.keras", "for-timm/model.safetensors")
+    names = ("reconstruction.png", "base/model.keras", "for-timm/model.safetensors")
     for name in (*names, "sheet.png"):
         assert (folder / name).exists(), name
     assert np.load(folder / "features.npz")["features"].shape[0] == 2

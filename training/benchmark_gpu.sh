@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Benchmarks on one GPU, in under eight minutes: Keras on JAX against transformers on
+# Benchmarks on one GPU, in at most twelve minutes: Keras on JAX against transformers on
 # PyTorch with SDPA and torch.compile, both in bfloat16; before that, twenty losses of
 # both in float32. What it prints goes to docs/benchmarks.md.
 #

@@ -71,9 +71,7 @@ def main(config):
             "--method=linear with --recipe=base, large or huge. "
             f"Received: method={config.method}, recipe={config.recipe}"
         )
-    training = ClassifierTraining(
-        config, may_differ=("pictures",), trains=config.method == "linear"
-    )
+    training = ClassifierTraining(config, may_differ=("pictures",), trains=on_images)
     source = training.source
     with training.strategy.scope():
         model = build_model(training)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_mae.data.encoded_images import IndexedImages
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-_HELD_OUT_FOLDERS = ("val", "validation", "test")
+HELD_OUT_FOLDERS = ("val", "validation", "test")
 
 
 class ImageFiles(IndexedImages):
@@ -120,7 +120,7 @@ def _find(root):
 def _splits(root):
     """Returns the folders for training and held out (or `None`)."""
     folders = [f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
-    held_out = [name for name in _HELD_OUT_FOLDERS if name in folders]
+    held_out = [name for name in HELD_OUT_FOLDERS if name in folders]
     # `train` among others is a split only beside a held-out folder, else a class
     if "train" in folders and held_out:
         return root / "train", root / held_out[0]

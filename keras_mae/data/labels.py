@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from keras_mae.data.folder import ImageFiles, class_names
+from keras_mae.data.folder import HELD_OUT_FOLDERS, ImageFiles, class_names
 from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
@@ -147,6 +147,13 @@ def _classes_of(root, names):
         stray = next(name for name in names if not os.path.dirname(name))
         raise ValueError(
             f"{root} must have a folder for each class. Received: {stray}, in no folder"
+        )
+    parts = {name.split(os.sep)[0] for name in classes if os.sep in name}
+    parts &= {*HELD_OUT_FOLDERS}
+    if parts:
+        raise ValueError(
+            f"{root} must have its other class folders in a folder `train`, beside "
+            f"`{min(parts)}`. Received: {_shortened(classes)}"
         )
     return classes
 

@@ -57,6 +57,15 @@ def data_processor():
     return keras_mae.MAEImageProcessor(8)
 
 
+def test_held_out_classes_without_train_are_refused(folder):
+    for name in ("ape", "bee", "cat"):
+        (folder / "train" / name).rename(folder / name)
+    (folder / "train").rmdir()
+    source = data.load_source(f"folder:{folder}")
+    with pytest.raises(ValueError, match=r"`train`, beside `val`. Received: ape, bee"):
+        data.with_labels(source)
+
+
 def test_folders_are_classes(folder):
     source = data.with_labels(data.load_source(f"folder:{folder}"))
     assert source.class_names == ("ape", "bee", "cat")

@@ -58,9 +58,10 @@ def test_other_methods_reuse_cached_features(probed, method, monkeypatch):
 
 
 @pytest.mark.slow
-def test_knn_takes_fewer_images_than_a_batch(pretrained, tmp_path):  # noqa: F811
-    flags = f"--model={pretrained}", f"--output={tmp_path}", "--method=knn"
-    assert ask(*flags, "--batch_size=2000", "--no-pictures") > 0.5
+def test_probes_take_fewer_images_than_a_batch(pretrained, tmp_path):  # noqa: F811
+    flags = f"--model={pretrained}", f"--output={tmp_path}", "--batch_size=2000"
+    for method, least in (("knn", 0.5), ("linear", 0.3)):
+        assert ask(*flags, f"--method={method}", "--no-pictures") > least
 
 
 @pytest.mark.slow
