@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 import keras_mae
+from keras_mae.callbacks.linear_head import LinearHead
 from keras_mae.runs.jax_strategy import make_jax_strategy
 from tests.backend_run import images, values
 
@@ -57,8 +58,17 @@ def train(folder):
         "evaluated": model.evaluate(images(16), batch_size=8, verbose=0),
         "logits": predicted["logits"],
         "mask": predicted["mask"],
+        "probe": probe(),
     }
     return model, {plain(name): value for name, value in results.items()}
+
+
+def probe():
+    """Scores by a linear head of 5 rows, which no devices can share evenly."""
+    features = np.random.default_rng(0).normal(size=(5, 16)).astype("float32")
+    head = LinearHead(16, 5, 2)
+    head.epochs = 2
+    return head.scores(features, np.arange(5) % 2, features[:3])
 
 
 def plain(name):

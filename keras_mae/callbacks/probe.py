@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from keras_mae.callbacks.iterations import check_interval
+from keras_mae.callbacks.linear_head import LinearHead
 from keras_mae.models.classifier import POOLINGS
 from keras_mae.models.features import PooledFeatures, extract_features
-from keras_mae.models.linear_head import LinearHead
 from keras_mae.ops.neighbors import (
     KNN_NEIGHBORS,
     KNN_TEMPERATURE,

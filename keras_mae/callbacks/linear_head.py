@@ -1,5 +1,7 @@
 """A linear classifier on features, by the recipe of `training/linear_probe.py`."""
 
+import contextlib
+
 import keras
 import numpy as np
 
@@ -9,13 +11,25 @@ from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import LINEAR_PROBING
 
 
+@contextlib.contextmanager
+def _on_one_device():
+    """Suspends `keras.distribution`, under which devices share every batch evenly."""
+    distribution = keras.distribution.distribution()
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
+
+
 class LinearHead:
     """Batch norm without scale and shift, then a linear layer, trained by LARS.
 
     Every call of `scores` trains it anew, from the same weights and in the same order,
-    and traces nothing again.
+    and traces nothing again. It runs on one device, whatever the model runs on.
     """
 
+    @_on_one_device()
     def __init__(self, width, count, num_classes, seed=0):
         recipe = LINEAR_PROBING["small"]
         self.num_classes = num_classes
@@ -44,6 +58,7 @@ class LinearHead:
         self.model.optimizer.build(self.model.trainable_variables)
         self._start = self.model.get_weights()
 
+    @_on_one_device()
     def scores(self, features, labels, queries):
         """Trains on features `(N, D)`; returns logits `(M, num_classes)` of queries."""
         self.model.set_weights(self._start)
