@@ -226,6 +226,11 @@ def draw(folder, features, scores, class_names):
     labels = features["held_out_labels"]
     picture = plot_confusion_matrix(labels, scores.argmax(axis=-1), class_names)
     picture.save(folder / "confusion.png")
+    if len(labels) < 3:
+        return print(
+            f"Plot saved to {folder}: confusion.png. PCA and t-SNE need at least 3 "
+            f"held-out images. Received: {len(labels)}"
+        )
     for method in METHODS:
         picture = plot_features(
             features["held_out_features"], labels, class_names, method

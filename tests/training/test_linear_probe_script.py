@@ -91,6 +91,13 @@ def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
     assert float(losses[0]) == float(losses[1])
 
 
+def test_two_images_are_not_drawn_in_a_plane(tmp_path, capsys):
+    features = {"held_out_features": np.eye(2, 4), "held_out_labels": np.arange(2)}
+    load(SCRIPT).draw(tmp_path, features, np.eye(2), ["cat", "dog"])
+    assert [path.name for path in tmp_path.iterdir()] == ["confusion.png"]
+    assert "at least 3 held-out images. Received: 2" in capsys.readouterr().out
+
+
 @pytest.mark.nightly
 def test_linear_probing_with_crops_trains_through_the_encoder(probed, tmp_path):
     _, flags, _ = probed
