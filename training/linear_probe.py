@@ -104,13 +104,13 @@ def build_model(training):
     return model
 
 
-def make_lars(training, steps=None):
+def make_lars(training, steps=None, **options):
     """Builds the published optimizer, with `steps` per epoch in its schedule."""
     config, steps = training.config, steps or training.steps
     schedule = warmup_cosine(
         training.learning_rate, config.epochs * steps, config.warmup_epochs * steps
     )
-    return LARS(schedule, weight_decay=config.weight_decay)
+    return LARS(schedule, weight_decay=config.weight_decay, **options)
 
 
 def evaluate_features(training, model, processor):
@@ -186,8 +186,10 @@ def linear(training, model, features):
         [keras.Input((model.encoder.hidden_dim,)), model.batch_norm, model.head]
     )
     steps = -(-len(images) // config.batch_size)
+    # a Keras model's compile has no clip_norm
+    optimizer = make_lars(training, steps, global_clipnorm=config.clip_norm)
     # XLA would take longer to compile so small a head than it trains
-    training.compile(head, make_lars(training, steps), jit_compile=False)
+    training.compile(head, optimizer, jit_compile=False)
     head.fit(
         images,
         np.eye(classes, dtype="float32")[labels],

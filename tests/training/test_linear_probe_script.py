@@ -91,6 +91,17 @@ def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
     assert float(losses[0]) == float(losses[1])
 
 
+@pytest.mark.slow
+def test_gradients_on_features_are_clipped(probed, tmp_path):
+    folder, flags, _ = probed
+    ask(*flags, "--clip_norm=1e-9", "--no-pictures", f"--output={tmp_path}")
+    free, clipped = (
+        np.abs(keras.models.load_model(path / "model.keras").head.bias.numpy()).max()
+        for path in (folder, tmp_path)
+    )
+    assert clipped < 1e-6 < 1e-3 < free
+
+
 def test_two_images_are_not_drawn_in_a_plane(tmp_path, capsys):
     features = {"held_out_features": np.eye(2, 4), "held_out_labels": np.arange(2)}
     load(SCRIPT).draw(tmp_path, features, np.eye(2), ["cat", "dog"])
