@@ -38,7 +38,7 @@ from keras_mae.recipes import LINEAR_PROBING, apply_recipe
 from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
-from keras_mae.utils.class_names import write_labels
+from keras_mae.utils.class_names import LABELS_FILE, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.visualization.plots import METHODS, plot_confusion_matrix, plot_features
@@ -125,6 +125,8 @@ def evaluate_features(training, model, processor):
     if list_checkpoints(training.run.checkpoints):
         # model.keras of that run would be overwritten
         raise ValueError(f"{folder} holds a training run: choose another --output")
+    if config.method == "linear":
+        check_output(folder)
     folder.mkdir(parents=True, exist_ok=True)
     features = load_features(training, model, processor)
     classify = {"linear": linear, "knn": knn, "logistic": logistic}
@@ -142,6 +144,16 @@ def evaluate_features(training, model, processor):
     if config.pictures:
         draw(folder, features, scores, training.class_names)
     return top1
+
+
+def check_output(folder):
+    """Raises `ValueError` if a folder's `model.keras` isn't this script's."""
+    beside = [(folder / name).exists() for name in ("features.npz", LABELS_FILE)]
+    if (folder / "model.keras").exists() and not all(beside):
+        raise ValueError(
+            f"{folder} holds another model: choose another --output. "
+            f"Received: {folder / 'model.keras'}, which linear_probe.py did not write"
+        )
 
 
 def load_features(training, model, processor):

@@ -40,6 +40,8 @@ def test_linear_head_learns_and_is_saved_with_the_encoder(probed, capsys):
     classifier = keras.models.load_model(folder / "model.keras")
     assert classifier.batch_norm is not None and not classifier.encoder.trainable
     assert find_labels(folder, 10) == tuple("0123456789")
+    # what it wrote itself it may replace
+    load(SCRIPT).check_output(folder)
     tune = load("training/finetune.py")
     argv = [f"--model={folder}", "--eval", f"--output={folder / 'eval'}"]
     results = tune.main(parse_flags(tune.FinetuneConfig, "", argv))
@@ -151,6 +153,12 @@ def test_training_run_is_not_overwritten(probed, tmp_path):
     (tmp_path / "checkpoints" / "step-000000009.keras").touch()
     with pytest.raises(ValueError, match="holds a training run"):
         ask(*flags, f"--output={tmp_path}")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.keras").touch()
+    with pytest.raises(ValueError, match="another model: choose another --output"):
+        ask(*flags, f"--output={other}")
+    assert [path.name for path in other.iterdir()] == ["model.keras"]
 
 
 @pytest.mark.nightly
