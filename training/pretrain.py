@@ -84,6 +84,7 @@ class PretrainConfig(TrainingConfig):
         "such as 0.5:0.75; VALUES ratios (default: 5), each of which compiles once; "
         "instead of --mask_ratio",
         None,
+        instead_of="mask_ratio",
     )
     norm_pix_loss: bool | None = flag(
         "normalize each patch's pixels for the loss; default: as --model does, true "

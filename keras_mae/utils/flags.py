@@ -27,9 +27,15 @@ def flag(
     default: Any = dataclasses.MISSING,
     choices: Sequence[str] | None = None,
     positional: bool = False,
+    instead_of: str | None = None,
 ) -> Any:
-    """Returns a `dataclasses.field` that is a flag with this help text."""
+    """Returns a `dataclasses.field` that is a flag with this help text.
+
+    On a command line the flag `instead_of`, whose default is `None` as its own, must
+    not stand beside it; in a file of flags it may.
+    """
     metadata = {"help": text, "choices": choices, "positional": positional}
+    metadata["instead_of"] = instead_of
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -77,9 +83,13 @@ def parse_flags(
     argv = [
         _with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)
     ]
-    if "config" in hints:
-        path = parser.parse_args(argv).config
-        argv = [*(_flags_from_json(path, parser) if path else ()), *argv]
+    given = parser.parse_args(argv)
+    for field in dataclasses.fields(config_class):
+        other = field.metadata.get("instead_of")
+        if other and None not in (getattr(given, field.name), getattr(given, other)):
+            parser.error(f"Give one of --{other} and --{field.name}. Received: both")
+    if "config" in hints and given.config:
+        argv = [*_flags_from_json(given.config, parser), *argv]
     return config_class(**vars(parser.parse_args(argv)))
 
 

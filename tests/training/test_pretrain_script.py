@@ -146,6 +146,7 @@ def test_photos_with_mirrored_replicas_in_mixed_bfloat16(tmp_path):
         ("--epochs=0", "warmup_epochs must be in [0, epochs)"),
         ("--mask_ratio=0", "at least one must be removed"),
         ("--mask_ratio_schedule=0:0.5", "at least one must be removed"),
+        ("--mask_ratio_schedule=0.5:0.6 --mask_ratio=0.75", "Received: both"),
         ("--mask_ratio_schedule=0.5", "must be START:END[:VALUES[:SHAPE]]"),
         ("--mask_sampling=stripes", "invalid choice"),
         ("--precision=float64", "invalid choice"),

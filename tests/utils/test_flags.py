@@ -36,6 +36,22 @@ def test_wrong_flags_end_in_one_line_and_code_2(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_a_flag_instead_of_another(tmp_path, capsys):
+    @dataclasses.dataclass
+    class Both:
+        ratio: float | None = None
+        schedule: str | None = flags.flag("changes", None, instead_of="ratio")
+        config: str | None = None
+
+    with pytest.raises(SystemExit):
+        flags.parse_flags(Both, "", ["--ratio=0.5", "--schedule=a"])
+    assert "Give one of --ratio and --schedule" in capsys.readouterr().err
+    path = tmp_path / "config.json"
+    path.write_text('{"ratio": 0.75, "schedule": "a"}')  # as runs save a default
+    both = flags.parse_flags(Both, "", [f"--config={path}"])
+    assert (both.ratio, both.schedule) == (0.75, "a")
+
+
 @pytest.mark.parametrize(
     "error, code",
     [
