@@ -5,6 +5,7 @@ all that the next step depends on: weights, optimizer, seeds, and running metric
 position in the data is the step itself: the pipelines of `keras_mae.data` start there.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -84,6 +85,14 @@ def restore_checkpoint(model, path):
     return step
 
 
+def _digest(model):
+    """Returns a hash of all weights: it takes less than saving or keeping them."""
+    digest = hashlib.blake2b()
+    for weight in model.weights:
+        digest.update(keras.ops.convert_to_numpy(weight).tobytes())
+    return digest.digest()
+
+
 def check_disk_space(folder, size, count):
     """Raises `ValueError` if a disk lacks space for `count` files of `size` bytes."""
     needed, free = count * size, shutil.disk_usage(folder).free
@@ -113,7 +122,9 @@ class Checkpoints(keras.callbacks.Callback):
 
     Where the optimizer averages weights (`use_ema`), checkpoints hold both, and the
     weights of `model_file` are the averages. `fit` then ends with the weights as
-    trained, not overwritten by their averages: it may go on.
+    trained, not overwritten by their averages: it may go on. Where it averages none,
+    `model_file` ends with what other callbacks restore when training ends, such as
+    `EarlyStopping`; the last checkpoint keeps the weights as trained.
 
     Args:
         folder: Path of an existing folder.
@@ -167,6 +178,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.write = write
         self.keep_every = keep_every
         self._saved_step: int | None = None
+        self._trained: bytes | None = None
         self._former_handler: Any = None
         self._terminated = False
         self._only_in_fit = False
@@ -207,7 +219,7 @@ class Checkpoints(keras.callbacks.Callback):
         step = optimizer_iterations(self.model)
         if self._saved_step is None:
             self._saved_step = step
-        self._running_metrics = None
+        self._running_metrics = self._trained = None
         if self.steps_per_epoch and step % self.steps_per_epoch:
             # fit resets the metrics, which must include the epoch's steps before
             self._running_metrics = self.model.running_metrics
@@ -234,6 +246,16 @@ class Checkpoints(keras.callbacks.Callback):
                 self._keep_milestone(step, epoch + 1)
         if self.steps_per_epoch:
             self._save_if_due(step, saved)
+        epochs = (self.params or {}).get("epochs")
+        if self.model.stop_training or epoch + 1 == epochs:
+            self._save_trained(step)
+
+    def _save_trained(self, step):
+        """Saves before others' `on_train_end`, which may restore other weights."""
+        if step != self._saved_step:
+            self.save(step)
+        if self.write and averaging_optimizer(self.model) is None:
+            self._trained = _digest(self.model)
 
     def _keep_milestone(self, step, number):
         path = self.folder / f"epoch-{number:04d}.keras"
@@ -275,6 +297,9 @@ class Checkpoints(keras.callbacks.Callback):
         step = optimizer_iterations(self.model)
         if step != self._saved_step:
             self.save(step)
+        elif self._trained is not None and self._trained != _digest(self.model):
+            with atomic_write(self.model_file) as part:
+                self.model.save(part)
         if self._only_in_fit:
             self.release_sigterm()
         if self._terminated and self.write:

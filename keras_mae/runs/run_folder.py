@@ -20,7 +20,7 @@ def saved_flags(config, not_saved):
 class RunFolder:
     """Paths of a run's files, and checks of what an earlier run left there.
 
-    `model.keras` is the newest checkpoint; `best.keras` a classifier's best epoch, its
+    `model.keras` is the newest model; `best.keras` a classifier's best epoch, its
     score in `best.json`; `config.json` the flags; `data.json` the number of images.
     """
 
@@ -50,6 +50,13 @@ class RunFolder:
     def newest_checkpoint(self):
         """Returns the `Path` of the newest checkpoint, or `None`."""
         return next(reversed(list_checkpoints(self.checkpoints).values()), None)
+
+    def model_is_newest(self):
+        """Whether `model.keras` was written with the newest checkpoint, or after it."""
+        newest = self.newest_checkpoint()
+        if newest is None or not self.model.exists():
+            return False
+        return self.model.stat().st_mtime_ns >= newest.stat().st_mtime_ns
 
     def check_config(self, config, may_differ, data):
         """Raises unless the run was started with the same flags, on the same data."""

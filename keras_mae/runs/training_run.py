@@ -308,7 +308,9 @@ class Training:
                 run.rewind_history(step // self.steps)
                 run.prepare(saved_flags(config, self._not_saved), seen)
                 processor.save_pretrained(run.path)
-                self._save_first(model)
+                if step < self.total_steps or not run.model_is_newest():
+                    # else it may have weights that a callback restored at the end
+                    self._save_first(model)
             return 0
 
         step = run_on_all_workers(self.strategy, choose)

@@ -211,6 +211,31 @@ def test_the_end_of_an_epoch_is_saved_after_its_row(make_model, images, tmp_path
     assert sorted(checkpoints.list_checkpoints(tmp_path)) == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("every_steps", [None, 1])
+def test_what_a_callback_restores_at_the_end_is_in_model_file(
+    every_steps, make_model, tmp_path
+):
+    """The checkpoint has the weights as trained, from which `--resume` goes on."""
+    model = make_model(depth=1)
+    model.compile(optimizer=keras.optimizers.SGD(0.0))
+    model.optimizer.build(model.trainable_variables)
+    saving = saver(tmp_path, every_steps=every_steps, steps_per_epoch=1)
+    saving.set_model(model)
+    saving.set_params({"epochs": 9})
+    saving.on_train_begin()
+    model.optimizer.iterations.assign(1)
+    model.stop_training = True
+    saving.on_epoch_end(0)
+    trained, best = model.get_weights(), [w + 1 for w in model.get_weights()]
+    model.set_weights(best)  # as EarlyStopping does, before it is called
+    saving.on_train_end()
+    step = checkpoints.list_checkpoints(tmp_path)[1]
+    for path, wanted in ((step, trained), (tmp_path / "model.keras", best)):
+        got = keras.models.load_model(path).get_weights()
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_sigterm_stops_even_if_saving_fails(make_model, images, tmp_path, capsys):
     callback = saver(tmp_path / "nowhere")
