@@ -99,8 +99,8 @@ class ArrowTable(Table):
 
     @property
     def stats(self):
-        """What changes with the table's files, and with images that are files."""
-        yield repr(self._dataset.features)
+        """What changes with the files, the columns, and with images that are files."""
+        yield repr(self._dataset.features), self._image, self._label
         for path in [*self._files, *filter(None, self._paths)]:
             found = os.stat(path) if os.path.exists(path) else None
             yield path, found and (found.st_size, found.st_mtime_ns)

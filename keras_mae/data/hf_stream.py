@@ -72,8 +72,8 @@ class ImageStream(EncodedImages):
         )
 
     def fingerprint_rows(self):
-        """Yields what changes with the images: the files' version, their number."""
-        yield self.place, self._version, self._count
+        """Yields what changes with the images: the files' version, columns, number."""
+        yield self.place, self._version, self._columns, self._count
 
     def _epoch(self, epoch, order):
         count = self._dataset.num_shards

@@ -274,6 +274,24 @@ def test_fingerprints_change_with_files(tmp_path):
     assert describe() != first
 
 
+@pytest.mark.parametrize("stream", ["", "&streaming=true"])
+def test_fingerprints_change_with_the_columns_that_are_read(stream, tmp_path):
+    front, back = table(range(12)), table(range(12)[::-1])
+    back = back.rename_columns({"image": "back", "label": "other"})
+    rows = datasets.concatenate_datasets([front, back], axis=1)
+    (tmp_path / "birds").mkdir()
+    for split in ("train", "test"):
+        rows.to_parquet(tmp_path / "birds" / f"{split}-00000-of-00001.parquet")
+
+    def describe(columns):
+        source = load(f"{tmp_path}/birds?{columns}{stream}", tmp_path / "cache")
+        return data.dataset_fingerprint(data.with_labels(source))
+
+    columns = ("image=image", "image=back", "image=image&label=other")
+    assert len({describe(column) for column in columns}) == 3
+    assert describe("image=back") == describe("image=back&label=label")
+
+
 def test_held_out_images_are_left_out_of_training(tmp_path):
     saved(tmp_path)
     with pytest.raises(ValueError, match="must leave images for training"):
