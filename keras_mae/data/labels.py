@@ -26,8 +26,8 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
         The `Source`, with `class_names`; bytes that are not UTF-8 become `?`.
 
     Raises:
-        ValueError: If images have no labels, training and held-out classes differ, a
-            class has no image, or a label is out of range.
+        ValueError: If images have no labels, training and held-out classes differ, only
+            one of the two is arrays, a class has no image, or a label is out of range.
 
     Example:
 
@@ -37,6 +37,15 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
     ```
     """
     parts = source.training, source.held_out
+    if len({isinstance(part, list) for part in parts}) == 2:
+        first, second = (
+            "arrays" if isinstance(part, list) else type(part).__name__
+            for part in parts
+        )
+        raise ValueError(
+            "Labelled images for training and held out must both be arrays, or both be "
+            f"files or tables of the same classes. Received: {first} and {second}"
+        )
     if isinstance(source.training, list):
         if source.training_labels is None or source.held_out_labels is None:
             raise ValueError("The data set has no labels: classes need a folder each")

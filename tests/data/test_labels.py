@@ -144,6 +144,13 @@ def test_images_without_labels_are_refused(tmp_path):
         data.with_labels(data.load_photos())
 
 
+def test_labels_of_arrays_and_of_files_are_not_mixed(folder):
+    for names in (("digits", f"folder:{folder}"), (f"folder:{folder}", "digits")):
+        source = data.load_source(names[0], held_out=names[1])
+        with pytest.raises(ValueError, match="must both be arrays, or both be files"):
+            data.with_labels(source)
+
+
 def test_built_in_labels_are_checked():
     digits = data.load_digits()
     wrong = digits._replace(held_out_labels=digits.held_out_labels + 1)
