@@ -107,7 +107,13 @@ class ImageRecords(EncodedImages):
         labels = records.batch(1024).map(
             lambda batch: tf.io.parse_example(batch, features)[self.label_key]
         )
-        return shard.path, np.concatenate(list(labels.as_numpy_iterator()))
+        try:
+            return shard.path, np.concatenate(list(labels.as_numpy_iterator()))
+        except tf.errors.InvalidArgumentError as error:
+            raise ValueError(
+                f"{shard.path} must have an integer {self.label_key} in each record. "
+                "Received: a record without one"
+            ) from error
 
     def _turns(self, epoch, order):
         """Shuffles the shards' numbers, and takes this worker's."""

@@ -151,6 +151,17 @@ def test_labels_of_arrays_and_of_files_are_not_mixed(folder):
             data.with_labels(source)
 
 
+def test_a_record_without_a_label_names_its_file(tmp_path):
+    write_records(tmp_path / "b.tfrecord", [0])
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as writer:
+        for label in (0, None):
+            writer.write(data.tfrecord.image_example(b"", label=label))
+    source = data.load_source(f"tfrecord:{tmp_path}/*.tfrecord")
+    message = r"a.tfrecord must have an integer image/class/label in each record"
+    with pytest.raises(ValueError, match=message):
+        data.with_labels(source, 1)
+
+
 def test_built_in_labels_are_checked():
     digits = data.load_digits()
     wrong = digits._replace(held_out_labels=digits.held_out_labels + 1)
