@@ -28,7 +28,7 @@ from keras_mae.data.folder import load_folder
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.utils.class_names import write_labels
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 # %% [markdown]
 # ## Settings
@@ -223,6 +223,7 @@ def fine_tune(config, name, encoder, source, processor, held_out):
 # %%
 def main(config):
     """Runs both stages, compares accuracies, and saves the models."""
+    check_at_least_one(config, "pretrain_epochs", "epochs")
     keras.utils.set_random_seed(config.seed)
     if config.model is None and config.image_size % 8:
         raise ValueError(
@@ -232,6 +233,8 @@ def main(config):
         config.model, config.image_size, IMAGENET_MEAN, IMAGENET_STD
     )
     source = read_folder(config.folder, config.image_size, config.seed)
+    # here, so that a wrong number ends the run before stage 1
+    labelled = data.few_labels(source, config.labels_per_class, config.seed)
     images = processor(source.held_out)  # (B, H, W, 3)
     labels = keras.utils.to_categorical(source.held_out_labels)  # (B, K)
     output = Path(config.output)
@@ -245,13 +248,12 @@ def main(config):
     drawn.save(output / "reconstructions.png")
     save(model, processor, output / "pretrained")
 
-    source = data.few_labels(source, config.labels_per_class, config.seed)
     fresh = keras_mae.MAEEncoder.from_config(model.encoder.get_config())
     accuracies = {}
     for name, encoder in (("scratch", fresh), ("pretrained", model.encoder)):
         print(f"Stage 2: fine-tune, {name}")
         classifier, accuracies[name] = fine_tune(
-            config, name, encoder, source, processor, (images, labels)
+            config, name, encoder, labelled, processor, (images, labels)
         )
     save(classifier, processor, output / "classifier")
     write_labels(output / "classifier", source.class_names)

@@ -287,7 +287,9 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         (["--batch_size=99"], "batch_size must be in [1, 8]"),
         (["--batch_size=0"], "batch_size must be in [1, 8]"),
         (["--crop_scale=0"], "crop_scale must be in (0, 1]"),
-        (["--pretrain_epochs=0"], "shorter than the training"),
+        (["--pretrain_epochs=0"], "pretrain_epochs must be at least 1. Received: 0"),
+        (["--epochs=0"], "epochs must be at least 1. Received: 0"),
+        (["--labels_per_class=9"], "labels_per_class must be in [1, 4]"),
     ],
 )
 def test_wrong_flags_of_own_images_are_one_line_and_code_2(tmp_path, flags, message):
@@ -303,6 +305,7 @@ def test_wrong_flags_of_own_images_are_one_line_and_code_2(tmp_path, flags, mess
     small = ("--image_size=16", "--batch_size=4")
     error = refusal(OWN_IMAGES, *given, *small, *flags)
     assert message in error, error
+    assert not (tmp_path / "run" / "pretraining.csv").exists()
 
 
 def test_the_cells_run_as_a_notebook(painter, photo, tmp_path, monkeypatch):
