@@ -73,7 +73,7 @@ class OwnImagesConfig:
 
 
 # %%
-def read_folder(folder, size, seed):
+def read_folder(folder, size, seed, exif_orientation=False):
     """Reads images and labels; every fifth image of a class is held out."""
     files, _ = load_folder(folder, divide=False)
     source = data.Source(files, files, IMAGENET_MEAN, IMAGENET_STD, crop=True)
@@ -84,7 +84,7 @@ def read_folder(folder, size, seed):
             f"{folder} must have two or more folders of five or more images. "
             f"Received: {len(counts)}, the smallest of {counts.min()}"
         )
-    reader = keras_mae.MAEImageProcessor(2 * size)
+    reader = keras_mae.MAEImageProcessor(2 * size, exif_orientation=exif_orientation)
     with ThreadPoolExecutor() as pool:
         images = [reader.to_uint8(p) for (p,) in pool.map(reader, files.paths)]
     shuffled = np.random.default_rng(seed).permutation(len(labels))
@@ -232,7 +232,9 @@ def main(config):
     processor = training_processor(
         config.model, config.image_size, IMAGENET_MEAN, IMAGENET_STD
     )
-    source = read_folder(config.folder, config.image_size, config.seed)
+    source = read_folder(
+        config.folder, config.image_size, config.seed, processor.exif_orientation
+    )
     # here, so that a wrong number ends the run before stage 1
     labelled = data.few_labels(source, config.labels_per_class, config.seed)
     images = processor(source.held_out)  # (B, H, W, 3)

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import io
 import re
 import sys
@@ -273,6 +274,28 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         assert pictures[0].shape == (16, 16, 3)
         light = [picture.mean() > 125 for picture in pictures]
         np.testing.assert_array_equal(light, labels == 1)
+
+
+def test_own_images_are_turned_as_the_weights_processor_says(tmp_path, monkeypatch):
+    pictures, script = tmp_path / "pictures", load(OWN_IMAGES)
+    exif, picture = Image.Exif(), Image.new("RGB", (16, 16), "black")
+    exif[0x0112] = 3  # upside down
+    picture.paste("white", (0, 0, 16, 8))
+    for kind in CLASSES:
+        (pictures / kind).mkdir(parents=True)
+        for number in range(5):
+            picture.save(pictures / kind / f"{number}.png", exif=exif)
+    weights = keras_mae.MAEImageProcessor(8, exif_orientation=True)
+    weights.save_pretrained(tmp_path)
+    sources = []
+    monkeypatch.setattr(
+        script, "pretrain", lambda config, source, *_: sources.append(source) or 1 / 0
+    )
+    config = script.OwnImagesConfig(str(pictures), str(tmp_path / "run"), image_size=8)
+    for model, top in ((None, 255), (str(tmp_path), 0)):
+        with pytest.raises(ZeroDivisionError):
+            script.main(dataclasses.replace(config, model=model))
+        assert {image[0, 0, 0] for image in sources[-1].training} == {top}
 
 
 @pytest.mark.parametrize(
