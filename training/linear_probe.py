@@ -24,6 +24,7 @@ import numpy as np
 
 from keras_mae import data
 from keras_mae.callbacks.checkpoints import list_checkpoints
+from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.models.features import PooledFeatures, extract_features
 from keras_mae.ops.neighbors import (
     KNN_NEIGHBORS,
@@ -172,7 +173,10 @@ def load_features(training, model, processor):
                 corrupt=training.corrupt,
             )
             steps = data.evaluation_steps(source, config.batch_size, is_training)
-            features, labels = extract_features(pooled.predict_on_batch, batches, steps)
+            with naming_damaged_files(source):
+                features, labels = extract_features(
+                    pooled.predict_on_batch, batches, steps
+                )
             training.corrupt.check()
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_mae.data.arrays import ImageArrays
 from keras_mae.data.augmentation import Augmentation
 from keras_mae.data.corrupt_images import CorruptImages, Guard
+from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.pipeline import (
     check_channels,
@@ -107,7 +108,7 @@ def held_out_images(
 
     Raises:
         ValueError: If none can be read, more are corrupt than `corrupt` tolerates, or
-            the processor has other channels.
+            the processor has other channels, or a TFRecord file is damaged.
 
     Example:
 
@@ -130,17 +131,24 @@ def held_out_images(
     items = images.held_out_items().enumerate()
     dataset = load_batches(items, images, load, guard, PARALLEL_CALLS, False)
     dataset = dataset.unbatch().with_options(pipeline_options())
-    found = []
-    for _, (image,), good in dataset.as_numpy_iterator():
-        if good:
-            found.append(image)
-        else:
-            guard.corrupt.check()
-        if len(found) == count:
-            break
+    with naming_damaged_files(source):
+        found = _first_good(dataset.as_numpy_iterator(), count, guard.corrupt)
     if not found:
         raise ValueError(
             f"None of the {len(images)} held-out images can be read: "
             f"{', '.join(guard.corrupt.names[:5])}"
         )
     return np.stack([found[index % len(found)] for index in range(count)])
+
+
+def _first_good(rows, count, corrupt):
+    """Collects as many images that could be read; too many corrupt ones raise."""
+    found = []
+    for _, (image,), good in rows:
+        if good:
+            found.append(image)
+        else:
+            corrupt.check()
+        if len(found) == count:
+            break
+    return found

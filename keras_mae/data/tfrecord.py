@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_mae.data.damaged_records import damage
 from keras_mae.data.encoded_images import EncodedImages
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.storage import real_path
@@ -114,6 +115,8 @@ class ImageRecords(EncodedImages):
                 f"{shard.path} must have an integer {self.label_key} in each record. "
                 "Received: a record without one"
             ) from error
+        except tf.errors.DataLossError as error:
+            raise damage([shard.path], error) or error from error
 
     def _turns(self, epoch, order):
         """Shuffles the shards' numbers, and takes this worker's."""
@@ -233,7 +236,10 @@ def _count_records(path):
 
 def _find_keys(path):
     """Finds the features of images and of classes (or `None`) in a first record."""
-    record = next(tf.data.TFRecordDataset(path).take(1).as_numpy_iterator())
+    try:
+        record = next(tf.data.TFRecordDataset(path).take(1).as_numpy_iterator())
+    except tf.errors.DataLossError as error:
+        raise damage([path], error) or error from error
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own, which isn't public

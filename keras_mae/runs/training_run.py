@@ -24,6 +24,7 @@ from keras_mae.callbacks.throughput import Throughput
 from keras_mae.callbacks.trackers import MLflowLogger, WandbLogger
 from keras_mae.callbacks.validation import Validation
 from keras_mae.callbacks.write_errors import IgnoreWriteErrors
+from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.profiling import costs
 from keras_mae.runs.own_callbacks import load_callbacks
 from keras_mae.runs.run_folder import RunFolder, saved_flags
@@ -198,17 +199,18 @@ class Training:
                 f"replica(s); {self._data_sizes()}; from step {step}"
             )
             for epoch, last, count in self._segments(step):
-                model.fit(
-                    self._distribute(batches, step),
-                    initial_epoch=epoch,
-                    epochs=last,
-                    steps_per_epoch=count,
-                    callbacks=self._callback_list(
-                        callbacks, model, count, last, verbose
-                    ),
-                    shuffle=False,  # the pipeline does
-                    verbose=verbose,
-                )
+                with naming_damaged_files(self.source):
+                    model.fit(
+                        self._distribute(batches, step),
+                        initial_epoch=epoch,
+                        epochs=last,
+                        steps_per_epoch=count,
+                        callbacks=self._callback_list(
+                            callbacks, model, count, last, verbose
+                        ),
+                        shuffle=False,  # the pipeline does
+                        verbose=verbose,
+                    )
                 step = last * self.steps
                 if model.stop_training:
                     break  # by a callback; the next `fit` would forget it

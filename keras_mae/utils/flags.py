@@ -4,11 +4,14 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
+
+import tensorflow as tf
 
 from keras_mae.utils.malloc import tune_malloc
 
@@ -138,8 +141,9 @@ def run_script(
 ) -> None:
     """Parses flags and runs a script's `main`; its errors become exit codes.
 
-    `ValueError` and `OSError` exit with code 2, `FloatingPointError` (the loss is NaN
-    or infinite) with code 3, and one line on standard error.
+    `ValueError`, `OSError` and TensorFlow's `DataLossError` (a checksum is wrong) exit
+    with code 2, `FloatingPointError` (the loss is NaN or infinite) with code 3, and one
+    line on standard error.
     """
     config = parse_flags(config_class, description, argv)
     tune_malloc()
@@ -147,6 +151,10 @@ def run_script(
         main(config)
     except (ValueError, OSError) as error:
         _fail(error, 2)
+    except tf.errors.DataLossError as error:
+        # of an operation, whose name says nothing to who runs the script
+        reason = re.search(r"\w+ record at \d+", str(error))
+        _fail(f"A file is damaged: {reason[0] if reason else error}", 2)
     except FloatingPointError as error:
         _fail(error, 3)
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import tensorflow as tf
 
 from keras_mae.utils import flags
 
@@ -58,6 +59,7 @@ def test_a_flag_instead_of_another(tmp_path, capsys):
         (ValueError("wanted this\n  received that"), 2),
         (OSError("no room"), 2),
         (FloatingPointError("the loss is nan"), 3),
+        (tf.errors.DataLossError(None, None, "corrupted record at 9"), 2),
     ],
 )
 def test_errors_of_a_script_end_in_one_line(error, code, capsys):

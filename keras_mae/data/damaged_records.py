@@ -1,0 +1,51 @@
+"""TensorFlow's error of a TFRecord whose checksum is wrong, with the file's name."""
+
+import contextlib
+import re
+
+import tensorflow as tf
+
+from keras_mae.data.tfrecord_reader import record_offsets
+
+# from where a record begins: its length's checksum is checked, then its content's
+_CHECKED = (0, 12)
+
+
+@contextlib.contextmanager
+def naming_damaged_files(source):
+    """Raises TensorFlow's error of a damaged record as a `ValueError` with its file.
+
+    That error says only where in a file the record is, so the files of a `Source` that
+    have one there are read up to it.
+    """
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        parts = source.training, source.held_out
+        shards = [shard for part in parts for shard in getattr(part, "shards", ())]
+        paths = dict.fromkeys(shard.path for shard in shards)
+        raise damage(paths, error) or error from error
+
+
+def damage(paths, error):
+    """Returns a `ValueError` that names the damaged file, or `None`."""
+    found = re.search(r"record at (\d+)", str(error))
+    for path in paths if found else ():
+        number = _record(path, int(found[1]))
+        if number is not None:
+            return ValueError(
+                f"{path} must be a whole, uncompressed TFRecord file. The checksum of "
+                f"record {number} is wrong"
+            )
+    return None
+
+
+def _record(path, place):
+    """Returns the number of a file's damaged record there; `None` if it has none."""
+    for number, offset in enumerate(record_offsets(path)):
+        if place - offset in _CHECKED:
+            try:
+                list(tf.data.TFRecordDataset(path).skip(number).take(1))
+            except tf.errors.DataLossError:
+                return number
+    return None
