@@ -136,6 +136,14 @@ def classifier_config(
     return config, head
 
 
+def check_num_classes(head: Mapping[str, Any]) -> None:
+    """Raises where the arguments of a fresh head don't say its classes."""
+    if head.get("num_classes") is None:
+        raise ValueError(
+            "num_classes must be given where there is no published head. Received: None"
+        )
+
+
 def pretrainer_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:

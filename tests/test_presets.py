@@ -177,6 +177,8 @@ def test_other_settings_of_a_saved_preset_are_refused(make_model, tmp_path):
     make_model().save_to_preset(tmp_path)
     with pytest.raises(ValueError, match="must be built as it was saved"):
         keras_mae.MAEPretrainer.from_preset(tmp_path, mask_ratio=0.5)
+    with pytest.raises(ValueError, match="num_classes must be given"):
+        keras_mae.MAEClassifier.from_preset(tmp_path)
     make_model().encoder.save_to_preset(tmp_path)
     with pytest.raises(ValueError, match="must hold a MAEPretrainer"):
         keras_mae.MAEPretrainer.from_preset(tmp_path)

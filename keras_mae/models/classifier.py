@@ -16,7 +16,7 @@ from keras_mae.models.mixins import (
     allow_new_layers,
 )
 from keras_mae.models.pretrained import Pretrained
-from keras_mae.presets import classifier_config
+from keras_mae.presets import check_num_classes, classifier_config
 from keras_mae.trainers.train_step import TrainStep, warn_of_integers
 from keras_mae.utils.typing import Tensor
 
@@ -234,11 +234,7 @@ class MAEClassifier(
     @classmethod
     def from_sizes(cls, sizes: Mapping[str, Any], overrides: Mapping[str, Any]) -> Self:
         encoder, head = classifier_config(sizes, overrides)
-        if "num_classes" not in head:
-            raise ValueError(
-                "num_classes must be given where there is no published head. "
-                "Received: None"
-            )
+        check_num_classes(head)
         encoder = MAEEncoder(**encoder)
         return cls(encoder, dtype=encoder.dtype_policy, **head)
 

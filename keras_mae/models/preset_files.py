@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 
+from keras_mae.presets import check_num_classes
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.hub import read_json
@@ -50,6 +51,7 @@ def load_preset(
             )
     encoder = getattr(model, "encoder", model)
     if getattr(cls, "has_head", False) and not isinstance(model, cls):
+        check_num_classes(overrides)
         return cls(encoder, dtype=encoder.dtype_policy, **overrides)
     if overrides:
         raise ValueError(
