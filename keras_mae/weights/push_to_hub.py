@@ -12,7 +12,7 @@ from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
 from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
 from keras_mae.weights.save_pretrained import save_pretrained
-from keras_mae.weights.state_dict import contents_of, sizes_of
+from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _PICTURE = "reconstruction.png"
 # format -> the hub's name of the library that reads it
@@ -46,6 +46,8 @@ def push_to_hub(
             processor.save_pretrained(folder)
         if picture is not None:
             _write_picture(picture, folder / _PICTURE)
+        if format == "timm" and "decoder" in contents_of(model).parts:
+            model = encoder_of(model)  # what is uploaded
         card = _card(model, repo_id, license, training, format, picture is not None)
         (folder / "README.md").write_text(card, encoding="utf-8")
         try:

@@ -284,6 +284,24 @@ def test_an_upload_in_another_format_leaves_no_older_weights(hub, models):
     }
 
 
+def test_an_upload_for_timm_describes_the_encoder(hub, models):
+    about = {"license": "mit", "training": "none", "token": TOKEN}
+    processor = keras_mae.MAEImageProcessor(32, (0.5,) * 3, (0.2,) * 3)
+    models["main"].push_to_hub(NAME, processor, format="timm", **about)
+    ((header, *files),) = hub.commits
+    assert header["value"]["summary"] == "Upload MAEEncoder"
+    content = {
+        file["value"]["path"]: base64.b64decode(file["value"]["content"]).decode()
+        for file in files
+        if not file["value"]["path"].endswith(".safetensors")
+    }
+    card = content["README.md"]
+    # the decoder is left out
+    assert f'keras_mae.MAEEncoder.from_pretrained("{NAME}")' in card
+    assert f"| parameters | {models['main'].encoder.count_params():,} |" in card
+    assert "MAEPretrainer" not in card and "mask ratio" not in card
+
+
 def test_an_upload_needs_a_licence_and_a_token(hub, models):
     with pytest.raises(ValueError, match=r"license must be a text\. Received"):
         models["v2"].push_to_hub(NAME, license="", training="none")
