@@ -23,6 +23,13 @@ _RESAMPLE = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+# what timm does to images, where it does not resize them whole
+_TIMM_CROPS = {
+    "center": "resizes the shorter edge and crops the centre",
+    "border": "resizes the longer edge and pads",
+    "squash": "resizes the whole image and crops the centre",
+}
+
 # raised by a configuration that lacks keys
 _MALFORMED = (AttributeError, KeyError, TypeError)
 
@@ -254,13 +261,14 @@ class MAEImageProcessor:
     def from_pretrained(cls, source: PathLike, **reading: Any) -> Self:
         """Reads `preprocessor_config.json` from a folder or from the Hugging Face hub.
 
-        Without one, the `pretrained_cfg` in timm's `config.json` is read.
+        Without one, the `pretrained_cfg` in timm's `config.json` is read. Where timm
+        would crop images, which are resized whole here, one printed line says so.
 
         Args:
             source: Path of a folder that `save_pretrained` wrote to, or of a file in
                 it, or a hub id such as `"facebook/vit-mae-base"`.
-            **reading: `revision`, `token`, `cache_dir` and `local_files_only`, for a
-                hub id.
+            **reading: `subfolder`, and for a hub id `revision`, `token`, `cache_dir`
+                and `local_files_only`.
 
         Returns:
             A `MAEImageProcessor`.
@@ -305,33 +313,44 @@ def _read_config(location):
     from keras_mae.weights.checkpoint import PortError
     from keras_mae.weights.hub import read_json
 
-    path, timm = location.find(CONFIG_NAME), None
-    if path is None and (place := location.find("config.json")) is not None:
-        timm = _from_timm(read_json(place))
-    if timm is not None:
-        return place, timm
-    if path is None:
-        raise PortError(
-            f"{location.source} has no {CONFIG_NAME}. Without one make the processor "
-            "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "
-            "with a mean and a deviation for each channel"
-        )
-    return path, read_json(path)
+    path = location.find(CONFIG_NAME)
+    if path is not None:
+        return path, read_json(path)
+    place = location.find("config.json")
+    card = None if place is None else read_json(place).get("pretrained_cfg")
+    if isinstance(card, dict) and "mean" in card:
+        config = _from_timm(card)
+        _note_crop(place, card, config["size"])
+        return place, config
+    raise PortError(
+        f"{location.source} has no {CONFIG_NAME}. Without one make the processor "
+        "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "
+        "with a mean and a deviation for each channel"
+    )
 
 
-def _from_timm(config):
-    """Turns timm's configuration into the hub's; `None` where it is not timm's."""
-    card = config.get("pretrained_cfg")
-    if not isinstance(card, dict) or "mean" not in card:
-        return None
-    interpolation = card.get("interpolation") or "bicubic"
+def _from_timm(card):
+    """Turns what timm says of images into the hub's configuration."""
+    size = card.get("input_size") or [3, 224, 224]
     return {
-        "size": list(card.get("input_size") or (3, 224, 224))[1:],
+        "size": size[1:] if isinstance(size, list) else None,
         "image_mean": card["mean"],
         "image_std": card.get("std"),
-        "resample": interpolation,
-        "crop_pct": card.get("crop_pct"),
+        "resample": card.get("interpolation") or "bicubic",
     }
+
+
+def _note_crop(path, card, size):
+    """Prints what timm does to images instead of resizing them whole."""
+    # an absent value is timm's default
+    part, mode = card.get("crop_pct") or 0.875, card.get("crop_mode") or "center"
+    if mode == "squash" and part == 1:
+        return
+    how = _TIMM_CROPS.get(str(mode), _TIMM_CROPS["center"])
+    print(
+        f"{path}: timm {how} (crop_pct {part}); here whole images are resized to "
+        + "x".join(map(str, size or ()))
+    )
 
 
 def _check_supported(config):

@@ -12,16 +12,16 @@ CHECKPOINTS_NAME = "checkpoints"
 
 
 def find_processor(source):
-    """Loads a source's image processor; `None` without one, or offline."""
+    """Loads a source's image processor; `None` without one, or offline.
+
+    One that is not supported is an error: no other mean and deviation would do.
+    """
     path = find_processor_file(source)
     if path is not None:
         return MAEImageProcessor.from_pretrained(path)
     try:
         return MAEImageProcessor.from_pretrained(source)  # what timm's config.json says
     except PortError:
-        return None
-    except ValueError as error:
-        print(f"{error}. The default processor is taken")
         return None
 
 

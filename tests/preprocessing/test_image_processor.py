@@ -335,7 +335,9 @@ def timm_folder(folder, **card):
 
 
 def test_timms_configuration_makes_a_processor(tmp_path, capsys):
-    folder = timm_folder(tmp_path, interpolation="bilinear", crop_pct=1.0)
+    folder = timm_folder(
+        tmp_path, interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
+    )
     for processor in (
         MAEImageProcessor.from_pretrained(folder),
         find_processor(folder),
@@ -347,8 +349,34 @@ def test_timms_configuration_makes_a_processor(tmp_path, capsys):
             "resample": "bilinear",
             "exif_orientation": False,
         }
-    timm_folder(tmp_path, crop_pct=0.9)
-    with pytest.raises(ValueError, match=r"crop_pct must be 1 or absent.*0\.9"):
-        MAEImageProcessor.from_pretrained(folder)
-    assert find_processor(folder) is None
-    assert "The default processor is taken" in capsys.readouterr().out
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "card, message",
+    [
+        ({}, "resizes the shorter edge and crops the centre (crop_pct 0.875)"),
+        ({"crop_pct": 0.9}, "the shorter edge and crops the centre (crop_pct 0.9)"),
+        ({"crop_pct": 1.0}, "the shorter edge and crops the centre (crop_pct 1.0)"),
+        ({"crop_pct": 0.9, "crop_mode": "squash"}, "whole image and crops the centre"),
+        ({"crop_pct": 1.0, "crop_mode": "border"}, "the longer edge and pads"),
+    ],
+)
+def test_what_timm_would_crop_is_said(tmp_path, capsys, card, message):
+    processor = find_processor(timm_folder(tmp_path, **card))
+    assert (processor.image_mean, processor.image_std) == ((0.5,) * 3, (0.2,) * 3)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert message in line and line.endswith("here whole images are resized to 48x64")
+
+
+@pytest.mark.parametrize(
+    "card, message",
+    [
+        ({"interpolation": "lanczos"}, "resample must be .*lanczos"),
+        ({"input_size": 48}, "image_size must be"),
+        ({"std": None}, "image_mean and image_std must be"),
+    ],
+)
+def test_an_unsupported_timm_configuration_is_an_error(tmp_path, card, message):
+    with pytest.raises(ValueError, match=rf"config\.json: {message}"):
+        find_processor(timm_folder(tmp_path, **card))
