@@ -5,7 +5,7 @@ Run: keras-mae-convert SOURCE DESTINATION [--format=huggingface] [--check]
 SOURCE is a hub id, a folder, a file of PyTorch weights or of Hugging Face's TensorFlow
 classes (`tf_model.h5`), or a `.keras` file. DESTINATION is a `.keras` file, or a folder
 for the library that `--format` names. The source's `preprocessor_config.json` is copied
-to the destination, if there is none yet.
+to the destination, if there is none yet, or made of what timm's `config.json` says.
 """
 
 import dataclasses
@@ -17,7 +17,10 @@ from keras_mae.convert.check import compare_with_torch
 from keras_mae.models.loading import load_keras, model_class
 from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_processor import CONFIG_NAME
-from keras_mae.preprocessing.pretrained_processor import find_processor_file
+from keras_mae.preprocessing.pretrained_processor import (
+    find_processor,
+    find_processor_file,
+)
 from keras_mae.utils.class_names import LABELS_FILE, read_labels, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
@@ -115,17 +118,29 @@ def convert(config: Config) -> None:
 
 
 def _copy_processor(config):
-    """Copies the source's `preprocessor_config.json`."""
-    found = find_processor_file(
-        config.source, revision=config.revision, subfolder=config.subfolder
-    )
+    """Copies the source's `preprocessor_config.json`, or makes one of timm's card."""
+    reading = {"revision": config.revision, "subfolder": config.subfolder}
     place = Path(config.destination)
     folder = place.parent if place.suffix == ".keras" else place
-    if found is None or (folder / CONFIG_NAME).exists():
+    if (folder / CONFIG_NAME).exists():
         return
-    with atomic_write(folder / CONFIG_NAME) as part:
-        shutil.copyfile(found, part)
-    print(f"{folder / CONFIG_NAME}: copied from {config.source}")
+    found = find_processor_file(config.source, **reading)
+    if found is not None:
+        with atomic_write(folder / CONFIG_NAME) as part:
+            shutil.copyfile(found, part)
+        print(f"{folder / CONFIG_NAME}: copied from {config.source}")
+    elif (processor := _find_processor(config.source, **reading)) is not None:
+        processor.save_pretrained(folder)
+        print(f"{folder / CONFIG_NAME}: made of what {config.source} says")
+
+
+def _find_processor(source, **reading):
+    """Loads an image processor; of one that is not supported says why."""
+    try:
+        return find_processor(source, **reading)
+    except ValueError as error:
+        print(f"note: {error}")
+        return None
 
 
 def _load_keras(path):

@@ -11,16 +11,18 @@ from keras_mae.weights.hub import HubUnavailableError, Location
 CHECKPOINTS_NAME = "checkpoints"
 
 
-def find_processor(source):
+def find_processor(source, **reading):
     """Loads a source's image processor; `None` without one, or offline.
 
     One that is not supported is an error: no other mean and deviation would do.
+    `reading` are the hub's options, as for `MAEImageProcessor.from_pretrained`.
     """
-    path = find_processor_file(source)
+    path = find_processor_file(source, **reading)
     if path is not None:
         return MAEImageProcessor.from_pretrained(path)
     try:
-        return MAEImageProcessor.from_pretrained(source)  # what timm's config.json says
+        # what timm's config.json says
+        return MAEImageProcessor.from_pretrained(source, **reading)
     except PortError:
         return None
 

@@ -1,5 +1,6 @@
 """keras-mae-convert: either way, checked against PyTorch, one-line errors."""
 
+import json
 import subprocess
 import sys
 from typing import NamedTuple
@@ -245,3 +246,19 @@ def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
     assert CONFIG_NAME not in done.stdout
     kept = MAEImageProcessor.from_pretrained(tmp_path / "conv")
     assert kept.image_size == (48, 48)
+
+
+def test_timms_processor_comes_along(make_model, tmp_path, convert):
+    """Out of timm's `config.json`."""
+    theirs, ours = tmp_path / "in", tmp_path / "conv"
+    make_model().encoder.save_pretrained(theirs, "timm")
+    path = theirs / "config.json"
+    config = json.loads(path.read_text())
+    card = {"mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear"}
+    config["pretrained_cfg"] |= card
+    path.write_text(json.dumps(config))
+    done = convert(theirs, ours / "mae.keras")
+    assert done.returncode == 0, done.stderr
+    assert f"{CONFIG_NAME}: made of what {theirs} says" in done.stdout
+    wanted = MAEImageProcessor(32, (0.5,) * 3, (0.2,) * 3).get_config()
+    assert MAEImageProcessor.from_pretrained(ours).get_config() == wanted
