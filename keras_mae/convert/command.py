@@ -5,7 +5,8 @@ Run: keras-mae-convert SOURCE DESTINATION [--format=huggingface] [--check]
 SOURCE is a hub id, a folder, a file of PyTorch weights or of Hugging Face's TensorFlow
 classes (`tf_model.h5`), or a `.keras` file. DESTINATION is a `.keras` file, or a folder
 for the library that `--format` names. The source's `preprocessor_config.json` is copied
-to the destination, if there is none yet, or made of what timm's `config.json` says.
+to the destination, if there is none yet, or made of what timm's `config.json` says. For
+timm it is also written into `config.json`.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
-from keras_mae.weights.save_pretrained import FORMATS
+from keras_mae.weights.save_pretrained import FORMATS, save_pretrained
 from keras_mae.weights.state_dict import encoder_of
 
 MODELS = {
@@ -100,6 +101,7 @@ def convert(config: Config) -> None:
         )
         model = _read(config, compared[0])
         print(model.port_report)
+    processor = _find_processor(config)
     if destination.suffix == ".keras":
         destination.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(destination) as part:
@@ -108,39 +110,52 @@ def convert(config: Config) -> None:
         if getattr(model, "class_names", None):
             print(write_labels(destination.parent, model.class_names))
     else:
-        print(model.save_pretrained(destination, config.format))
+        print(save_pretrained(model, destination, config.format, processor))
         compared.append(destination)
-    _copy_processor(config)
+    _write_processor(config, processor)
     for place in compared if config.check else ():
         checkpoint = open_checkpoint(place)
         difference = compare_with_torch(model, checkpoint)
         print(f"{checkpoint.source}: relative difference to PyTorch {difference:.1e}")
 
 
-def _copy_processor(config):
-    """Copies the source's `preprocessor_config.json`, or makes one of timm's card."""
-    reading = {"revision": config.revision, "subfolder": config.subfolder}
-    place = Path(config.destination)
-    folder = place.parent if place.suffix == ".keras" else place
-    if (folder / CONFIG_NAME).exists():
-        return
-    found = find_processor_file(config.source, **reading)
-    if found is not None:
-        with atomic_write(folder / CONFIG_NAME) as part:
-            shutil.copyfile(found, part)
-        print(f"{folder / CONFIG_NAME}: copied from {config.source}")
-    elif (processor := _find_processor(config.source, **reading)) is not None:
-        processor.save_pretrained(folder)
-        print(f"{folder / CONFIG_NAME}: made of what {config.source} says")
+def _find_processor(config):
+    """Loads the image processor that the destination has, else the source's.
 
-
-def _find_processor(source, **reading):
-    """Loads an image processor; of one that is not supported says why."""
+    `None` without one, or where it is not supported, of which a note is printed.
+    """
+    folder = _folder_of(config)
     try:
-        return find_processor(source, **reading)
+        if (folder / CONFIG_NAME).exists():
+            return find_processor(folder)
+        return find_processor(config.source, **_place_of(config))
     except ValueError as error:
         print(f"note: {error}")
         return None
+
+
+def _write_processor(config, processor):
+    """Copies the source's `preprocessor_config.json`, or writes one."""
+    place = _folder_of(config) / CONFIG_NAME
+    if place.exists():
+        return
+    found = find_processor_file(config.source, **_place_of(config))
+    if found is not None:
+        with atomic_write(place) as part:
+            shutil.copyfile(found, part)
+        print(f"{place}: copied from {config.source}")
+    elif processor is not None:
+        processor.save_pretrained(place.parent)
+        print(f"{place}: made of what {config.source} says")
+
+
+def _folder_of(config):
+    destination = Path(config.destination)
+    return destination.parent if destination.suffix == ".keras" else destination
+
+
+def _place_of(config):
+    return {"revision": config.revision, "subfolder": config.subfolder}
 
 
 def _load_keras(path):

@@ -93,6 +93,18 @@ def to_timm(model: keras.Model) -> tuple[dict[str, Any], list[str]]:
     return config, notes
 
 
+def timm_images(processor: Any) -> dict[str, Any]:
+    """Writes what timm's `pretrained_cfg` says of images, all that this one does."""
+    return {
+        "mean": list(processor.image_mean),
+        "std": list(processor.image_std),
+        "interpolation": processor.resample,
+        # resized whole
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
+
+
 def to_facebook(
     model: keras.Model, fixed: Iterable[tuple[str, Any]] = ()
 ) -> tuple[Any, list[str]]:

@@ -41,7 +41,7 @@ def push_to_hub(
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_pretrained(model, folder, format)
+        save_pretrained(model, folder, format, processor)
         if processor is not None:
             processor.save_pretrained(folder)
         if picture is not None:

@@ -31,9 +31,12 @@ _TORCH = "model.pth"
 
 
 def save_pretrained(
-    model: keras.Model, folder: PathLike, format: str = "huggingface"
+    model: keras.Model,
+    folder: PathLike,
+    format: str = "huggingface",
+    processor: Any = None,
 ) -> PortReport:
-    """See `Pretrained.save_pretrained`."""
+    """See `Pretrained.save_pretrained`; `processor` goes into timm's configuration."""
     if format not in _WRITERS:
         raise ValueError(
             f"format must be one of {', '.join(_WRITERS)}. Received: {format!r}"
@@ -48,6 +51,8 @@ def save_pretrained(
     folder = Path(folder).expanduser()
     _check_folder(folder, name)
     state, config, left_out, notes = prepare(model)
+    if format == "timm" and processor is not None:
+        config["pretrained_cfg"] |= config_writers.timm_images(processor)
     folder.mkdir(parents=True, exist_ok=True)
     write(state, config, folder)
     target = None

@@ -249,8 +249,8 @@ def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
 
 
 def test_timms_processor_comes_along(make_model, tmp_path, convert):
-    """Out of timm's `config.json`."""
-    theirs, ours = tmp_path / "in", tmp_path / "conv"
+    """Out of timm's `config.json`, and into it again."""
+    theirs, ours, again = tmp_path / "in", tmp_path / "conv", tmp_path / "out"
     make_model().encoder.save_pretrained(theirs, "timm")
     path = theirs / "config.json"
     config = json.loads(path.read_text())
@@ -262,3 +262,20 @@ def test_timms_processor_comes_along(make_model, tmp_path, convert):
     assert f"{CONFIG_NAME}: made of what {theirs} says" in done.stdout
     wanted = MAEImageProcessor(32, (0.5,) * 3, (0.2,) * 3).get_config()
     assert MAEImageProcessor.from_pretrained(ours).get_config() == wanted
+    done = convert(ours / "mae.keras", again, "--format=timm")
+    assert done.returncode == 0, done.stderr
+    written = json.loads((again / "config.json").read_text())["pretrained_cfg"]
+    assert written.items() >= {**card, "crop_pct": 1.0, "crop_mode": "squash"}.items()
+    (again / CONFIG_NAME).unlink()  # timm does not read it
+    assert MAEImageProcessor.from_pretrained(again).get_config() == wanted
+
+
+def test_an_unsupported_processor_stops_no_conversion(make_model, tmp_path, convert):
+    make_model().encoder.save_pretrained(tmp_path / "in")
+    (tmp_path / "in" / CONFIG_NAME).write_text('{"do_center_crop": true}')
+    done = convert(tmp_path / "in", tmp_path / "out", "--format=timm")
+    assert done.returncode == 0, done.stderr
+    assert "note: " in done.stdout and "do_center_crop must be False" in done.stdout
+    assert "do_center_crop" in (tmp_path / "out" / CONFIG_NAME).read_text()
+    card = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
+    assert "mean" not in card

@@ -22,9 +22,10 @@ from transformers import (
     ViTMAEModel,
 )
 
-from keras_mae import MAEClassifier, MAEEncoder, MAEPretrainer
+from keras_mae import MAEClassifier, MAEEncoder, MAEImageProcessor, MAEPretrainer
 from keras_mae.weights import export_weights
 from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE_STATE, port_rows
+from keras_mae.weights.save_pretrained import save_pretrained
 from keras_mae.weights.state_dict import contents_of, find_variable, sizes_of
 from tests import autodiff
 from tests.comparison import assert_same_weights
@@ -333,6 +334,23 @@ def test_the_report_says_what_the_decoder_predicts(name, target, tmp_path):
     assert model.port_report.target == target
     if target:
         assert model.norm_pix_loss == (target == "normalized pixels")
+
+
+def test_timm_is_told_how_images_are_prepared(tmp_path):
+    from timm.data import resolve_model_data_config
+
+    encoder = MAEEncoder.from_preset("mae_tiny", num_channels=1)
+    processor = MAEImageProcessor(32, (0.25,), (0.2,))
+    save_pretrained(encoder, tmp_path, "timm", processor)
+    theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert resolve_model_data_config(theirs) == {
+        "input_size": (1, 32, 32),
+        "mean": [0.25],
+        "std": [0.2],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "squash",
+    }
 
 
 @pytest.mark.parametrize(

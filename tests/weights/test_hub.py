@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import shutil
 import time
 
@@ -300,6 +301,8 @@ def test_an_upload_for_timm_describes_the_encoder(hub, models):
     assert f'keras_mae.MAEEncoder.from_pretrained("{NAME}")' in card
     assert f"| parameters | {models['main'].encoder.count_params():,} |" in card
     assert "MAEPretrainer" not in card and "mask ratio" not in card
+    images = json.loads(content["config.json"])["pretrained_cfg"]
+    assert (images["mean"], images["crop_mode"]) == ([0.5] * 3, "squash")
 
 
 def test_an_upload_needs_a_licence_and_a_token(hub, models):
