@@ -317,11 +317,12 @@ def _read_config(location):
     if path is not None:
         return path, read_json(path)
     place = location.find("config.json")
-    card = None if place is None else read_json(place).get("pretrained_cfg")
+    config = {} if place is None else read_json(place)
+    card = config.get("pretrained_cfg") or config  # flat in older files
     if isinstance(card, dict) and "mean" in card:
-        config = _from_timm(card)
-        _note_crop(place, card, config["size"])
-        return place, config
+        converted = _from_timm(card)
+        _note_crop(place, card, converted["size"])
+        return place, converted
     raise PortError(
         f"{location.source} has no {CONFIG_NAME}. Without one make the processor "
         "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "

@@ -352,6 +352,13 @@ def test_timms_configuration_makes_a_processor(tmp_path, capsys):
     assert not capsys.readouterr().out
 
 
+def test_timms_older_configuration_is_flat(tmp_path):
+    path = timm_folder(tmp_path) / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | config.pop("pretrained_cfg")))
+    assert find_processor(tmp_path).image_mean == (0.5,) * 3
+
+
 @pytest.mark.parametrize(
     "card, message",
     [
