@@ -124,10 +124,7 @@ def main(config):
     """Exports a model."""
     check_at_least_one(config, "version", "max_pixels")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
-    if config.batching and config.format != "savedmodel":
-        raise ValueError(
-            f"--batching needs --format=savedmodel. Received: {config.format}"
-        )
+    check_format(config)
     name = str(config.version)
     if config.format != "savedmodel":
         # no number: a server of SavedModels leaves it alone
@@ -162,6 +159,17 @@ def main(config):
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     kind = "SavedModel" if config.format == "savedmodel" else config.format
     print(f"{kind} written to {path} ({size / 1e6:.1f} MB)")
+
+
+def check_format(config):
+    """Raises where a flag is given that another runtime's folder has no place for."""
+    if config.format == "savedmodel":
+        return
+    for name in ("batching", "top_k", "max_pixels", "warmup_batch_sizes"):
+        if getattr(config, name) != getattr(ExportConfig, name):
+            raise ValueError(
+                f"--{name} needs --format=savedmodel. Received: {config.format}"
+            )
 
 
 def parse_batch_sizes(text):

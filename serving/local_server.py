@@ -167,7 +167,7 @@ def start_models(config):
             )
         file = ConfigFile(config.model_config_file)
         models = Models(file.read(), *options)
-        if config.model_config_file_poll_wait_seconds:
+        if config.model_config_file_poll_wait_seconds > 0:
             models.keep_polling(
                 config.model_config_file_poll_wait_seconds,
                 lambda: file.reload(models),
@@ -201,6 +201,10 @@ def metrics_path(file):
             f"--monitoring_config_file must be a MonitoringConfig: {error}"
         ) from error
     path = config.prometheus_config.path or METRICS_PATH
+    if not path.startswith("/"):
+        raise ValueError(
+            f"--monitoring_config_file: the path must begin with /. Received: {path}"
+        )
     return path if config.prometheus_config.enable else None
 
 
@@ -233,6 +237,7 @@ def main(config):
         return
     check_flags(config)
     channel_options = channel_arguments(config.grpc_channel_arguments)
+    metrics = metrics_path(config.monitoring_config_file)
     models = start_models(config)
     service = Service(
         models, config.threads, config.max_enqueued, config.max_batch_size
@@ -246,13 +251,13 @@ def main(config):
         config.enable_grpc_healthcheck_service,
     )
     stopping = Stopping(server, config.grace_seconds)
-    names = allowed_names(config.host, config.allowed_hosts.lower().split(","))
+    names = allowed_names(config.host, config.allowed_hosts)
     app = make_app(
         service,
         names,
         PAGE,
         config.rest_api_timeout_in_ms / 1000,
-        metrics_path(config.monitoring_config_file),
+        metrics,
         config.rest_api_enable_cors_support,
     )
     try:

@@ -13,9 +13,13 @@ from urllib.parse import urlsplit
 _PLAIN = ("text/plain", "multipart/form-data")
 
 
-def allowed_names(host, more=()):
-    """Returns the names by which this server may be called, beside IP addresses."""
-    return {"localhost", socket.gethostname().lower(), host.lower(), *more}
+def allowed_names(host, more=""):
+    """Returns the names by which this server may be called, beside IP addresses.
+
+    `more` are separated by commas.
+    """
+    names = (socket.gethostname(), host, *more.replace(",", " ").split())
+    return {"localhost", *map(str.lower, names)}
 
 
 def refusal(method, headers, names, any_page=False):

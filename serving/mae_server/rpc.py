@@ -54,6 +54,8 @@ def make_grpc_server(
         maximum_concurrent_rpcs=service.max_threads,
     )
     most_bytes = options["grpc.max_receive_message_length"]
+    if most_bytes < 0:  # gRPC's word for any length
+        most_bytes = 2**31 - 1
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         PredictionService(service, most_bytes, as_content), server
     )

@@ -35,7 +35,8 @@ def split(inputs, check=lambda: None):
         yield inputs
         return
     begin = total = 0
-    for index, size in enumerate([*sizes, MOST_PIXELS]):
+    # the last is none of theirs: it ends the last part
+    for index, size in enumerate([*sizes, MOST_PIXELS + 1]):
         if index > begin and total + size > MOST_PIXELS:
             yield {name: array[begin:index] for name, array in inputs.items()}
             begin, total = index, 0

@@ -36,7 +36,8 @@ class ModelConfig(NamedTuple):
         """Returns the versions that the policy selects, and their folders' names.
 
         As `file_system_storage_path_source.cc`: a name that reads as an int64, such as
-        007, is a version; of several with the same number one is served.
+        007, is a version; of several with the same number one is served. `None` stands
+        for a folder that can't be read.
         """
         with contextlib.suppress(OSError):
             names = sorted(path.name for path in Path(self.base_path).iterdir())
@@ -47,7 +48,7 @@ class ModelConfig(NamedTuple):
             if self.versions is not None:
                 selected = [n for n in found if n in (self.versions or found)]
             return {number: found[number] for number in selected}
-        return {}
+        return None
 
 
 def _is_version(name):
@@ -143,14 +144,14 @@ class Models:
             self._load_aspired()
             self._unload_others()
 
-    def keep_polling(self, seconds, first=lambda: None):
-        """Polls every `seconds` in a thread until `close`, calling `first` before."""
+    def keep_polling(self, seconds, poll=None):
+        """Calls `poll`, by default that of folders, every `seconds` until `close`."""
+        poll = poll or self.poll
 
         def loop():
             while not self._stopped.wait(seconds):
                 try:
-                    first()
-                    self.poll()
+                    poll()
                 except Exception:  # the next poll may succeed
                     traceback.print_exc()
 
@@ -244,7 +245,7 @@ class Models:
         """Loads versions that the policies select and that are not loaded."""
         for name, config in self._configs.items():
             known = self._versions.setdefault(name, {})
-            for number, folder in sorted(config.aspired().items()):
+            for number, folder in sorted((config.aspired() or {}).items()):
                 held = known.get(number)
                 path = Path(config.base_path, folder)
                 there = held and held.state == "AVAILABLE" and held.path == path
@@ -291,14 +292,21 @@ class Models:
         return rows or [(config.name, 0, "NOT_FOUND", text)]
 
     def _unload_others(self):
-        """Unloads versions that the policies no longer select and others replace."""
+        """Unloads versions that the policies no longer select and others replace.
+
+        As `availability_preserving_policy.cc`: where none of those selected is there
+        yet, the newest of the others stays.
+        """
         for name, known in self._versions.items():
             config = self._configs.get(name)
-            aspired = set() if config is None else set(config.aspired())
-            available = {n for n, held in known.items() if held.state == "AVAILABLE"}
-            if config is not None and not available & aspired:
+            aspired = {} if config is None else config.aspired()
+            if aspired is None:
                 continue
-            for number in available - aspired:
+            available = {n for n, held in known.items() if held.state == "AVAILABLE"}
+            others = sorted(available - set(aspired))
+            if aspired and not available & set(aspired):
+                others = others[:-1]
+            for number in others:
                 self._unload(known[number])
 
     def _unload(self, held):

@@ -168,5 +168,6 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"must have a file of \*\.xml, model\.tflite"):
         load_runtime(tmp_path)
     assert not any(tmp_path.iterdir())
-    flags = ("--model=x", "--batching", "--format=litert")
-    assert "--batching needs --format=savedmodel" in refusal(SCRIPT, *flags)
+    for flag in ("--batching", "--top_k=3"):
+        error = refusal(SCRIPT, "--model=x", flag, "--format=litert")
+        assert f"{flag.split('=')[0]} needs --format=savedmodel" in error

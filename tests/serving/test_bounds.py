@@ -268,6 +268,8 @@ def test_large_images_are_looked_at_one_by_one():
         {"text": encoded},
     ):
         assert [*splitting.split(whole)] == [whole]
+    parts = splitting.split({"image_bytes": np.array([png(5000, 4000), b"", b"none"])})
+    assert [len(part["image_bytes"]) for part in parts] == [1, 2]
     pixels = {"pixels": np.zeros((70, 500, 500, 1), "uint8")}
     assert [len(part["pixels"]) for part in splitting.split(pixels)] == [64, 6]
 
@@ -470,7 +472,7 @@ def test_a_gzip_bomb_ends_in_bounded_time_and_memory(kind):
 
 
 def test_pages_of_strangers_are_refused():
-    names = browsers.allowed_names("0.0.0.0", ["mae.example"])
+    names = browsers.allowed_names("0.0.0.0", "b.example, Mae.example")
 
     def status(method="POST", host="localhost:8501", **headers):
         headers = {name.replace("_", "-"): value for name, value in headers.items()}

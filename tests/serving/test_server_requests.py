@@ -25,11 +25,23 @@ def caller(tmp_path_factory):
     folder = tmp_path_factory.mktemp("echo")
     save_echo(folder / "1")
     with contextlib.closing(Models([ModelConfig("echo", folder)])) as models:
-        server, port = make_grpc_server(Service(models), "127.0.0.1", 0)
+        service = Service(models)
+        server, port = make_grpc_server(service, "127.0.0.1", 0)
         server.start()
         with Caller(Server(f"127.0.0.1:{port}", "", None)) as caller:
+            caller.service = service
             yield caller
         server.stop(0).wait()
+
+
+def test_messages_of_any_length_are_taken(caller):
+    options = {"grpc.max_receive_message_length": -1}
+    server, port = make_grpc_server(caller.service, "127.0.0.1", 0, options)
+    server.start()
+    with Caller(Server(f"127.0.0.1:{port}", "", None)) as unlimited:
+        x = np.ones((1, 2), "float32")
+        assert unlimited.predict("echo", {"x": x})[0]["doubled"].tolist() == [[2, 2]]
+    server.stop(0).wait()
 
 
 def refused(caller, x, message):
@@ -78,6 +90,9 @@ def test_a_monitoring_file_names_the_path_of_the_metrics(tmp_path):
         file.write_text(text)
         assert path_of(file) == path
     assert path_of(ROOT / "serving/config/monitoring.config") == metrics.PATH
+    file.write_text("prometheus_config { enable: true path: 'metrics' }")
+    with pytest.raises(ValueError, match=r"must begin with /\. Received: metrics"):
+        path_of(file)
     file.write_text("prometheus!")
     for wrong in (file, tmp_path / "none"):
         with pytest.raises(ValueError, match="must be a MonitoringConfig"):

@@ -137,6 +137,30 @@ def test_polling_survives_unexpected_errors(follow, capfd):
     assert "unforeseen" in capfd.readouterr().err
 
 
+# sources/storage_path/file_system_storage_path_source.cc: PollFileSystemForServable;
+# core/availability_preserving_policy.cc: GetNextAction
+@pytest.mark.slow
+def test_versions_are_unloaded_when_they_are_gone_or_the_newest_stays(follow, echo):
+    models, folder = follow
+    folder.rename(folder.with_name("aside"))
+    models.poll()
+    assert states(models) == {1: "AVAILABLE"}
+    folder.with_name("aside").rename(folder)
+    models.configure([ModelConfig("mae", folder, versions=())])
+    shutil.copytree(echo, folder / "2")
+    models.poll()
+    for number in (1, 2):
+        shutil.rmtree(folder / str(number))
+    (folder / "3").mkdir()  # fails to load
+    models.poll()
+    assert states(models) == {1: "END", 2: "AVAILABLE", 3: "END"}
+    (folder / "3").rmdir()
+    models.poll()
+    assert states(models) == {1: "END", 2: "END", 3: "END"}
+    with pytest.raises(RequestError, match="Servable not found"), models.use("mae"):
+        pass
+
+
 def test_closing_does_not_wait_for_a_load(follow, echo, monkeypatch):
     models, folder = follow
     begun, go = threading.Event(), threading.Event()
