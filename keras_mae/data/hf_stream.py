@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import EncodedImages
-from keras_mae.data.tfrecord import shuffled_records, shuffled_turns
+from keras_mae.data.shuffling import shuffled_records, shuffled_turns
 
 _NO_LABEL = -1
 

@@ -4,6 +4,12 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_mae.data.parallelism import PARALLEL_CALLS
+
+# files read at a time, and encoded records among which the next one is drawn
+_CYCLE = 16
+_SHUFFLE_BUFFER = 2048
+
 
 class Order(NamedTuple):
     """A worker's part of an endless stream of global batches.
@@ -44,3 +50,26 @@ class Order(NamedTuple):
             return position, shuffled
 
         return self.positions().map(index)
+
+
+def shuffled_turns(count, epoch, seed):
+    """Shuffles the numbers of an epoch's shards."""
+    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+    turns = tf.range(count, dtype=tf.int64)
+    return tf.random.experimental.stateless_shuffle(turns, seed)
+
+
+def shuffled_records(shards, read, count, epoch, seed):
+    """Mixes the records of an epoch's shards, and shuffles them in a buffer."""
+    # in this function's graph only: the shuffle must not use the global seed
+    tf.compat.v1.set_random_seed(1)
+    cycle = min(_CYCLE, count)
+    records = shards.interleave(
+        read,
+        cycle_length=cycle,
+        num_parallel_calls=min(PARALLEL_CALLS, cycle),
+        deterministic=True,
+    )
+    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+    seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
+    return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_mae.data.damaged_records import damage
 from keras_mae.data.encoded_images import EncodedImages
-from keras_mae.data.parallelism import PARALLEL_CALLS
+from keras_mae.data.shuffling import shuffled_records, shuffled_turns
 from keras_mae.data.storage import real_path
 from keras_mae.data.tfrecord_reader import (
     NeededRecords,
@@ -24,9 +24,7 @@ from keras_mae.utils.class_names import decode_names
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")
 _LABEL_KEYS = ("image/class/label", "label")
-# files read at a time, and encoded records among which the next one is drawn
-_CYCLE = 16
-_SHUFFLE_BUFFER = 2048
+# files whose records are counted at a time
 _THREADS = 8
 
 
@@ -171,29 +169,6 @@ class ImageRecords(EncodedImages):
                 tf.gather(tf.constant(takes, tf.int64), turns),
             )
         )
-
-
-def shuffled_turns(count, epoch, seed):
-    """Shuffles the numbers of an epoch's shards."""
-    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-    turns = tf.range(count, dtype=tf.int64)
-    return tf.random.experimental.stateless_shuffle(turns, seed)
-
-
-def shuffled_records(shards, read, count, epoch, seed):
-    """Mixes the records of an epoch's shards, and shuffles them in a buffer."""
-    # in this function's graph only: the shuffle must not use the global seed
-    tf.compat.v1.set_random_seed(1)
-    cycle = min(_CYCLE, count)
-    records = shards.interleave(
-        read,
-        cycle_length=cycle,
-        num_parallel_calls=min(PARALLEL_CALLS, cycle),
-        deterministic=True,
-    )
-    seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-    seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
-    return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
 
 
 def load_tfrecord(pattern, divide=True):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from keras_mae import data
-from keras_mae.data import tfrecord
+from keras_mae.data import shuffling, tfrecord
 from keras_mae.data.tfrecord_reader import record_offsets
 from tests import pictures
 
@@ -17,8 +17,8 @@ SHARDS, COUNT, BATCH = 5, 31, 3
 @pytest.fixture
 def source(tmp_path, monkeypatch):
     # fewer than an epoch's, so that files end at different times
-    monkeypatch.setattr(tfrecord, "_SHUFFLE_BUFFER", 6)
-    monkeypatch.setattr(tfrecord, "_CYCLE", 2)
+    monkeypatch.setattr(shuffling, "_SHUFFLE_BUFFER", 6)
+    monkeypatch.setattr(shuffling, "_CYCLE", 2)
     pictures.write_shards(tmp_path, range(COUNT), shards=SHARDS)
     source = data.load_source(f"tfrecord:{tmp_path}/*", held_out="photos")
     assert source.epoch_size == COUNT
