@@ -262,7 +262,7 @@ class Pretrained:
         )
 
     def save_pretrained(
-        self, folder: PathLike, format: str = "huggingface"
+        self, folder: PathLike, format: str = "huggingface", processor: Any = None
     ) -> PortReport:
         """Writes the weights, and a configuration, as another library reads them.
 
@@ -272,6 +272,8 @@ class Pretrained:
                 transformers), `"timm"` (the same for timm; a decoder is left out),
                 `"facebook"`, `"mmpretrain"`, `"solo-learn"` or `"lightly"` (a
                 model.pth; needs PyTorch).
+            processor: The `MAEImageProcessor` of the images, to be written too: as
+                preprocessor_config.json, and for timm into config.json.
 
         Returns:
             A `keras_mae.weights.PortReport`.
@@ -290,4 +292,7 @@ class Pretrained:
             report = model.save_pretrained(folder)
         ```
         """
-        return save_pretrained(self, folder, format)
+        report = save_pretrained(self, folder, format, processor)
+        if processor is not None:
+            processor.save_pretrained(folder)
+        return report

@@ -25,7 +25,6 @@ from transformers import (
 from keras_mae import MAEClassifier, MAEEncoder, MAEImageProcessor, MAEPretrainer
 from keras_mae.weights import export_weights
 from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE_STATE, port_rows
-from keras_mae.weights.save_pretrained import save_pretrained
 from keras_mae.weights.state_dict import contents_of, find_variable, sizes_of
 from tests import autodiff
 from tests.comparison import assert_same_weights
@@ -341,7 +340,8 @@ def test_timm_is_told_how_images_are_prepared(tmp_path):
 
     encoder = MAEEncoder.from_preset("mae_tiny", num_channels=1)
     processor = MAEImageProcessor(32, (0.25,), (0.2,))
-    save_pretrained(encoder, tmp_path, "timm", processor)
+    encoder.save_pretrained(tmp_path, "timm", processor)
+    assert (tmp_path / "preprocessor_config.json").exists()
     theirs = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert resolve_model_data_config(theirs) == {
         "input_size": (1, 32, 32),
