@@ -68,7 +68,7 @@ class Caller:
 
     def raw(self, method, path, body=b"", headers=None):
         """Sends a request by HTTP; returns status, content type and body's bytes."""
-        connection = http.client.HTTPConnection(self.server.rest, timeout=60)
+        connection = http.client.HTTPConnection(self.server.rest, timeout=300)
         try:
             connection.request(method, path, body, headers or {})
             response = connection.getresponse()
@@ -92,7 +92,7 @@ class Caller:
             if not hasattr(value, "tensor_shape"):  # a proto is sent as it is
                 value = tf.make_tensor_proto(value)
             request.inputs[key].CopyFrom(value)
-        response = self.prediction.Predict(request, timeout=60)
+        response = self.prediction.Predict(request, timeout=300)
         found = {key: tf.make_ndarray(v) for key, v in response.outputs.items()}
         return found, response
 
@@ -101,14 +101,14 @@ class Caller:
         request = classification_pb2.ClassificationRequest()
         fill(request.model_spec, name, signature)
         fill_examples(request.input, features, context)
-        return self.prediction.Classify(request, timeout=60)
+        return self.prediction.Classify(request, timeout=300)
 
     def regress(self, name, features, signature="", context=None):
         """Calls Regress on dicts from feature name to floats."""
         request = regression_pb2.RegressionRequest()
         fill(request.model_spec, name, signature)
         fill_examples(request.input, features, context)
-        return self.prediction.Regress(request, timeout=60)
+        return self.prediction.Regress(request, timeout=300)
 
     def multi_inference(self, tasks, features):
         """Calls MultiInference; tasks are (model, signature, `classify` or such)."""
@@ -117,25 +117,25 @@ class Caller:
             task = request.tasks.add(method_name=f"tensorflow/serving/{method}")
             fill(task.model_spec, name, signature)
         fill_examples(request.input, features)
-        return self.prediction.MultiInference(request, timeout=60)
+        return self.prediction.MultiInference(request, timeout=300)
 
     def metadata(self, name, *fields, **which):
         request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
         fill(request.model_spec, name, **which)
-        return self.prediction.GetModelMetadata(request, timeout=60)
+        return self.prediction.GetModelMetadata(request, timeout=300)
 
     def status(self, name, **which):
         """Calls GetModelStatus; returns a dict from version to state's name."""
         request = get_model_status_pb2.GetModelStatusRequest()
         fill(request.model_spec, name, **which)
-        response = self.models.GetModelStatus(request, timeout=60)
+        response = self.models.GetModelStatus(request, timeout=300)
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         return {row.version: state(row.state) for row in response.model_version_status}
 
     def health(self, service=""):
         """Calls grpc.health.v1's Check; returns the status's name."""
         request = health_pb2.HealthCheckRequest(service=service)
-        response = self._health.Check(request, timeout=60)
+        response = self._health.Check(request, timeout=300)
         return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
 
 

@@ -59,7 +59,8 @@ def server(request, tmp_path_factory):
 
     folder = models.build(tmp_path_factory.mktemp("conformance"))
     flags = [flag.format(folder=folder) for flag in models.FLAGS]
-    flags.append("--file_system_poll_wait_seconds=0.2")
+    # no answer depends on how busy the machine is
+    flags += ["--file_system_poll_wait_seconds=0.2", "--rest_api_timeout_in_ms=300000"]
     with running(EMBEDDED, *flags, env=environment()) as (rest, grpc, process):
         yield Server(grpc, rest, folder)
     assert process.returncode == 0

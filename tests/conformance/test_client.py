@@ -19,7 +19,8 @@ def connect(server, request):
     def connect_one(**options):
         by_grpc = request.param == "grpc"
         address = getattr(server, request.param)
-        client = mae_client.Client(address, grpc=by_grpc, batch_size=2, **options)
+        options = {"timeout": 300, "batch_size": 2, **options}
+        client = mae_client.Client(address, grpc=by_grpc, **options)
         clients.append(client)
         return client
 

@@ -29,7 +29,7 @@ def folder(server):
     return server.folder
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing changed"
@@ -137,7 +137,7 @@ def test_removed_model_folder_keeps_the_loaded_version(caller, folder):
 def reload(caller, text):
     config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     request = model_management_pb2.ReloadConfigRequest(config=config)
-    return caller.models.HandleReloadConfigRequest(request, timeout=60)
+    return caller.models.HandleReloadConfigRequest(request, timeout=300)
 
 
 @pytest.fixture

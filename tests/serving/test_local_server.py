@@ -94,7 +94,7 @@ def test_sigterm_finishes_pending_requests(folder, start):
     # that of gRPC ended first, and REST still has its grace
     assert http_answers == [(200, {"outputs": [7000]})]
     assert grpc_answers[0][0]["n"].tolist() == [3000]
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=300) == 0
 
 
 @pytest.mark.slow
@@ -132,7 +132,7 @@ def test_batch_and_body_size_limits(folder, start):
     with pytest.raises(grpc.RpcError, match=message):
         caller.predict("echo", {"x": np.ones((5, 2), "float32")})
     host, port = caller.server.rest.split(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=20)
+    connection = http.client.HTTPConnection(host, int(port), timeout=300)
     connection.putrequest("POST", "/v1/models/echo:predict")
     connection.putheader("Content-Length", str(65 * 2**20))
     connection.endheaders()
@@ -167,7 +167,7 @@ def test_the_grace_is_kept_whatever_runs(folder):
         assert thread.is_alive()
         process.send_signal(signal.SIGTERM)
         # far below the 400 s of the request, on the slowest machine
-        assert process.wait(timeout=100) == 1
+        assert process.wait(timeout=300) == 1
         thread.join()
 
 
@@ -193,12 +193,12 @@ def test_sigterm_does_not_wait_for_a_load(folder, tmp_path):
             writer.write(log.SerializeToString())
         (tmp_path / "2").rename(tmp_path / "slow" / "2")
         caller = Caller(Server(address, rest, None))
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while caller.status("slow").get(2) != "LOADING":
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=100) == 0
+        assert process.wait(timeout=300) == 0
         assert "cut off" not in process.stderr.read()
 
 
@@ -250,7 +250,7 @@ def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
             assert last.recv(100).startswith(b"HTTP/1.1 503")
         for one in many:
             one.close()
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while True:
         with contextlib.suppress(OSError, ValueError):
             if caller.post("echo:predict", X)[0] == 200:
@@ -292,7 +292,7 @@ def test_config_file_is_reloaded(folder, start, tmp_path):
     assert caller.post("echo:predict", X)[0] == 200
     more = f'config {{ name: "slow" base_path: "{folder}/slow" {platform} }}'
     file.write_text(f"model_config_list {{ {text} {more} }}")
-    end = time.monotonic() + 30
+    end = time.monotonic() + 300
     while caller.get("slow")[0] == 404:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -304,7 +304,7 @@ def test_it_listens_on_loopback_and_shows_the_page(folder, start):
     _, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
     for address in (caller.server.rest, caller.server.grpc):
         assert address.startswith("127.0.0.1:")
-    connection = http.client.HTTPConnection(caller.server.rest, timeout=20)
+    connection = http.client.HTTPConnection(caller.server.rest, timeout=300)
     connection.request("GET", "/")
     response = connection.getresponse()
     assert response.status == 200
