@@ -48,7 +48,7 @@ def tier(name, item, block):
     module, _, owner = name.rpartition(".")[0].rpartition(".")
     is_method = id(getattr(sys.modules.get(module), owner, None)) in PUBLIC
     if id(item) in PUBLIC:
-        return pytest.mark.slow if "fit(" in block else ()
+        return pytest.mark.nightly if "fit(" in block else ()
     return pytest.mark.slow if is_method else pytest.mark.nightly
 
 

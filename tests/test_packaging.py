@@ -27,7 +27,7 @@ TOUR = re.search(
 )[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_version_is_told_by_command_and_nothing_else():
     finished = subprocess.run(
         [sys.executable, "-m", "keras_mae", "--version"],
@@ -81,7 +81,7 @@ def test_a_command_is_what_it_is_called(name):
     assert callable(entry.load())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_command_says_what_it_takes_and_nothing_else():
     path = Path(sys.executable).with_name("keras-mae-pretrain")
     finished = subprocess.run(

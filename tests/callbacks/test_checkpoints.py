@@ -44,7 +44,7 @@ def test_the_last_few_are_kept_and_model_file_is_the_newest(
     assert not [path for path in tmp_path.iterdir() if ".part" in path.name]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 45))
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
@@ -294,7 +294,7 @@ def test_a_best_epoch_that_is_not_saved_is_not_the_best(
     assert callback.best == 0.79
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_exception_gives_the_end_of_fit_back_to_keras(make_model, images, tmp_path):
     model = make_model()
     model.compile(optimizer=keras_mae.pretraining_optimizer(1e-2, ema=0.5))
@@ -329,7 +329,7 @@ class Interrupt(keras.callbacks.Callback):
         raise KeyboardInterrupt
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_is_heard_after_an_interrupted_fit(make_model, images, tmp_path):
     heard = []
     former = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))

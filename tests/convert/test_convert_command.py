@@ -45,7 +45,13 @@ def convert(capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "format", ["huggingface", "facebook", "mmpretrain", "solo-learn", "lightly"]
+    "format",
+    [
+        *("huggingface", "facebook"),
+        pytest.param("mmpretrain", marks=pytest.mark.nightly),
+        pytest.param("solo-learn", marks=pytest.mark.nightly),
+        pytest.param("lightly", marks=pytest.mark.nightly),
+    ],
 )
 def test_there_and_back_again(format, make_model, tmp_path, convert):
     pytest.importorskip("torch")
@@ -208,7 +214,7 @@ def test_errors_are_one_line(arguments, message, make_model, tmp_path, convert):
     assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_as_it_is_typed(make_model, tmp_path):
     make_model().save_pretrained(tmp_path / "in")
     done = subprocess.run(

@@ -197,7 +197,7 @@ def test_variables_beside_the_known_ones_are_listed():
         to_keras_hub(encoder)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kerashub_is_imported_by_need_only(monkeypatch):
     code = (
         "import sys, keras_mae.convert.keras_hub_backbone; "

@@ -27,7 +27,13 @@ def held_out_numbers(source, **arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["val", "validation", "test"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "val",
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in ("validation", "test")),
+    ],
+)
 def test_a_folder_beside_train_is_held_out(name, tmp_path):
     pictures.write_folder(tmp_path / "train", range(5))
     pictures.write_folder(tmp_path / name, range(5, 9))
@@ -140,7 +146,7 @@ def test_held_out_images_are_left_out_of_training(tmp_path):
     assert data.load_source(folder, held_out=folder).epoch_size == 7  # its own rule
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_names_need_not_be_utf_8(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     for name in (b"\xe9t\xe9", "été".encode()):
@@ -288,7 +294,7 @@ def test_tfds_that_is_not_installed_is_told(monkeypatch):
         data.load_source("tfds:cifar10")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_end_of_train_is_held_out_where_nothing_else_is(tmp_path):
     pictures.prepare_tfds(tmp_path, name="trains", key="photo", train=range(30))
     source = data.load_source("tfds:trains", data_dir=tmp_path)

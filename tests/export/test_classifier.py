@@ -152,7 +152,7 @@ def test_wrong_names_and_counts_are_refused(processor, tmp_path):
         read_labels(tmp_path / "names.txt")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_verification_notices_another_head_and_other_names(served, processor):
     model, path, _ = served
     other = keras_mae.MAEClassifier(model.encoder, len(LABELS), head_range=1.0)

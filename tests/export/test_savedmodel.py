@@ -150,7 +150,7 @@ def test_grey_models_read_colour_as_pillow_does(make_model, tmp_path):
     np.testing.assert_allclose(got, encoder(processor(picture)), atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_five_channels_are_served_by_pixels(make_model, tmp_path):
     processor = keras_mae.MAEImageProcessor(32, (0.5,) * 5, (0.25,) * 5)
     export_savedmodel(make_model(num_channels=5).encoder, processor, tmp_path / "1")
@@ -198,7 +198,7 @@ def test_bad_noise_and_seeds_are_invalid_arguments(
         serve(pixels=tf.zeros((2, 32, 32, 3)), **{name: tf.constant(wrong)})
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_encoder_serves_its_tokens(make_model, processor, tmp_path):
     encoder = make_model().encoder
     export_savedmodel(encoder, processor, tmp_path / "1")
@@ -235,7 +235,7 @@ def test_a_failed_export_changes_nothing(make_model, processor, tmp_path, monkey
     assert (tmp_path / "1" / "saved_model.pb").read_bytes() == saved
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_verification_notices_other_weights(make_model, processor, tmp_path):
     export_savedmodel(make_model().encoder, processor, tmp_path / "1")
     with pytest.raises(ValueError, match="must equal the model's"):

@@ -184,7 +184,7 @@ CASES = {
 
 
 # the proportions of base are enough for most changes
-TIERS = {"base": (), "huge": pytest.mark.slow, "large": pytest.mark.nightly}
+TIERS = {"base": (), "huge": pytest.mark.nightly, "large": pytest.mark.nightly}
 
 
 @pytest.fixture(params=[pytest.param(name, marks=TIERS[name]) for name in FAMILIES])

@@ -141,7 +141,7 @@ def test_a_crash_of_the_compiler_is_reported(monkeypatch, tmp_path):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_compiler
 @pytest.mark.parametrize(
     "name, chips", [("v4:2x2x4", 16), ("v5e:4x4", 16), ("v5p:2x2x1", 4), ("v6e:2x4", 8)]

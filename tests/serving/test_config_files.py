@@ -285,7 +285,7 @@ def test_nothing_that_listens_is_not_ready(status):
     assert not ready(port)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_embedded_server_takes_the_same_files_and_flags(tmp_path):
     """With the canary of the comments, whose second version is still to come."""
     for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):

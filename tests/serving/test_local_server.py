@@ -171,7 +171,7 @@ def test_the_grace_is_kept_whatever_runs(folder):
         thread.join()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sigterm_does_not_wait_for_a_load(folder, tmp_path):
     """Nor is it an error: no request is cut off."""
     shutil.copytree(folder / "slow", tmp_path / "slow")
@@ -225,7 +225,7 @@ def test_deadlines_and_strangers_over_http(folder, start):
         assert status in (403, 415) and "error" in answer
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
     process, caller = start(f"--model_base_path={folder / 'echo'}", "--model_name=echo")
     host, port = caller.server.rest.split(":")
@@ -275,7 +275,7 @@ def test_flags_of_tf_serving_are_taken(capsys):
     assert parsed == {"grpc.max_connection_age_ms": 2000, "grpc.lb": "x"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_config_file_is_reloaded(folder, start, tmp_path):
     file = tmp_path / "models.config"
     platform = 'model_platform: "tensorflow"'

@@ -319,6 +319,7 @@ def test_large_reencoded_picture_is_sent_smaller(page, server):
     assert Image.open(io.BytesIO(sent(server))).size == (1024, 512)
 
 
+@pytest.mark.nightly
 def test_a_file_can_be_dropped(page, server):
     show(page, server)
     content = picture()
@@ -484,6 +485,7 @@ def test_invalid_picture_file_is_reported(page, server):
     answered(page, lambda: choose(page, picture()))
 
 
+@pytest.mark.nightly
 def test_grayscale_model(page, server):
     server.reset(shape=(28, 28, 1), patch=(4, 4))
     show(page, server)

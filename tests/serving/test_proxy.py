@@ -145,6 +145,7 @@ def picture():
     return encode(Image.new("RGB", (40, 30), (200, 30, 40)), "png")
 
 
+@pytest.mark.nightly
 def test_rest_and_grpc_answer_the_same_over_tls(proxy, picture):
     predict_pb2 = pytest.importorskip("tensorflow_serving.apis.predict_pb2")
     response = proxy.predict(picture)
@@ -268,6 +269,7 @@ def test_plain_http_is_refused(proxy):
     assert http.request("GET", f"http://localhost:{proxy.port}/").status == 400
 
 
+@pytest.mark.nightly
 def test_the_page_asks_for_the_token(proxy):
     sync_api = pytest.importorskip("playwright.sync_api")
     chrome = shutil.which("chromium") or shutil.which("google-chrome")

@@ -52,7 +52,7 @@ def assert_equal(ours, theirs):
         np.testing.assert_array_equal(mine, wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_probe_equals_the_script_on_the_run(whole):
     rows = rows_of(whole)
     probed = [row["probe_knn_accuracy"] != "" for row in rows]
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on_to_the_bit(whole, tmp_path, monkeypatch):
             assert mine[name] == wanted[name], name
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_finetuning_evaluates_and_keeps_the_averages(whole, tmp_path):
     script = load("training/finetune.py")
     flags = [f"--model={whole}", f"--output={tmp_path}", "--epochs=2",

@@ -18,7 +18,7 @@ def run_demo(folder, *arguments):
     return finished, json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_demo_runs_every_step(tmp_path):
     folder = tmp_path / "demo"
     finished, results = run_demo(folder, "--epochs=2")

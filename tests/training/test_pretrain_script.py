@@ -236,7 +236,7 @@ def test_published_weights_go_on_also_after_a_nan(
         pretrain("--model=hub", *flags[1:], "--resume")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_model_of_one_channel_goes_on_with_image_files(make_model, photos, tmp_path):
     hub, run = tmp_path / "hub", tmp_path / "run"
     make_model(num_channels=1).save_pretrained(hub)
@@ -285,7 +285,7 @@ def test_blocks_by_a_schedule(tmp_path):
     assert keras.models.load_model(tmp_path / "model.keras").mask_ratio == 0.75
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bad_input_in_a_subprocess(tmp_path):
     finished = run(SCRIPT, f"--output={tmp_path / 'run'}", "--mask_ratio=1.0")
     assert finished.returncode == 2
@@ -293,7 +293,7 @@ def test_bad_input_in_a_subprocess(tmp_path):
     assert "mask_ratio must be in [0, 1). Received: 1.0" in finished.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_replicas_must_share_the_batch_equally(tmp_path):
     finished = run(SCRIPT, f"--output={tmp_path}", "--strategy=mirrored",
                    "--batch_size=63")  # fmt: skip
@@ -413,7 +413,7 @@ def test_run_on_other_data_is_not_resumed(digits_run, tmp_path):
     assert "trained on other data" in error and "1437" in error
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_several_steps_per_execution_need_one_replica(tmp_path):
     finished = run(SCRIPT, *SMALL, f"--output={tmp_path}", "--strategy=mirrored",
                    "--steps_per_execution=2")  # fmt: skip
@@ -436,7 +436,7 @@ def test_resuming_a_finished_run(digits_run, tmp_path):
     assert_same_run(folder, digits_run[0])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_dry_run_reports_and_writes_nothing(digits_run, tmp_path):
     saved = digits_run[0] / "config.json"
     finished = run(SCRIPT, f"--config={saved}", "--dry_run", "--epochs=7",
@@ -451,7 +451,7 @@ def test_dry_run_reports_and_writes_nothing(digits_run, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_full_disk_is_found_before_training(tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))  # noqa: E731
     finished = subprocess.run(

@@ -191,7 +191,7 @@ def test_two_workers_train_as_one_and_write_once(tmp_path):
             assert float(mine[name]) == pytest.approx(float(alone[name]), abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_fail_together_where_one_fails(tmp_path):
     pytest.importorskip("sklearn")
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)

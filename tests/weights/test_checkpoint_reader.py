@@ -543,7 +543,7 @@ def test_a_folder_without_weights_says_what_is_wanted(tmp_path):
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_reading_needs_no_pytorch(folder, make_model, tmp_path):
     torch = pytest.importorskip("torch")
     state = keras_mae.weights.export_weights(make_model())
