@@ -8,7 +8,8 @@ load on the machine slows all alike. `--against=huggingface` is transformers' Vi
 PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and AdamW;
 `huggingface-compiled` is the same with torch.compile; `plain` is this package without
 `--quantize`, `--residual_dtype` and `--engine`, and `savedmodel`, `openvino`, `litert`
-and `onnx` are the encoder in these engines; several go with commas between. MFU is
+and `onnx` are the encoder in these engines; several go with commas between.
+`--accumulation_steps` and `--rematerialize` are of our side alone. MFU is
 relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
 process. On a GPU, float32 products are TF32 on all sides, and peak memory is the GPU's;
 on a CPU it is the resident memory of the process.
@@ -300,6 +301,16 @@ def check(config):
             "--quantize and --residual_dtype need --engine=keras. Received: "
             f"--engine={config.engine}"
         )
+    if engines - {"savedmodel"} and config.precision != "float32":
+        raise ValueError(
+            f"{', '.join(sorted(engines))} needs --precision=float32. Received: "
+            f"--precision={config.precision}"
+        )
+    if config.accumulation_steps > 1 and not config.mode.endswith("-step"):
+        raise ValueError(
+            "--accumulation_steps needs --mode=pretrain-step or finetune-step. "
+            f"Received: --mode={config.mode}"
+        )
     if config.quantize and config.mode not in ("encode", "reconstruct"):
         raise ValueError(
             "--quantize needs --mode=encode or reconstruct. Received: "
@@ -321,9 +332,22 @@ def main(config):
         rows = [describe(worker, config) for worker in workers]
     report(rows, config)
     if config.out:
-        machine = {"machine": platform.processor(), "cores": os.cpu_count()}
+        machine = {
+            "date": time.strftime("%Y-%m-%d"),
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+        }
         document = {"config": dataclasses.asdict(config), **machine, "rows": rows}
         Path(config.out).write_text(json.dumps(document, indent=1) + "\n")
+
+
+def cpu_name():
+    """Returns the CPU's name, as the kernel tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -85,7 +85,11 @@ def make_step(options, device):
     training = options.mode.endswith("-step")
     model.train(training)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05
+        model.parameters(),
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        weight_decay=0.05,
+        fused=True,  # the default of transformers' Trainer
     )
     run = torch.compile(model) if options.compile else model
     autocast = contextlib.nullcontext()

@@ -107,6 +107,8 @@ def train_theirs(config, sizes, folder):
     autocast = contextlib.nullcontext()
     if config.precision != "float32":
         autocast = torch.autocast(device, torch.bfloat16)
+    # the patches' convolution would be TF32 on a GPU
+    torch.backends.cudnn.allow_tf32 = False
     losses = []
     for images, noise in draw_batches(config, sizes):
         pixels = torch.from_numpy(images.transpose(0, 3, 1, 2)).to(device)

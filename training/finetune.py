@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mae import data
+from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.models.loading import load_model, with_precision
 from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
@@ -87,7 +88,8 @@ def main(config):
     if config.dry_run:
         return print(training.describe(model))
     if config.eval:
-        return evaluate(training, model, processor)
+        with naming_damaged_files(training.source):
+            return evaluate(training, model, processor)
     return train(training, model, processor)
 
 

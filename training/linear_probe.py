@@ -133,10 +133,10 @@ def evaluate_features(training, model, processor):
     classify = {"linear": linear, "knn": knn, "logistic": logistic}
     scores = classify[config.method](training, model, features)
     if config.method == "linear":
+        write_labels(folder, training.class_names)
+        processor.save_pretrained(folder)
         with atomic_write(folder / "model.keras") as part:
             model.save(part)
-        processor.save_pretrained(folder)
-        write_labels(folder, training.class_names)
     top1, top5 = top_accuracies(scores, features["held_out_labels"])
     print(
         f"{config.method}: {len(scores):,} held-out images, top-1 {top1:.2%}, "
@@ -149,12 +149,13 @@ def evaluate_features(training, model, processor):
 
 def check_output(folder):
     """Raises `ValueError` if a folder's `model.keras` isn't this script's."""
-    beside = [(folder / name).exists() for name in ("features.npz", LABELS_FILE)]
-    if (folder / "model.keras").exists() and not all(beside):
-        raise ValueError(
-            f"{folder} holds another model: choose another --output. "
-            f"Received: {folder / 'model.keras'}, which linear_probe.py did not write"
-        )
+    model = folder / "model.keras"
+    for name in ("features.npz", LABELS_FILE):
+        if model.exists() and not (folder / name).exists():
+            raise ValueError(
+                f"{folder} may hold another model: choose another --output. "
+                f"Received: {model} without {name}, which linear_probe.py writes too"
+            )
 
 
 def load_features(training, model, processor):

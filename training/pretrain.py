@@ -279,6 +279,7 @@ def make_probe(training, processor):
             data_dir=config.data_dir,
             num_channels=config.num_channels,
         )
+        training.read_by_callbacks.append(source)
     try:
         source = data.with_labels(source, config.num_classes)
     except ValueError as error:

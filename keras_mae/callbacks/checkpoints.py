@@ -123,8 +123,8 @@ class Checkpoints(keras.callbacks.Callback):
     Where the optimizer averages weights (`use_ema`), checkpoints hold both, and the
     weights of `model_file` are the averages. `fit` then ends with the weights as
     trained, not overwritten by their averages: it may go on. Where it averages none,
-    `model_file` ends with what other callbacks restore when training ends, such as
-    `EarlyStopping`; the last checkpoint keeps the weights as trained.
+    `model_file` ends with what callbacks before this one restore when training ends,
+    such as `EarlyStopping`; the last checkpoint keeps the weights as trained.
 
     Args:
         folder: Path of an existing folder.
@@ -244,11 +244,11 @@ class Checkpoints(keras.callbacks.Callback):
                 saved = self.try_to_save(step)
             if self.write:
                 self._keep_milestone(step, epoch + 1)
-        if self.steps_per_epoch:
-            self._save_if_due(step, saved)
         epochs = (self.params or {}).get("epochs")
         if self.model.stop_training or epoch + 1 == epochs:
             self._save_trained(step)
+        elif self.steps_per_epoch:
+            self._save_if_due(step, saved)
 
     def _save_trained(self, step):
         """Saves before others' `on_train_end`, which may restore other weights."""

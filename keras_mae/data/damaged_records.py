@@ -12,32 +12,26 @@ _CHECKED = (0, 12)
 
 
 @contextlib.contextmanager
-def naming_damaged_files(source):
+def naming_damaged_files(*sources, paths=()):
     """Raises TensorFlow's error of a damaged record as a `ValueError` with its file.
 
-    That error says only where in a file the record is, so the files of a `Source` that
-    have one there are read up to it.
+    That error says only where in a file the record is, so those of the paths and of
+    each `Source` that have a record there are read up to it.
     """
     try:
         yield
     except tf.errors.DataLossError as error:
-        parts = source.training, source.held_out
+        parts = [part for one in sources for part in (one.training, one.held_out)]
         shards = [shard for part in parts for shard in getattr(part, "shards", ())]
-        paths = dict.fromkeys(shard.path for shard in shards)
-        raise damage(paths, error) or error from error
-
-
-def damage(paths, error):
-    """Returns a `ValueError` that names the damaged file, or `None`."""
-    found = re.search(r"record at (\d+)", str(error))
-    for path in paths if found else ():
-        number = _record(path, int(found[1]))
-        if number is not None:
-            return ValueError(
-                f"{path} must be a whole, uncompressed TFRecord file. The checksum of "
-                f"record {number} is wrong"
-            )
-    return None
+        found = re.search(r"record at (\d+)", str(error))
+        for path in dict.fromkeys([*paths, *(shard.path for shard in shards)]):
+            number = found and _record(path, int(found[1]))
+            if number is not None:
+                raise ValueError(
+                    f"{path} must be a whole, uncompressed TFRecord file. The checksum "
+                    f"of record {number} is wrong"
+                ) from error
+        raise
 
 
 def _record(path, place):

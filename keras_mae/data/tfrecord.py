@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.data.damaged_records import damage
+from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.data.encoded_images import EncodedImages
 from keras_mae.data.shuffling import shuffled_records, shuffled_turns
 from keras_mae.data.storage import real_path
@@ -107,14 +107,13 @@ class ImageRecords(EncodedImages):
             lambda batch: tf.io.parse_example(batch, features)[self.label_key]
         )
         try:
-            return shard.path, np.concatenate(list(labels.as_numpy_iterator()))
+            with naming_damaged_files(paths=[shard.path]):
+                return shard.path, np.concatenate(list(labels.as_numpy_iterator()))
         except tf.errors.InvalidArgumentError as error:
             raise ValueError(
                 f"{shard.path} must have an integer {self.label_key} in each record. "
-                "Received: a record without one"
+                "Received: a record without one, or no tf.train.Example"
             ) from error
-        except tf.errors.DataLossError as error:
-            raise damage([shard.path], error) or error from error
 
     def _turns(self, epoch, order):
         """Shuffles the shards' numbers, and takes this worker's."""
@@ -211,10 +210,8 @@ def _count_records(path):
 
 def _find_keys(path):
     """Finds the features of images and of classes (or `None`) in a first record."""
-    try:
+    with naming_damaged_files(paths=[path]):
         record = next(tf.data.TFRecordDataset(path).take(1).as_numpy_iterator())
-    except tf.errors.DataLossError as error:
-        raise damage([path], error) or error from error
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # protobuf's own, which isn't public

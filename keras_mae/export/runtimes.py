@@ -17,6 +17,7 @@ from keras_mae.models import MAEClassifier
 from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.utils.class_names import write_labels
+from keras_mae.utils.devices import check_tensorflow_backend
 from keras_mae.utils.typing import PathLike
 
 # a batch of each is compared with the model's
@@ -78,6 +79,7 @@ def export_runtime(
         raise ValueError(
             f"format must be one of {', '.join(FORMATS)}. Received: {format!r}"
         )
+    check_tensorflow_backend("An export")  # before anything is installed for it
     check_installed(format)
     path = Path(path)
     check_version(path, overwrite)

@@ -272,7 +272,7 @@ def _softmax_runs_in_float32():
 
 def _probabilities(query, key):
     scores = tf.matmul(query, key, transpose_b=True)
-    if not _softmax_runs_in_float32():
+    if scores.dtype != tf.bfloat16 or not _softmax_runs_in_float32():
         scores = tf.cast(scores, "float32")
     return tf.cast(tf.nn.softmax(scores), query.dtype)  # (B, heads, Q, N)
 
@@ -319,8 +319,7 @@ def _branch_gradient(upstream, factor, dtype):
 
 
 def _active(hidden, bias, activation):
-    # float32: the bias's gradient is a sum over all rows
-    wide = tf.cast(hidden, "float32")
+    wide = tf.cast(hidden, "float32")  # XLA casts in each operation of bfloat16
     if bias is not None:
         wide += tf.cast(bias, "float32")
     return activation(wide)

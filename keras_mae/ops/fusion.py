@@ -1,4 +1,4 @@
-"""XLA-fused element-wise ops for training on CPUs, and when to use XLA at all.
+"""When XLA compiles a step, or on CPUs what is between its matrix products.
 
 On CPUs TensorFlow's matrix products are oneDNN's, which XLA's don't reach, while its
 other kernels each read and write the whole tensor. So only what is between the matrix
@@ -7,7 +7,6 @@ products is compiled by XLA there; on GPUs and TPUs the whole step is.
 
 import contextlib
 import contextvars
-import functools
 
 import keras
 
@@ -58,25 +57,6 @@ def fusion_scope(enabled):
 def fusion_enabled():
     """Whether this is called in an enabled `fusion_scope`."""
     return _FUSION.get()
-
-
-def with_alternative(function, make_alternative, condition):
-    """Calls `make_alternative(function)` instead of `function` if `condition()`.
-
-    An alternative is made once for each set of keyword arguments.
-    """
-
-    @functools.cache
-    def alternative(**options):
-        return make_alternative(functools.partial(function, **options))
-
-    @functools.wraps(function)
-    def call(*tensors, **options):
-        if not condition():
-            return function(*tensors, **options)
-        return alternative(**options)(*map(to_tf_tensor, tensors))
-
-    return call
 
 
 def to_tf_tensor(variable):

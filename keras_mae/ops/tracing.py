@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from keras_mae.ops.cast_kernels import layer_weight, scope_of_values
-from keras_mae.ops.fusion import fusion_enabled, with_alternative
+from keras_mae.ops.fusion import fusion_enabled, to_tf_tensor
 from keras_mae.utils.typing import Tensor
 
 _CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
@@ -46,13 +46,20 @@ def traced_once(function: Callable) -> Callable:
     one operation. The function takes tensors and hashable keyword arguments, and uses
     no variables or randomness.
     """
-    return with_alternative(function, _tf_function, in_cpu_graph)
 
+    @functools.cache
+    def traced(**options):
+        import tensorflow as tf
 
-def _tf_function(function):
-    import tensorflow as tf
+        return tf.function(functools.partial(function, **options), autograph=False)
 
-    return tf.function(function, autograph=False)
+    @functools.wraps(function)
+    def call(*tensors, **options):
+        if not in_cpu_graph():
+            return function(*tensors, **options)
+        return traced(**options)(*map(to_tf_tensor, tensors))
+
+    return call
 
 
 class LayerTraceCache:

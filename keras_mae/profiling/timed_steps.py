@@ -58,7 +58,8 @@ def make_step(
     model, function = inference[mode](preset, compiled, overrides)
     if quantization is not None:
         model.quantize(quantization)
-    step = _forward_step(function, _draw_images(model, batch_size), compiled)
+    images = _draw_images(model, batch_size)
+    step = _forward_step(model, function, images, compiled)
     return step, batch_size * forward_flops(model)
 
 
@@ -149,7 +150,22 @@ def _jax_training_step(model, data):
     return step
 
 
-def _forward_step(function, images, compiled):
+def _jax_forward(model, function):
+    """Compiles with the weights as arguments, as `predict`: not constants to fold."""
+    import jax
+
+    variables = model.variables
+
+    @jax.jit
+    def compute(values, images):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return function(images)
+
+    values = [variable.value for variable in variables]
+    return lambda images: compute(values, images)
+
+
+def _forward_step(model, function, images, compiled):
     backend = keras.backend.backend()
     images = ops.convert_to_tensor(images)
     context = contextlib.nullcontext()
@@ -158,9 +174,7 @@ def _forward_step(function, images, compiled):
 
         function = tf.function(function, jit_compile=compiled)
     elif backend == "jax":
-        import jax
-
-        function = jax.jit(function)
+        function = _jax_forward(model, function)
     else:
         import torch
 

@@ -81,6 +81,7 @@ class Training:
         self.source = data.load_source(
             config.dataset, config.held_out, config.data_dir, config.num_channels
         )
+        self.read_by_callbacks = []  # a `Source` each
         self.corrupt = data.CorruptImages(config.corrupt_limit)
         self.run = RunFolder(config.output)
         self.steps = self._count_steps(trains)
@@ -199,7 +200,7 @@ class Training:
                 f"replica(s); {self._data_sizes()}; from step {step}"
             )
             for epoch, last, count in self._segments(step):
-                with naming_damaged_files(self.source):
+                with naming_damaged_files(self.source, *self.read_by_callbacks):
                     model.fit(
                         self._distribute(batches, step),
                         initial_epoch=epoch,

@@ -86,13 +86,17 @@ def parse_flags(
     argv = [
         _with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)
     ]
-    given = parser.parse_args(argv)
+    given = vars(parser.parse_args(argv))
+    replaced = set()
     for field in dataclasses.fields(config_class):
-        other = field.metadata.get("instead_of")
-        if other and None not in (getattr(given, field.name), getattr(given, other)):
-            parser.error(f"Give one of --{other} and --{field.name}. Received: both")
-    if "config" in hints and given.config:
-        argv = [*_flags_from_json(given.config, parser), *argv]
+        pair = field.name, field.metadata.get("instead_of")
+        one = [name for name in pair if given.get(name) is not None]
+        if None not in pair and len(one) == 2:
+            parser.error(f"Give one of --{pair[1]} and --{pair[0]}. Received: both")
+        if None not in pair and one:
+            replaced |= {*pair} - {*one}
+    if given.get("config"):
+        argv = [*_flags_from_json(given["config"], parser, replaced), *argv]
     return config_class(**vars(parser.parse_args(argv)))
 
 
@@ -110,15 +114,15 @@ def _with_underscores(word):
     return no + name.removeprefix(no).replace("-", "_") + equals + value
 
 
-def _flags_from_json(path, parser):
-    """Turns a file's JSON object into flags, for the parser to check."""
+def _flags_from_json(path, parser, replaced):
+    """Turns a file's JSON object into flags but `replaced`, for the parser to check."""
     try:
         values = json.loads(Path(path).read_text())
         return [
             f"--{'' if value is not False else 'no-'}{name}"
             + ("" if isinstance(value, bool) else f"={value}")
             for name, value in values.items()
-            if value is not None
+            if value is not None and name not in replaced
         ]
     except (OSError, ValueError, AttributeError) as error:
         parser.error(f"config must be a JSON object of flags. {path}: {error}")

@@ -272,5 +272,11 @@ def test_the_gpu_benchmark_passes_flags_that_exist():
 def test_engines_are_for_encoding():
     line = refusal(TRAINING, "--engine=openvino")
     assert "openvino needs --mode=encode. Received: --mode=pretrain-step" in line
+    line = refusal(
+        TRAINING, "--mode=encode", "--engine=onnx", "--precision=mixed_bfloat16"
+    )
+    assert "onnx needs --precision=float32. Received: --precision=mixed" in line
+    line = refusal(TRAINING, "--mode=encode", "--accumulation_steps=2")
+    assert "--accumulation_steps needs --mode=pretrain-step or finetune-step" in line
     line = refusal(TRAINING, "--mode=encode", "--against=timm")
     assert "against must be among huggingface, " in line and "'timm'" in line

@@ -51,6 +51,9 @@ def test_a_flag_instead_of_another(tmp_path, capsys):
     path.write_text('{"ratio": 0.75, "schedule": "a"}')  # as runs save a default
     both = flags.parse_flags(Both, "", [f"--config={path}"])
     assert (both.ratio, both.schedule) == (0.75, "a")
+    for given, wanted in (("ratio=0.5", (0.5, None)), ("schedule=b", (None, "b"))):
+        one = flags.parse_flags(Both, "", [f"--config={path}", f"--{given}"])
+        assert (one.ratio, one.schedule) == wanted
 
 
 @pytest.mark.parametrize(
