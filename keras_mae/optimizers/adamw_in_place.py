@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
-    """Updates a weight and its two moments by AdamW, without copies.
+    """Updates a weight and its two moments by AdamW, in place.
 
     The kernel adds epsilon before it corrects the second moment's bias: `epsilon` is
     PyTorch's times `sqrt(1 - powers[1])` (Loshchilov and Hutter 2019, algorithm 2), and
