@@ -37,6 +37,7 @@ def test_a_callback_stops_a_resumed_run_in_its_first_epoch(monkeypatch):
     training.config = types.SimpleNamespace(output="run", epochs=9)
     training.strategy = types.SimpleNamespace(num_replicas_in_sync=1)
     training.steps, training._trackers = 4, []
+    training.source, training.read_by_callbacks = None, []
     model = Stopped()
     training.fit(model, None, None)
     # else the epochs after the interrupted one would follow

@@ -301,7 +301,7 @@ def test_version_folders_with_leading_zeros_and_signs(tmp_path):
     }
     some = ModelConfig("mae", tmp_path, versions=(1, 12, 2))
     assert some.aspired() == {1: "01", 12: "00012"}
-    assert ModelConfig("mae", tmp_path / "none").aspired() == {}
+    assert ModelConfig("mae", tmp_path / "none").aspired() is None
 
 
 def test_a_version_is_served_from_a_folder_with_leading_zeros(tmp_path, echo):
