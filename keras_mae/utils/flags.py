@@ -89,12 +89,14 @@ def parse_flags(
     given = vars(parser.parse_args(argv))
     replaced = set()
     for field in dataclasses.fields(config_class):
-        pair = field.name, field.metadata.get("instead_of")
-        one = [name for name in pair if given.get(name) is not None]
-        if None not in pair and len(one) == 2:
-            parser.error(f"Give one of --{pair[1]} and --{pair[0]}. Received: both")
-        if None not in pair and one:
-            replaced |= {*pair} - {*one}
+        other = field.metadata.get("instead_of")
+        if other is None:
+            continue
+        one = {name for name in (field.name, other) if given[name] is not None}
+        if len(one) == 2:
+            parser.error(f"Give one of --{other} and --{field.name}. Received: both")
+        if one:
+            replaced |= {field.name, other} - one
     if given.get("config"):
         argv = [*_flags_from_json(given["config"], parser, replaced), *argv]
     return config_class(**vars(parser.parse_args(argv)))
