@@ -26,6 +26,7 @@ from keras_mae import data
 from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.models.features import PooledFeatures, extract_features
+from keras_mae.models.fingerprint import fingerprint
 from keras_mae.ops.neighbors import (
     KNN_NEIGHBORS,
     KNN_TEMPERATURE,
@@ -182,7 +183,7 @@ def load_features(training, model, processor):
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays
 
-    key = probing.fingerprint(
+    key = fingerprint(
         [*model.encoder.weights, *getattr(model.head_norm, "weights", ())],
         data.dataset_fingerprint(source),
         *(config.pooling, config.precision, config.residual_dtype),

@@ -5,7 +5,6 @@ all that the next step depends on: weights, optimizer, seeds, and running metric
 position in the data is the step itself: the pipelines of `keras_mae.data` start there.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.callbacks.iterations import optimizer_iterations
+from keras_mae.models.fingerprint import fingerprint
 from keras_mae.optimizers.averaging import (
     averaged_weights,
     averaging_optimizer,
@@ -83,14 +83,6 @@ def restore_checkpoint(model, path):
     if path != path.with_name(_PATTERN.format(step)):
         raise ValueError(f"{path} must hold the step in its name. Received: {step}")
     return step
-
-
-def _digest(model):
-    """Returns a hash of all weights: it takes less than saving or keeping them."""
-    digest = hashlib.blake2b()
-    for weight in model.weights:
-        digest.update(keras.ops.convert_to_numpy(weight).tobytes())
-    return digest.digest()
 
 
 def check_disk_space(folder, size, count):
@@ -178,7 +170,7 @@ class Checkpoints(keras.callbacks.Callback):
         self.write = write
         self.keep_every = keep_every
         self._saved_step: int | None = None
-        self._trained: bytes | None = None
+        self._trained: str | None = None
         self._former_handler: Any = None
         self._terminated = False
         self._only_in_fit = False
@@ -255,7 +247,8 @@ class Checkpoints(keras.callbacks.Callback):
         if step != self._saved_step:
             self.save(step)
         if self.write and averaging_optimizer(self.model) is None:
-            self._trained = _digest(self.model)
+            # takes less than saving or keeping them
+            self._trained = fingerprint(self.model.weights)
 
     def _keep_milestone(self, step, number):
         path = self.folder / f"epoch-{number:04d}.keras"
@@ -297,7 +290,7 @@ class Checkpoints(keras.callbacks.Callback):
         step = optimizer_iterations(self.model)
         if step != self._saved_step:
             self.save(step)
-        elif self._trained is not None and self._trained != _digest(self.model):
+        elif self._trained and self._trained != fingerprint(self.model.weights):
             with atomic_write(self.model_file) as part:
                 self.model.save(part)
         if self._only_in_fit:

@@ -1,10 +1,8 @@
 """Probing of frozen features: mean tokens, logistic regression, a feature cache."""
 
-import hashlib
 import os
 import zipfile
 
-import keras
 import numpy as np
 
 from keras_mae.utils.files import atomic_write
@@ -14,16 +12,6 @@ def mean_features(encoder, images, batch_size):
     """Returns the mean patch token of each image, `(N, D)`."""
     tokens = encoder.predict(images, batch_size=batch_size, verbose=0)
     return tokens[:, 1:].mean(axis=1)
-
-
-def fingerprint(weights, *settings):
-    """Hashes weights, and what else the features depend on."""
-    digest = hashlib.sha256(repr(settings).encode())
-    for weight in weights:
-        digest.update(
-            np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes()
-        )
-    return digest.hexdigest()
 
 
 def cached(path, key, compute):

@@ -3,6 +3,7 @@
 import numpy as np
 
 import keras_mae
+from keras_mae.models.fingerprint import fingerprint
 from keras_mae.runs import probing
 
 
@@ -28,7 +29,7 @@ def test_cached_features_are_computed_once_per_key(tmp_path):
 
 def test_fingerprint_depends_on_weights_and_settings():
     encoder = keras_mae.MAEEncoder.from_preset("mae_tiny")
-    one = probing.fingerprint(encoder.weights, "digits")
-    assert one == probing.fingerprint(encoder.weights, "digits")
+    one = fingerprint(encoder.weights, "digits")
+    assert one == fingerprint(encoder.weights, "digits")
     encoder.norm.beta.assign(encoder.norm.beta + 1)
-    assert one != probing.fingerprint(encoder.weights, "digits")
+    assert one != fingerprint(encoder.weights, "digits")
