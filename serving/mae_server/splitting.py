@@ -5,6 +5,7 @@ image at least, and ends after the part in which its caller left.
 """
 
 import io
+import itertools
 import warnings
 
 import numpy as np
@@ -34,13 +35,14 @@ def split(inputs, check=lambda: None):
     if sizes is None or sum(sizes) <= MOST_PIXELS or _has_wrong_rows(inputs, sizes):
         yield inputs
         return
-    begin = total = 0
-    # the last is none of theirs: it ends the last part
-    for index, size in enumerate([*sizes, MOST_PIXELS + 1]):
-        if index > begin and total + size > MOST_PIXELS:
-            yield {name: array[begin:index] for name, array in inputs.items()}
-            begin, total = index, 0
+    begins, total = [0], 0
+    for index, size in enumerate(sizes):
+        if index > begins[-1] and total + size > MOST_PIXELS:
+            begins.append(index)
+            total = 0
         total += size
+    for begin, end in itertools.pairwise([*begins, len(sizes)]):
+        yield {name: array[begin:end] for name, array in inputs.items()}
 
 
 def join(parts):
