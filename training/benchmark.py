@@ -301,9 +301,10 @@ def check(config):
             "--quantize and --residual_dtype need --engine=keras. Received: "
             f"--engine={config.engine}"
         )
-    if engines - {"savedmodel"} and config.precision != "float32":
+    runtimes = engines - {"savedmodel"}
+    if runtimes and config.precision != "float32":
         raise ValueError(
-            f"{', '.join(sorted(engines))} needs --precision=float32. Received: "
+            f"{', '.join(sorted(runtimes))} needs --precision=float32. Received: "
             f"--precision={config.precision}"
         )
     if config.accumulation_steps > 1 and not config.mode.endswith("-step"):

@@ -11,7 +11,6 @@ from PIL import Image
 from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
 from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
-from keras_mae.weights.save_pretrained import save_pretrained
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _PICTURE = "reconstruction.png"
@@ -41,9 +40,7 @@ def push_to_hub(
     api = huggingface_hub.HfApi(token=token)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        save_pretrained(model, folder, format, processor)
-        if processor is not None:
-            processor.save_pretrained(folder)
+        model.save_pretrained(folder, format, processor)
         if picture is not None:
             _write_picture(picture, folder / _PICTURE)
         if format == "timm" and "decoder" in contents_of(model).parts:
