@@ -21,7 +21,7 @@ class TensorBoardScalars(keras.callbacks.Callback):
         every: Int, updates between two points; the end of an epoch is one as well.
 
     Raises:
-        ValueError: If `every` is less than 1.
+        ValueError: If `every` is less than 1, or TensorBoard is not installed.
 
     Example:
 
@@ -32,6 +32,12 @@ class TensorBoardScalars(keras.callbacks.Callback):
 
     def __init__(self, folder: PathLike, every: int = 1) -> None:
         super().__init__()
+        try:
+            import tensorboard  # noqa: F401, without it TensorFlow writes nothing
+        except ImportError as error:
+            raise ValueError(
+                "TensorBoardScalars needs TensorBoard: pip install 'keras-mae[train]'"
+            ) from error
         self.folder = Path(folder)
         self.every = check_interval(every)
 

@@ -1,5 +1,6 @@
 """Callbacks: pictures, TensorBoard, validation, write errors, non-finite loss."""
 
+import sys
 import types
 
 import keras
@@ -127,6 +128,12 @@ def test_scalars_go_by_updates_and_have_every_epoch(make_model, images, tmp_path
     assert "gradient_norm" in train
     with pytest.raises(ValueError, match=r"every must be at least 1. Received: 0"):
         callbacks.TensorBoardScalars(tmp_path, every=0)
+
+
+def test_without_tensorboard_scalars_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'keras-mae\[train\]'"):
+        callbacks.TensorBoardScalars(tmp_path)
 
 
 class FullDisk(keras.callbacks.Callback):
