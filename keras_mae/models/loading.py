@@ -63,7 +63,15 @@ def load_model(source):
         path = model_file(source)
         return load_keras(path), find_processor(path)
     checkpoint = open_checkpoint(source)
-    return model_class(checkpoint).from_pretrained(checkpoint), find_processor(source)
+    model = _from_pretrained(model_class(checkpoint), checkpoint)
+    return model, find_processor(source)
+
+
+def _from_pretrained(model_class, checkpoint, **options):
+    """Loads a model, and prints what was assumed, left out or resized."""
+    model = model_class.from_pretrained(checkpoint, **options)
+    print(model.port_report)
+    return model
 
 
 def model_class(checkpoint):
@@ -166,8 +174,8 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
             f"blocks, {decoder['decoder_hidden_dim']} wide, is trained"
         )
     if model is None:
-        return MAEPretrainer.from_pretrained(
-            checkpoint, allow_missing_decoder=True, **changes
+        return _from_pretrained(
+            MAEPretrainer, checkpoint, allow_missing_decoder=True, **changes
         )
     return _copy_pretrainer(model, **changes)
 
@@ -259,8 +267,8 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
     if not is_run(source):
         checkpoint = open_checkpoint(source)
         _note_channels(source, describe_checkpoint(checkpoint).sizes, changes)
-        return MAEClassifier.from_pretrained(
-            checkpoint, num_classes=num_classes, **options, **changes
+        return _from_pretrained(
+            MAEClassifier, checkpoint, num_classes=num_classes, **options, **changes
         )
     model = load_keras(model_file(source))
     _note_channels(source, sizes_of(model), changes)

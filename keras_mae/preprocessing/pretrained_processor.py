@@ -65,12 +65,19 @@ def training_processor(
 ):
     """Returns a bicubic processor for training, normalized as the source's is.
 
-    `channel_mean` and `channel_std` apply where the source has no processor, or one for
-    other channels; `exif_orientation` is the source's where it is not given.
+    `channel_mean` and `channel_std` apply, and a line says so, where the source has no
+    processor, or one for other channels; `exif_orientation` is the source's where it is
+    not given.
     """
     found = None if source is None else find_processor(source)
     if found is not None and found.num_channels == len(channel_mean):
         channel_mean, channel_std = found.image_mean, found.image_std
+    elif source is not None:
+        print(
+            f"No {CONFIG_NAME} for {len(channel_mean)} channel(s) was found for "
+            f"{source}: images are normalized by the data set's mean "
+            f"{list(channel_mean)} and deviation {list(channel_std)}"
+        )
     if exif_orientation is None:
         exif_orientation = found is not None and found.exif_orientation
     return MAEImageProcessor(

@@ -61,7 +61,7 @@ def test_a_copy_for_grey_images_sees_what_rgb_showed(make_model):
 def test_other_channels_are_told(make_model, tmp_path, capsys):
     make_model().save_pretrained(tmp_path)
     load_pretrainer(tmp_path, num_channels=3)
-    assert "channel" not in capsys.readouterr().out
+    assert "channel(s)" not in capsys.readouterr().out
     for load in (load_pretrainer, functools.partial(load_classifier, num_classes=2)):
         assert load(tmp_path, num_channels=1).encoder.num_channels == 1
         assert "of 3 channel(s), these have 1" in capsys.readouterr().out
@@ -97,14 +97,24 @@ def test_published_weights_become_a_classifier(make_model, images, tmp_path):
     assert classifier.encoder.stochastic_depth.rate == 0.1
 
 
-def test_the_processor_is_the_runs_where_channels_agree(run):
+def test_what_was_assumed_of_published_weights_is_printed(make_model, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path, "timm")
+    for load in (load_model, functools.partial(load_classifier, num_classes=5)):
+        load(tmp_path)
+        assert f"{tmp_path}: timm" in capsys.readouterr().out
+
+
+def test_the_processor_is_the_runs_where_channels_agree(run, capsys):
     folder, _ = run
     for source in (folder, folder / "model.keras"):
         processor = training_processor(source, 64, (0.5,), (0.5,))
         assert processor.image_mean == (0.3,) and processor.image_size == (64, 64)
         assert processor.resample == "bicubic"
+    assert not capsys.readouterr().out
     assert training_processor(folder, 64, (0.5,) * 3, (0.5,) * 3).num_channels == 3
+    assert "by the data set's mean [0.5, 0.5, 0.5]" in capsys.readouterr().out
     assert training_processor(None, 64, (0.5,), (0.5,)).image_mean == (0.5,)
+    assert not capsys.readouterr().out
 
 
 def test_a_broken_run_is_one_clear_error(run):
@@ -315,7 +325,7 @@ def test_an_encoder_gets_a_fresh_decoder(make_model, images, saved, capsys):
     encoder = make_model(drop_path_rate=0.1, train_positions=True).encoder
     encoder.freeze_but_last(0)
     model = load_pretrainer(saved(encoder), dtype="float32")
-    (line,) = capsys.readouterr().out.splitlines()
+    line, *_ = capsys.readouterr().out.splitlines()
     assert "has no decoder: a fresh one of 8 blocks, 512 wide, is trained" in line
     assert model.norm_pix_loss and model.mask_ratio == 0.75
     np.testing.assert_allclose(model.encoder(images), encoder(images), atol=1e-6)
