@@ -9,6 +9,7 @@ from PIL import Image
 
 from keras_mae.models.loading import find_labels
 from keras_mae.utils.flags import parse_flags
+from tests import pictures
 from tests.scripts import load, refusal, run
 from tests.training.test_finetune_script import pretrained  # noqa: F401, a fixture
 
@@ -91,6 +92,17 @@ def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
     data = images[..., :1], keras.ops.one_hot([0, 1, 2, 3], 10)
     losses = [model.training_loss(**model.training_inputs(data))[0] for _ in range(2)]
     assert float(losses[0]) == float(losses[1])
+
+
+@pytest.mark.slow
+def test_features_are_of_whole_images(tmp_path):
+    """The border decides the class: center crops are in pairs nearly the same."""
+    for split, numbers in (("train", range(12)), ("val", range(12, 20))):
+        pictures.write_bordered(tmp_path / "data" / split, numbers)
+    flags = [f"--dataset=folder:{tmp_path / 'data'}", f"--output={tmp_path / 'out'}",
+             "--method=knn", "--k=1", "--no-pictures", "--batch_size=4"]  # fmt: skip
+    assert ask(*flags, "--recipe=base") == 1
+    assert ask(*flags) == 1
 
 
 @pytest.mark.slow
