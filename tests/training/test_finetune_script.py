@@ -328,6 +328,7 @@ def bordered(tmp_path_factory):
     (folder / "run" / "checkpoints").mkdir(parents=True)
     for name in ("best", "checkpoints/step-000000001"):
         model.save(folder / "run" / f"{name}.keras")
+    keras_mae.MAEImageProcessor(16).save_pretrained(folder / "run")
     return folder
 
 
@@ -337,7 +338,7 @@ def evaluated_whole(bordered, monkeypatch, *flags):
 
     def first_images(training, model, processor):
         batches, _ = training.evaluation(processor)
-        (images, _, _), *_ = batches.take(1)
+        images, _, _ = next(iter(batches))
         return processor.denormalize(images.numpy())
 
     monkeypatch.setattr(script, "evaluate", first_images)
