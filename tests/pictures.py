@@ -50,6 +50,19 @@ def write_folder(folder, numbers):
         path.write_bytes(content)
 
 
+def write_bordered(folder, numbers):
+    """Writes pictures whose border tells the class, and that are alike within it."""
+    for number in numbers:
+        rng = np.random.default_rng(number // 2)
+        height, width = rng.integers(96, 192, 2)
+        pixels = np.full((height, width, 3), 255 * (number % 2), "uint8")
+        inside = pixels[height // 16 : -height // 16, width // 16 : -width // 16]
+        inside[:] = rng.integers(0, 256, (*inside.shape[:2], 3))
+        path = folder / ("black", "white")[number % 2] / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(pixels))
+
+
 def write_shards(folder, numbers, shards, key="image/encoded"):
     """Writes pictures into TFRecord files, in turn."""
     folder.mkdir(parents=True, exist_ok=True)

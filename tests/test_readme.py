@@ -228,7 +228,7 @@ def test_each_run_has_a_folder_of_its_own():
     runs = [
         found[1]
         for line in lines
-        if not re.search(r"--(resume|overwrite|eval|dry_run)\b", line)
+        if not re.search(r"--(resume|overwrite|eval|dry_run|name)\b", line)
         and (found := re.search(r"--output=(\S+)", line))
     ]
     assert sorted(set(runs)) == sorted(runs)
@@ -256,6 +256,9 @@ SMALLER = {
     "python training/pretrain.py --dataset=photos": "--image_size=32 --epochs=1 "
     "--warmup_epochs=0 --validation_images=8 --log_every=1",
     "python training/pretrain.py --dataset=folder:": "--batch_size=8 --epochs=1 "
+    "--warmup_epochs=0",
+    "python training/write_tfrecords.py": "--shards=2",
+    "python training/pretrain.py --dataset='tfrecord:": "--batch_size=8 --epochs=1 "
     "--warmup_epochs=0",
     "python training/pretrain.py --dataset=hf:": "--dataset=hf:pets --image_size=32 "
     "--batch_size=8 --epochs=1 --warmup_epochs=0",
@@ -327,6 +330,8 @@ def write_files(folder):
             pixels = rng.integers(0, 256, (40, 50, 3), "uint8")
             Image.fromarray(pixels).save(folder / "pets" / name / f"{index}.jpg")
         shutil.copy(folder / "pets" / name / "0.jpg", folder / f"{name}.jpg")
+    for name in ("train", "val"):
+        shutil.copytree(folder / "pets", folder / "scans" / name)
     with tarfile.open(folder / "pets.tar", "w") as tar:
         tar.add(folder / "pets", "pets")
     model = keras_mae.MAEPretrainer.from_preset("mae_tiny", depth=1, decoder_depth=1)

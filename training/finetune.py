@@ -32,6 +32,7 @@ from keras_mae.runs.classification import (
     ClassifierTraining,
     recipe_flag,
 )
+from keras_mae.runs.run_folder import flag_of_run
 from keras_mae.runs.training_config import ema_flag
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
@@ -74,7 +75,7 @@ class FinetuneConfig(ClassifierConfig):
 
 def main(config):
     """Fine-tunes; or only evaluates, or reports for --dry_run."""
-    given, config = config, apply_recipe(config, FINE_TUNING).resolved()
+    given, config = config, apply_recipe(as_trained(config), FINE_TUNING).resolved()
     training = ClassifierTraining(config, not_saved=("eval",), trains=not config.eval)
     with training.strategy.scope():
         model = build_model(training, given)
@@ -91,6 +92,14 @@ def main(config):
         with naming_damaged_files(training.source):
             return evaluate(training, model, processor)
     return train(training, model, processor)
+
+
+def as_trained(config):
+    """Sets --crop_scale of --eval as of --model's run: held-out images go by it."""
+    if not config.eval or config.model is None or config.crop_scale is not None:
+        return config
+    crop_scale = flag_of_run(config.model, "crop_scale")
+    return dataclasses.replace(config, crop_scale=crop_scale)
 
 
 def build_model(training, given):

@@ -163,6 +163,7 @@ def load_features(training, model, processor):
     """Returns features and labels of training and held-out images, cached on disk."""
     config, source = training.config, training.distinct
     pooled = PooledFeatures(model.encoder, config.pooling, model.head_norm)
+    whole = {"center_crop": False}
 
     def compute():
         arrays = {}
@@ -173,6 +174,7 @@ def load_features(training, model, processor):
                 config.batch_size,
                 training=is_training,
                 corrupt=training.corrupt,
+                **whole,
             )
             steps = data.evaluation_steps(source, config.batch_size, is_training)
             with naming_damaged_files(source):
@@ -188,6 +190,7 @@ def load_features(training, model, processor):
         data.dataset_fingerprint(source),
         *(config.pooling, config.precision, config.residual_dtype),
         processor.get_config(),
+        whole,
     )
     return probing.cached(Path(config.output, "features.npz"), key, compute)
 

@@ -4,11 +4,12 @@ Run: python training/own_images.py --folder=pets
 
 The folder holds a folder of images for each class: `pets/cat/1.jpg`. Stage 1 pretrains
 an encoder without labels; stage 2 fine-tunes it with labels, beside the same classifier
-trained from scratch. Both are evaluated on a fifth of the images, held out from both
-stages. --model starts stage 1 from weights that are pretrained already, of PyTorch or a
-`tf_model.h5` of Hugging Face's TensorFlow classes. Writes `reconstructions.png`,
-`pretrained/`, `classifier/` and training curves (`.csv`) into --output. The `# %%`
-cells open as a notebook in VS Code, and in Jupyter with jupytext.
+trained from scratch. Both are evaluated on the folder `val` beside `train`
+(`pets/train/cat/1.jpg`, `pets/val/cat/2.jpg`), else on a fifth of the images, held out
+from both stages. --model starts stage 1 from weights that are pretrained already, of
+PyTorch or a `tf_model.h5` of Hugging Face's TensorFlow classes. Writes
+`reconstructions.png`, `pretrained/`, `classifier/` and training curves (`.csv`) into
+--output. The `# %%` cells open as a notebook in VS Code, and in Jupyter with jupytext.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -43,7 +44,9 @@ from keras_mae.utils.flags import check_at_least_one, flag, run_script
 class OwnImagesConfig:
     """Flags of this script."""
 
-    folder: str = flag("image folder, with a folder of images per class")
+    folder: str = flag(
+        "image folder, with a folder of images per class, or `train` and `val` of such"
+    )
     output: str = flag("output folder", "runs/own_images")
     model: str | None = flag(
         "weights to start stage 1 from: hub id, folder, .pth or tf_model.h5; default: "
@@ -68,34 +71,44 @@ class OwnImagesConfig:
 # %% [markdown]
 # ## Read the folder
 #
-# The classes are the folders. Each image is decoded once and kept in memory, at twice
-# the model's size, so that random crops stay sharp.
+# The classes are the folders, at the top or in `train` and `val`. Each image is decoded
+# once and kept in memory, at twice the model's size, so that random crops stay sharp.
 
 
 # %%
 def read_folder(folder, size, seed, exif_orientation=False):
-    """Reads images and labels; every fifth image of a class is held out."""
-    files, _ = load_folder(folder, divide=False)
-    source = data.Source(files, files, IMAGENET_MEAN, IMAGENET_STD, crop=True)
+    """Reads images and labels; held out are those of `val`, else every fifth."""
+    files, others = load_folder(folder, divide=False)
+    source = data.Source(files, others or files, IMAGENET_MEAN, IMAGENET_STD, crop=True)
     source = data.with_labels(source)
-    labels, counts = source.training.labels, np.bincount(source.training.labels)
+    training, held_out = source.training, source.held_out
+    counts = np.bincount(training.labels)
     if len(counts) < 2 or counts.min() < 5:
         raise ValueError(
-            f"{folder} must have two or more folders of five or more images. "
+            f"{training.root} must have two or more folders of five or more images. "
             f"Received: {len(counts)}, the smallest of {counts.min()}"
         )
+    if others is None:
+        training, held_out = every_fifth(training, seed)
     reader = keras_mae.MAEImageProcessor(2 * size, exif_orientation=exif_orientation)
     with ThreadPoolExecutor() as pool:
-        images = [reader.to_uint8(p) for (p,) in pool.map(reader, files.paths)]
-    shuffled = np.random.default_rng(seed).permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    held_out, training = by_class[::5], np.delete(by_class, np.s_[::5])
+        images, held_out_images = (
+            [reader.to_uint8(p) for (p,) in pool.map(reader, part.paths)]
+            for part in (training, held_out)
+        )
     return source._replace(
-        training=[images[index] for index in training],
-        training_labels=labels[training],
-        held_out=[images[index] for index in held_out],
-        held_out_labels=labels[held_out],
+        training=images,
+        training_labels=training.labels,
+        held_out=held_out_images,
+        held_out_labels=held_out.labels,
     )
+
+
+def every_fifth(files, seed):
+    """Divides files: for training, and every fifth of a class to hold out."""
+    shuffled = np.random.default_rng(seed).permutation(len(files))
+    by_class = shuffled[np.argsort(files.labels[shuffled], kind="stable")]
+    return files.chosen(np.delete(by_class, np.s_[::5])), files.chosen(by_class[::5])
 
 
 # %% [markdown]
@@ -242,7 +255,10 @@ def main(config):
     output = Path(config.output)
     output.mkdir(parents=True, exist_ok=True)
 
-    print(f"Stage 1: pretrain on {len(source.training)} images")
+    print(
+        f"Stage 1: pretrain on {len(source.training)} images of {source.num_classes} "
+        f"classes, with {len(images)} held out"
+    )
     model = pretrain(config, source, processor, images)
     # sorted by class: take four across all classes
     some = images[:: -(-len(images) // 4)]

@@ -232,7 +232,10 @@ def train(training, model, weights=None):
     )
     crops = len(source.held_out) * source.repeats
     count = max(min(crops, config.validation_images), config.pictures)
-    held_out = data.held_out_images(source, processor, count, corrupt)
+    augmentation = augmentation_of(config, source)
+    held_out = data.held_out_images(
+        source, processor, count, corrupt, center_crop=augmentation.crops
+    )
     validation = validation_batches(held_out, config, training.strategy)
     pictures = ReconstructionPictures(
         processor,
@@ -244,12 +247,6 @@ def train(training, model, weights=None):
     if config.probe_every is not None:
         probes.append(make_probe(training, processor))
     check_mask_ratios(config, model, held_out[:1])
-
-    augmentation = source.augmentation
-    if config.crop_scale is not None:
-        augmentation = augmentation._replace(scale=(config.crop_scale, 1.0))
-    if config.flip is not None:
-        augmentation = augmentation._replace(flip=config.flip)
 
     def batches(context, step):
         return data.training_pipeline(
@@ -268,6 +265,16 @@ def train(training, model, weights=None):
         first.append(parse_schedule(config.mask_ratio_schedule, config.epochs))
     training.fit(model, processor, batches, [*probes, pictures], validation, first)
     return model
+
+
+def augmentation_of(config, source):
+    """Returns the dataset's augmentation, changed by --crop_scale and --flip."""
+    augmentation = source.augmentation
+    if config.crop_scale is not None:
+        augmentation = augmentation._replace(scale=(config.crop_scale, 1.0))
+    if config.flip is not None:
+        augmentation = augmentation._replace(flip=config.flip)
+    return augmentation
 
 
 def make_probe(training, processor):
@@ -296,7 +303,12 @@ def make_probe(training, processor):
     size = LINEAR_PROBING["small"]["batch_size"]
     labelled, held_out = (
         data.evaluation_pipeline(
-            source, processor, size, is_training, corrupt=training.corrupt
+            source,
+            processor,
+            size,
+            is_training,
+            corrupt=training.corrupt,
+            center_crop=False,
         ).take(data.evaluation_steps(source, size, is_training))
         for is_training in (True, False)
     )

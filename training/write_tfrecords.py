@@ -3,9 +3,10 @@
 Run: python training/write_tfrecords.py --folder=photos --output=shards --shards=8
 
 Writes `NAME-00000-of-00008.tfrecord` and so on, with a `tf.train.Example` per image:
-`image/encoded` (the file's bytes), `image/filename`, and `image/class/label` if the
+`image/encoded` (the file's bytes), `image/filename`, and `image/class/label` if all
 images are in class folders; `classes-NAME.txt` then lists the classes. Unreadable
-images are reported and left out.
+images are reported and left out. Of a folder with `train` and `val` each is written by
+a command of its own, with `--name=train` and `--name=val`.
 """
 
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
@@ -23,7 +24,7 @@ import tensorflow as tf
 from keras_mae.data import CorruptImages, pipeline_options
 from keras_mae.data.corrupt_images import Guard
 from keras_mae.data.decoding import decode
-from keras_mae.data.folder import class_names, list_images
+from keras_mae.data.folder import class_names, class_of, list_images, split_folders
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
 from keras_mae.utils.class_names import encode_names
@@ -46,8 +47,8 @@ class WriteConfig:
 def main(config):
     """Writes all shards to temporary files, then renames them."""
     names = check(config)
+    classes = class_names(config.folder, names)
     np.random.default_rng(config.seed).shuffle(names)
-    classes = class_names(names)
     labels = {name: label for label, name in enumerate(classes or ())}
     corrupt = CorruptImages(config.corrupt_limit)
     output = Path(config.output)
@@ -58,7 +59,7 @@ def main(config):
         written = 0
         for name, encoded in readable(config.folder, names, corrupt):
             corrupt.check()
-            label = labels.get(os.path.dirname(name))
+            label = labels.get(class_of(name))
             next(turns).write(image_example(encoded, name, label))
             written += 1
         corrupt.check()
@@ -71,6 +72,7 @@ def main(config):
             with atomic_write(class_file(output / "shard", config.name)) as part:
                 part.write_bytes(encode_names(classes))
     print(f"{written} images in {config.shards} shards, {corrupt.count} left out")
+    print(describe_classes(names, classes))
     print(f"Read them with --dataset='tfrecord:{output / config.name}-*.tfrecord'")
 
 
@@ -85,10 +87,33 @@ def check(config):
         raise ValueError(f"{config.output} holds shards already, such as {older[0]}")
     if not Path(config.folder).is_dir():
         raise ValueError(f"folder must be a folder. Received: {config.folder}")
+    check_one_split(Path(config.folder))
     names = list_images(config.folder)
     if not names:
         raise ValueError(f"folder must contain images. Received: {config.folder}")
     return names
+
+
+def check_one_split(folder):
+    """Raises for a folder of `train` and `val`, which belong in files of their own."""
+    training, held_out = split_folders(folder)
+    if training == folder:
+        return
+    parts = [path for path in (training, held_out) if path is not None]
+    commands = [f"--folder={path} --name={path.name}" for path in parts]
+    raise ValueError(
+        f"folder must hold either training or held-out images: give "
+        f"{', then '.join(commands)}. Received: {folder}, which has "
+        f"{' and '.join(path.name for path in parts)}"
+    )
+
+
+def describe_classes(names, classes):
+    """Says how many classes were written, or why none."""
+    if classes:
+        return f"{len(classes)} classes"
+    stray = min(name for name in names if not class_of(name))
+    return f"Without classes: {stray!r} is in no class folder"
 
 
 def open_shard(stack, output, config, number):

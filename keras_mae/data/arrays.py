@@ -69,9 +69,9 @@ class ImageArrays:
             image = random_flip(image, seed)
         return image
 
-    def held_out_image(self, index, processor, seed):
-        """Reads a held-out image: a crop, or the whole image."""
-        augmentation = PRETRAINING if self._crop else WHOLE
+    def held_out_image(self, index, processor, seed, crop):
+        """Reads a held-out image: a crop, or without `crop` the whole image."""
+        augmentation = PRETRAINING if self._crop and crop else WHOLE
         return self.training_image(index, processor, seed, augmentation)
 
     def label(self, index):

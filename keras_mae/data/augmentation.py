@@ -47,7 +47,7 @@ class Augmentation(NamedTuple):
 
     @property
     def crops(self) -> bool:
-        """Whether the image is cropped."""
+        """Whether images are cropped; then those of evaluation are center crops."""
         return self.scale[0] < 1
 
     def rand_augment(self, image: tf.Tensor, seed: Tensor) -> tf.Tensor:

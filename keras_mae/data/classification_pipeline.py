@@ -161,6 +161,7 @@ def evaluation_pipeline(
     multiple_of: int = 1,
     input_context: tf.distribute.InputContext | None = None,
     corrupt: CorruptImages | None = None,
+    center_crop: bool = True,
 ) -> tf.data.Dataset:
     """Yields each held-out image once per pass, without end, in full batches.
 
@@ -176,6 +177,8 @@ def evaluation_pipeline(
         multiple_of: Int, the number of batches is made a multiple of it.
         input_context: A `tf.distribute.InputContext`; by default one replica.
         corrupt: A `CorruptImages` that collects images that can't be read.
+        center_crop: Whether images of files are cropped to their middle, as of
+            `held_out_images`, or whole, for a model whose training takes no crops.
 
     Returns:
         A `tf.data.Dataset` of `(b, H, W, C)` images, `(b, K)` float32 labels and `(b,)`
@@ -198,7 +201,7 @@ def evaluation_pipeline(
     count = len(images)
     padded = batch_size * evaluation_steps(source, batch_size, training, multiple_of)
     guard = Guard(corrupt)
-    reader = make_held_out_reader(images, processor)
+    reader = make_held_out_reader(images, processor, center_crop)
     load = make_loader(images, reader, processor, 0, labelled=True)
 
     def is_mine(position, item):

@@ -4,7 +4,12 @@ import hashlib
 
 import tensorflow as tf
 
-from keras_mae.data.augmentation import center_crop, resize_and_flip
+from keras_mae.data.augmentation import (
+    center_crop,
+    random_flip,
+    resize,
+    resize_and_flip,
+)
 from keras_mae.data.decoding import decode, decode_window, to_luma
 from keras_mae.data.exif_orientation import decode_upright, decode_window_upright
 from keras_mae.data.random_crop import random_window
@@ -17,30 +22,39 @@ class EncodedImages:
     """Base class of collections of encoded images, read as grey or RGB.
 
     A subclass defines `__len__`, `training_items`, `held_out_items`, `name`, `encoded`,
-    `without`, and `label` where there are labels.
+    `without`, and `label` where there are labels. Pipelines read several images at a
+    time, so `encoded` is called from several threads.
     """
 
     readable_channels = (1, 3)
 
     def training_image(self, item, processor, seed, augmentation):
-        """Reads an image for training: a random crop."""
+        """Reads an image for training: a random crop, or the whole image."""
 
         def window(shape):
             return random_window(
                 shape, seed, augmentation.scale, augmentation.clip_sides
             )
 
-        whole, part = _decoders(processor)
-        if augmentation.crops:
-            image = part(self.encoded(item), window)
-        else:
-            image = whole(self.encoded(item))
+        if not augmentation.crops:
+            image = self._whole_image(item, processor)
+            return random_flip(image, seed) if augmentation.flip else image
+        _, part = _decoders(processor)
+        image = part(self.encoded(item), window)
         return resize_and_flip(image, processor.image_size, seed, augmentation.flip)
 
-    def held_out_image(self, item, processor, seed):
-        """Reads a held-out image: its center crop."""
+    def held_out_image(self, item, processor, seed, crop):
+        """Reads a held-out image: its center crop, or without `crop` the whole."""
+        if not crop:
+            return self._whole_image(item, processor)
         whole, _ = _decoders(processor)
         return center_crop(whole(self.encoded(item)), processor.image_size)
+
+    def _whole_image(self, item, processor):
+        """Reads an image and resizes it as `MAEImageProcessor` does."""
+        whole, _ = _decoders(processor)
+        image = whole(self.encoded(item))
+        return resize(image, processor.image_size, processor.resample)
 
 
 class IndexedImages(EncodedImages):

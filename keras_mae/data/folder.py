@@ -1,5 +1,6 @@
 """Image files in a folder, with a subfolder for each class."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -7,9 +8,14 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import IndexedImages
+from keras_mae.utils.class_names import shortened
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
-HELD_OUT_FOLDERS = ("val", "validation", "test")
+# of images that are left out
+_OTHER_ENDINGS = (".avif", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")
+_HELD_OUT_FOLDERS = ("val", "validation", "test")
+
+_logger = logging.getLogger("keras_mae")
 
 
 class ImageFiles(IndexedImages):
@@ -56,7 +62,7 @@ class ImageFiles(IndexedImages):
     def labels(self):
         """`(N,)` int64 array, the classes of all images, from their folders."""
         numbers = {name: number for number, name in enumerate(self._class_names)}
-        return np.array([numbers[os.path.dirname(n)] for n in self.names], "int64")
+        return np.array([numbers[class_of(name)] for name in self.names], "int64")
 
     def chosen(self, indices):
         """Selects files by index, with repetitions."""
@@ -75,23 +81,40 @@ def load_folder(path, divide=True):
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"folder must be a folder of images. Received: {path}")
-    training, held_out = _splits(root)
+    training, held_out = split_folders(root)
     images = _find(training)
     if held_out is not None:
         return images, _find(held_out)
     return images.divided() if divide else (images, None)
 
 
-def class_names(names):
-    """Returns the sorted folders of files, or `None` if a file is in none."""
-    if not all(os.path.dirname(name) for name in names):
+def class_of(name):
+    """Returns the class of a file, the first folder of its relative path, or `""`."""
+    folder, _, rest = name.partition(os.sep)
+    return folder if rest else ""
+
+
+def class_names(root, names):
+    """Returns the sorted classes of files, or `None` if a file is in no folder."""
+    classes = sorted({class_of(name) for name in names})
+    if "" in classes:
         return None
-    return sorted({os.path.dirname(name) for name in names})
+    parts = {class_of(name) for name in names if name.count(os.sep) > 1}
+    parts &= {*_HELD_OUT_FOLDERS}
+    if parts:
+        raise ValueError(
+            f"{root} must have its other class folders in a folder `train`, beside "
+            f"`{min(parts)}`. Received: {shortened(classes)}"
+        )
+    return classes
 
 
 def list_images(root):
-    """Lists the image files below a folder, sorted, without hidden ones."""
-    names, seen = [], set()
+    """Lists the image files below a folder, sorted, without hidden ones.
+
+    Logs how many images of other formats there are.
+    """
+    names, others, seen = [], 0, set()
     for folder, folders, files in os.walk(root, followlinks=True):
         # a symbolic link may form a loop
         real = os.path.realpath(folder)
@@ -100,11 +123,18 @@ def list_images(root):
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [name for name in files if not name.startswith(".")]
         names += [
             os.path.relpath(os.path.join(folder, name), root)
             for name in files
-            if name.lower().endswith(_ENDINGS) and not name.startswith(".")
+            if name.lower().endswith(_ENDINGS)
         ]
+        others += sum(name.lower().endswith(_OTHER_ENDINGS) for name in files)
+    if others:
+        _logger.warning(
+            "Left out %d image(s) of other formats in %s: only %s are read",
+            *(others, root, ", ".join(_ENDINGS)),
+        )
     return sorted(names)
 
 
@@ -117,10 +147,10 @@ def _find(root):
     return ImageFiles(root, names)
 
 
-def _splits(root):
+def split_folders(root):
     """Returns the folders for training and held out (or `None`)."""
     folders = [f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
-    held_out = [name for name in HELD_OUT_FOLDERS if name in folders]
+    held_out = [name for name in _HELD_OUT_FOLDERS if name in folders]
     # `train` among others is a split only beside a held-out folder, else a class
     if "train" in folders and held_out:
         return root / "train", root / held_out[0]

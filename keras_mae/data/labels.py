@@ -4,18 +4,20 @@ import os
 
 import numpy as np
 
-from keras_mae.data.folder import HELD_OUT_FOLDERS, ImageFiles, class_names
+from keras_mae.data.folder import ImageFiles, class_names, class_of
 from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
+from keras_mae.utils.class_names import shortened
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:
     """Finds and checks a data set's labels.
 
-    Files have their folders as classes, sorted; records the numbers in them, of which a
-    first file is checked here; tar shards and Hugging Face's tables numbers or names,
-    which are all checked; built-in images have their own.
+    Of files the folders at the top are the classes, sorted, at whatever depth a file
+    lies in them; records have the numbers in them, of which a first file is checked
+    here; tar shards and Hugging Face's tables numbers or names, which are all checked;
+    built-in images have their own.
 
     Args:
         source: A `Source`.
@@ -61,6 +63,7 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
             ImageFiles(part.root, part.names, names) for part in parts
         )
     else:
+        parts = _numbers_as_names(parts)
         names = _known_names(parts, num_classes)
         training, held_out = (_labelled(part, names) for part in parts)
     # a folder's name need not be UTF-8, as plots and files of names must be
@@ -143,7 +146,7 @@ def _folder_classes(training, held_out):
 
 def _classes_of(root, names):
     """Lists the class folders below a root; raises if one is empty."""
-    held = {name.split(os.sep)[0] for name in names}
+    held = {class_of(name) for name in names}
     with os.scandir(root) as entries:
         folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
     if folders - held:
@@ -151,20 +154,24 @@ def _classes_of(root, names):
             f"Every class folder of {root} must hold images. Received: "
             f"{', '.join(sorted(folders - held))}, without any"
         )
-    classes = class_names(names)
+    classes = class_names(root, names)
     if classes is None:
-        stray = next(name for name in names if not os.path.dirname(name))
+        stray = next(name for name in names if not class_of(name))
         raise ValueError(
             f"{root} must have a folder for each class. Received: {stray}, in no folder"
         )
-    parts = {name.split(os.sep)[0] for name in classes if os.sep in name}
-    parts &= {*HELD_OUT_FOLDERS}
-    if parts:
-        raise ValueError(
-            f"{root} must have its other class folders in a folder `train`, beside "
-            f"`{min(parts)}`. Received: {_shortened(classes)}"
-        )
     return classes
+
+
+def _numbers_as_names(parts):
+    """Takes a table's numbers as names where the other table's labels are text."""
+    tables = [part for part in parts if isinstance(part, ImageTable)]
+    if not any(table.has_text_labels for table in tables):
+        return parts
+    return [
+        part.by_name() if part in tables and part.class_names is None else part
+        for part in parts
+    ]
 
 
 def _known_names(parts, num_classes):
@@ -181,7 +188,7 @@ def _known_names(parts, num_classes):
     if lists[0] != lists[-1]:
         raise ValueError(
             "Training and held-out classes must be the same. "
-            f"Received: {_shortened(lists[0])} and {_shortened(lists[-1])}"
+            f"Received: {shortened(lists[0])} and {shortened(lists[-1])}"
         )
     _check_count(lists[0], num_classes, "the data set")
     return lists[0]
@@ -193,8 +200,8 @@ def _labelled(images, names):
         classes = _classes_of(images.root, images.names)
         if classes != list(names):
             raise ValueError(
-                f"{images.root} must have the class folders {_shortened(names)}. "
-                f"Received: {_shortened(classes)}"
+                f"{images.root} must have the class folders {shortened(names)}. "
+                f"Received: {shortened(classes)}"
             )
         return ImageFiles(images.root, images.names, names)
     if isinstance(images, ImageTable):
@@ -224,7 +231,3 @@ def _check_count(names, num_classes, place):
             f"num_classes must be {len(names)}, the classes of {place}. "
             f"Received: {num_classes}"
         )
-
-
-def _shortened(names):
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" * (len(names) > 5))

@@ -48,10 +48,10 @@ def training_batches(
     return batches.map(clean, num_parallel_calls=PREFETCHED_BATCHES)
 
 
-def make_held_out_reader(images, processor):
+def make_held_out_reader(images, processor, center_crop):
     """Returns a function from item and seed to a held-out image, normalized."""
     return lambda item, seed: processor.normalize(
-        images.held_out_image(item, processor, seed)
+        images.held_out_image(item, processor, seed, center_crop)
     )
 
 

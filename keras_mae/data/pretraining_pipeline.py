@@ -92,6 +92,7 @@ def held_out_images(
     processor: MAEImageProcessor,
     count: int | None = None,
     corrupt: CorruptImages | None = None,
+    center_crop: bool = True,
 ) -> np.ndarray:
     """Loads held-out images, always the same ones.
 
@@ -101,10 +102,14 @@ def held_out_images(
         count: Int, how many; by default each image once, of files at most 512.
         corrupt: A `CorruptImages` that collects images that can't be read, which are
             left out; its `check` is called for each.
+        center_crop: Whether images of files are cropped, as in evaluations on ImageNet:
+            the middle 7/8 of the shorter side, of more than 224 pixels all of it. Else
+            they are resized whole, as `MAEImageProcessor` does; for a model whose
+            training takes no crops (`Augmentation.crops` is false).
 
     Returns:
-        `(count, H, W, C)` float32 array; fewer images are repeated. Those of files are
-        center crops, those of `photos` fixed random crops, those of `digits` whole.
+        `(count, H, W, C)` float32 array; fewer images are repeated. Those of `photos`
+        are fixed random crops instead of center crops, those of `digits` always whole.
 
     Raises:
         ValueError: If none can be read, more are corrupt than `corrupt` tolerates, or
@@ -126,7 +131,7 @@ def held_out_images(
     if count < 1:
         raise ValueError(f"count must be at least 1. Received: {count}")
     guard = Guard(CorruptImages() if corrupt is None else corrupt)
-    reader = make_held_out_reader(images, processor)
+    reader = make_held_out_reader(images, processor, center_crop)
     load = make_loader(images, reader, processor, 0)
     items = images.held_out_items().enumerate()
     dataset = load_batches(items, images, load, guard, PARALLEL_CALLS, False)

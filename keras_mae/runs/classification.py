@@ -107,8 +107,12 @@ class ClassifierTraining(Training):
         model.optimizer.build(model.trainable_variables)
 
     def evaluation(self, processor):
-        """Returns distributed batches of all held-out images, and their number."""
+        """Returns distributed batches of all held-out images, and their number.
+
+        The images are center crops where training takes crops, else whole.
+        """
         size, several = self.config.batch_size, self.config.steps_per_execution
+        crops = data.Augmentation((self.config.crop_scale, 1.0)).crops
         batches = self.strategy.distribute_datasets_from_function(
             lambda context: data.evaluation_pipeline(
                 self.source,
@@ -117,6 +121,7 @@ class ClassifierTraining(Training):
                 multiple_of=several,
                 input_context=context,
                 corrupt=self.corrupt,
+                center_crop=crops,
             )
         )
         return batches, data.evaluation_steps(self.source, size, multiple_of=several)

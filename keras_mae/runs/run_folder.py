@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,18 @@ def saved_flags(config, not_saved):
     """Returns the flags that describe a run, not how it was started, as a dict."""
     flags = dataclasses.asdict(config)
     return {name: flags[name] for name in flags if name not in not_saved}
+
+
+def flag_of_run(model, name):
+    """Returns a flag of the run that a folder or `.keras` file is of, or `None`."""
+    path = Path(os.path.abspath(os.path.expanduser(model)))
+    folder = path.parent if path.suffix == ".keras" else path
+    if folder.name == CHECKPOINTS_NAME:
+        folder = folder.parent
+    try:
+        return json.loads(RunFolder(folder).config.read_text()).get(name)
+    except (OSError, ValueError, AttributeError):
+        return None  # no run's
 
 
 class RunFolder:

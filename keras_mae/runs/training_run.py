@@ -226,11 +226,14 @@ class Training:
         print(f"Run saved to {self.config.output}")
 
     def _data_sizes(self):
-        """Says how many images are trained on, and how many validation sees."""
+        """Says how many images are trained on and held out, and how many classes."""
         source = self.source
-        return (
+        sizes = (
             f"{source.epoch_size:,} images an epoch, {len(source.held_out):,} held out"
         )
+        if source.class_names is not None:
+            sizes += f", {source.num_classes:,} classes"
+        return sizes
 
     def _way_out(self):
         """Says how to go on after a loss that is NaN or infinite."""

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 import keras_mae
 from keras_mae import data
+from tests import pictures
 
 pytest.importorskip("sklearn")
 
@@ -108,3 +109,55 @@ def test_shapes_are_static_for_tpus(digits, processor):
     ):
         assert batches.element_spec[0].shape == (8, 16, 16, 1)
         assert batches.cardinality() == tf.data.INFINITE_CARDINALITY
+
+
+@pytest.fixture
+def bordered(tmp_path):
+    """Pictures whose border tells the class."""
+    for split, numbers in (("train", range(4)), ("val", range(4, 8))):
+        pictures.write_bordered(tmp_path / split, numbers)
+    return data.with_labels(data.load_source(f"folder:{tmp_path}"))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_whole_images_are_those_that_the_processor_makes(bordered, training):
+    processor = pictures.processor_for(bordered, 16)
+    batches = data.evaluation_pipeline(
+        bordered, processor, 4, training, center_crop=False
+    )
+    ((images, labels, _),) = read(batches, 1)
+    files = bordered.training if training else bordered.held_out
+    order = list(files.held_out_items().as_numpy_iterator())
+    wanted = np.asarray(processor([files.paths[index] for index in order]))
+    difference = processor.denormalize(images) - processor.denormalize(wanted)
+    assert np.abs(difference).max() <= 2
+    light = processor.denormalize(images)[:, 0].mean(axis=(1, 2)) > 128
+    np.testing.assert_array_equal(light, labels.argmax(axis=-1) == 1)
+    whole = data.Augmentation((1.0, 1.0), flip=False)
+    if training:  # training sees the same
+        batches = data.labelled_pipeline(bordered, processor, 4, 0, whole)
+        seen = {image.tobytes() for image in read(batches, 1)[0][0]}
+        assert seen == {image.tobytes() for image in images}
+
+
+def test_center_crops_leave_the_border_out(bordered):
+    processor = pictures.processor_for(bordered, 16)
+    ((images, _, _),) = read(data.evaluation_pipeline(bordered, processor, 4), 1)
+    cropped = data.held_out_images(bordered, processor)
+    whole = data.held_out_images(bordered, processor, center_crop=False)
+    np.testing.assert_array_equal(images, cropped)
+    for batch, told in ((cropped, False), (whole, True)):
+        edges = processor.denormalize(batch)[:, 0].mean(axis=(1, 2))
+        assert (np.abs(edges - 127.5).min() > 60) == told
+
+
+def test_arrays_are_whole_where_no_crops_are_wanted():
+    images = [np.random.default_rng(0).integers(0, 256, (40, 30, 3), "uint8")] * 4
+    source = data.Source(images, images, (0.5,) * 3, (0.25,) * 3, crop=True)
+    processor = pictures.processor_for(source)
+    whole = data.held_out_images(source, processor, center_crop=False)
+    crops = data.held_out_images(source, processor)
+    assert len({image.tobytes() for image in whole}) == 1
+    assert len({image.tobytes() for image in crops}) == 4
+    wanted = processor.normalize(data.resize(images[0], (16, 16), "bicubic"))
+    np.testing.assert_array_equal(whole[0], wanted)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_mae import data
+from keras_mae.data.image_table import ImageTable, Table
 
 pytest.importorskip("sklearn")
 
@@ -72,6 +73,19 @@ def test_folders_are_classes(folder):
     shades, labels = pairs(source)
     np.testing.assert_array_equal(np.round(shades) // 10, labels)
     assert set(labels) == {0, 1, 2}
+
+
+def test_folders_below_a_class_are_part_of_it(folder):
+    """As in Keras's and torchvision's: one folder for each patient, say."""
+    for split in ("train", "val"):
+        write_image(folder / split / "bee" / "patient 1" / "left" / "9.png", 19)
+    source = data.with_labels(data.load_source(f"folder:{folder}"))
+    assert source.class_names == ("ape", "bee", "cat")
+    number = source.held_out.names.index("bee/patient 1/left/9.png")
+    assert source.held_out.labels[number] == 1
+    assert source.training.labels.tolist() == [0] * 4 + [1] * 5 + [2] * 4
+    few = data.few_labels(source, 4, seed=0)
+    assert len({*few.training.names}) == 12
 
 
 def test_divided_files_share_the_classes_of_their_folder(folder):
@@ -160,6 +174,45 @@ def test_a_record_without_a_label_names_its_file(tmp_path):
     message = r"a.tfrecord must have an integer image/class/label in each record"
     with pytest.raises(ValueError, match=message):
         data.with_labels(source, 1)
+
+
+class Labels(Table):
+    """Images of which only the labels are of interest."""
+
+    stats = ()
+
+    def __init__(self, place, values):
+        self.place, self.label_values = place, values
+
+    def __len__(self):
+        return len(self.label_values)
+
+
+def labelled_tables(training, held_out):
+    training = ImageTable(Labels("training", training))
+    held_out = ImageTable(Labels("held_out", held_out))
+    source = data.Source(training, held_out, (0.5,) * 3, (0.5,) * 3, crop=True)
+    return data.with_labels(source)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_numbers_are_names_where_other_labels_are_text(swapped):
+    """Names are sorted as text: `10` comes before `2`."""
+    names = tuple(sorted(map(str, range(12))))
+    parts = [str(number) for number in range(12)], list(range(12))[::-1]
+    source = labelled_tables(*parts[:: -1 if swapped else 1])
+    assert source.class_names == names
+    for part in (source.training, source.held_out):
+        for images in (part, part.chosen(range(12))):
+            found = [names[label] for label in images.labels]
+            assert found == [str(value) for value in part.table.label_values]
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_numbers_that_are_not_all_of_the_names_are_refused(swapped):
+    parts = ["1", "2", "10", "none"], [1, 2, 10]
+    with pytest.raises(ValueError, match=r"must be the same. Received: 1, 10, 2.* and"):
+        labelled_tables(*parts[:: -1 if swapped else 1])
 
 
 def test_built_in_labels_are_checked():

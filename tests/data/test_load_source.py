@@ -115,6 +115,18 @@ def test_folders_are_searched_for_images_and_nothing_else(tmp_path):
     assert sorted(names(source.training)) == ["a.JPEG", "d.webp", "e.bmp", "f.Png"]
 
 
+def test_images_of_other_formats_are_counted(tmp_path, caplog):
+    pictures.write_folder(tmp_path, range(4))
+    data.load_source(f"folder:{tmp_path}")
+    assert not caplog.records
+    for name in ("a/1.gif", "a/2.TIFF", "b/3.heic", "b/notes.txt", "b/.4.gif"):
+        (tmp_path / name).touch()
+    assert len(data.load_source(f"folder:{tmp_path}").training) == 3
+    (record,) = caplog.records
+    wanted = f"Left out 3 image(s) of other formats in {tmp_path}: only .bmp"
+    assert record.getMessage().startswith(wanted)
+
+
 @pytest.mark.slow
 def test_held_out_images_may_come_from_elsewhere(tmp_path):
     pictures.write_folder(tmp_path / "all", range(8))

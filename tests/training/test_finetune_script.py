@@ -14,6 +14,7 @@ import keras_mae
 from keras_mae.models.loading import load_classifier
 from keras_mae.recipes import FINE_TUNING
 from keras_mae.utils.flags import parse_flags
+from tests import pictures
 from tests.scripts import load, refusal, run
 from tests.training.test_pretrain_script import assert_same_run, start, wait_for
 
@@ -313,3 +314,54 @@ def test_a_run_goes_on_without_the_files_of_its_model(make_model, tmp_path, caps
     built, processor = seen
     assert [w.shape for w in built.weights] == [w.shape for w in model.weights]
     assert (processor.image_mean, processor.image_std) == ((0.3,), (0.4,))
+
+
+@pytest.fixture(scope="module")
+def bordered(tmp_path_factory):
+    """Pictures whose border tells the class, and an untrained classifier of them."""
+    folder = tmp_path_factory.mktemp("bordered")
+    for split in ("train", "val"):
+        pictures.write_bordered(folder / "data" / split, range(4))
+    model = keras_mae.MAEClassifier.from_preset(
+        "mae_tiny", num_classes=2, image_size=16, patch_size=8, hidden_dim=48
+    )
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    for name in ("best", "checkpoints/step-000000001"):
+        model.save(folder / "run" / f"{name}.keras")
+    keras_mae.MAEImageProcessor(16).save_pretrained(folder / "run")
+    return folder
+
+
+def evaluated_whole(bordered, monkeypatch, *flags):
+    """Whether the border is in the images that --eval reads."""
+    script = load(SCRIPT)
+
+    def first_images(training, model, processor):
+        batches, _ = training.evaluation(processor)
+        images, _, _ = next(iter(batches))
+        return processor.denormalize(images.numpy())
+
+    monkeypatch.setattr(script, "evaluate", first_images)
+    flags = [
+        "--eval",
+        f"--dataset=folder:{bordered / 'data'}",
+        "--batch_size=4",
+        *flags,
+    ]
+    images = script.main(parse_flags(script.FinetuneConfig, "", flags))
+    return np.abs(images[:, 0].mean(axis=(1, 2)) - 127.5).min() > 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["best.keras", "checkpoints/step-000000001.keras"])
+def test_eval_sees_images_as_the_runs_own_evaluation(name, bordered, monkeypatch):
+    model = bordered / "run" / name
+    given = f"--model={model}"
+    config = bordered / "run" / "config.json"
+    config.unlink(missing_ok=True)
+    assert evaluated_whole(bordered, monkeypatch, given)  # recipe small
+    assert not evaluated_whole(bordered, monkeypatch, given, "--recipe=base")
+    for crop_scale, whole in ((1.0, True), (0.08, False)):
+        config.write_text(json.dumps({"crop_scale": crop_scale}))
+        assert evaluated_whole(bordered, monkeypatch, given) == whole
+    assert evaluated_whole(bordered, monkeypatch, given, "--crop_scale=1")

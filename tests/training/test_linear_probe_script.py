@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import keras_mae
 from keras_mae.models.loading import find_labels
 from keras_mae.utils.flags import parse_flags
+from tests import pictures
 from tests.scripts import load, refusal, run
 from tests.training.test_finetune_script import pretrained  # noqa: F401, a fixture
 
@@ -91,6 +93,30 @@ def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
     data = images[..., :1], keras.ops.one_hot([0, 1, 2, 3], 10)
     losses = [model.training_loss(**model.training_inputs(data))[0] for _ in range(2)]
     assert float(losses[0]) == float(losses[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["small", "base"])
+def test_features_are_of_whole_images(recipe, tmp_path, monkeypatch):
+    """The border decides the class; center crops leave it out."""
+    for split in ("train", "val"):
+        pictures.write_bordered(tmp_path / "data" / split, range(4))
+    script, seen = load(SCRIPT), []
+
+    def keep(predict, batches, steps):
+        images, labels, _ = zip(*batches.take(steps), strict=True)
+        seen.extend(batch.numpy() for batch in images)
+        return np.ones((4, 2)), np.concatenate(labels).argmax(axis=-1)
+
+    monkeypatch.setattr(script, "extract_features", keep)
+    flags = [f"--dataset=folder:{tmp_path / 'data'}", f"--output={tmp_path / 'out'}",
+             "--method=knn", "--no-pictures", "--batch_size=4"]  # fmt: skip
+    flags.append(f"--recipe={recipe}")
+    script.main(parse_flags(script.ProbeConfig, "", flags))
+    assert len(seen) == 2
+    for images in seen:
+        levels = keras_mae.MAEImageProcessor(32).denormalize(images)
+        assert np.abs(levels[:, 0].mean(axis=(1, 2)) - 127.5).min() > 60
 
 
 @pytest.mark.slow

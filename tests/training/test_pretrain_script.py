@@ -21,6 +21,7 @@ import keras_mae
 from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.callbacks.tensorboard import TensorBoardScalars
 from keras_mae.utils.flags import parse_flags
+from tests import pictures
 from tests.callbacks.test_callbacks import read_events
 from tests.callbacks.test_trackers import stand_in_wandb
 from tests.scripts import command, environment, load, refusal, run
@@ -513,3 +514,32 @@ def test_twenty_kills_lose_at_most_an_interval_and_change_nothing(tmp_path):
     finished = run(SCRIPT, *arguments)
     assert finished.returncode == 0, finished.stderr
     assert_same_run(folder, wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags, whole", [((), False), (("--crop_scale=1",), True)])
+def test_validation_is_on_whole_images_where_training_is(
+    flags, whole, tmp_path, monkeypatch
+):
+    """The border tells the class; probes see whole images in either case."""
+    for split in ("train", "val"):
+        pictures.write_bordered(tmp_path / split, range(4))
+    script, seen = load(SCRIPT), []
+
+    def keep_validation(images, *_):
+        seen.append(images)
+
+    def keep_probed(*parts, **_):
+        seen.extend(images.numpy() for part in parts[:2] for images, *_ in part)
+        raise StopIteration
+
+    monkeypatch.setattr(script, "validation_batches", keep_validation)
+    monkeypatch.setattr(script, "FeatureProbe", keep_probed)
+    small = (*SMALL, "--image_size=16", "--batch_size=4", "--probe_every=1", *flags)
+    flags = [f"--dataset=folder:{tmp_path}", f"--output={tmp_path / 'run'}", *small]
+    with pytest.raises(StopIteration):
+        script.main(parse_flags(script.PretrainConfig, "", flags))
+    processor = keras_mae.MAEImageProcessor(16)
+    edges = [processor.denormalize(images)[:4, 0].mean(axis=(1, 2)) for images in seen]
+    told = [bool(np.abs(edge - 127.5).min() > 60) for edge in edges]
+    assert told == [whole, True, True]

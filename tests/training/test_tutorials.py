@@ -276,6 +276,20 @@ def test_every_fifth_picture_of_a_class_is_held_out(tmp_path):
         np.testing.assert_array_equal(light, labels == 1)
 
 
+def test_a_val_folder_is_held_out_whole(tmp_path):
+    script, rng = load(OWN_IMAGES), np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 2)):
+        write_pictures(tmp_path / "pictures" / split, count, rng)
+    source = script.read_folder(tmp_path / "pictures", 8, seed=0)
+    assert source.class_names == tuple(CLASSES)
+    assert np.bincount(source.training_labels).tolist() == [6, 6]
+    assert np.bincount(source.held_out_labels).tolist() == [2, 2]
+    light = [picture.mean() > 125 for picture in source.held_out]
+    np.testing.assert_array_equal(light, source.held_out_labels == 1)
+    seen = {picture.tobytes() for picture in source.training}
+    assert not seen & {picture.tobytes() for picture in source.held_out}
+
+
 def test_own_images_are_turned_as_the_weights_processor_says(tmp_path, monkeypatch):
     pictures, script = tmp_path / "pictures", load(OWN_IMAGES)
     exif, picture = Image.Exif(), Image.new("RGB", (16, 16), "black")

@@ -85,6 +85,45 @@ def test_flat_folders_have_no_classes(script, folder, tmp_path):
     assert [path.suffix for path in (tmp_path / "flat").iterdir()] == [".tfrecord"]
 
 
+def test_a_picture_in_no_class_folder_is_named(script, folder, tmp_path, capsys):
+    write(script, folder, tmp_path / "all", shards=1)
+    assert "\n2 classes\n" in capsys.readouterr().out
+    (folder / "a" / "01.jpg").rename(folder / "cover.jpg")
+    write(script, folder, tmp_path / "some", shards=1)
+    line = "Without classes: 'cover.jpg' is in no class folder"
+    assert line in capsys.readouterr().out
+    assert not list((tmp_path / "some").glob("classes*"))
+
+
+def test_folders_below_a_class_are_part_of_it(script, folder, tmp_path):
+    (folder / "a").rename(tmp_path / "left")
+    (folder / "a" / "patient").mkdir(parents=True)
+    (tmp_path / "left").rename(folder / "a" / "patient" / "left")
+    write(script, folder, tmp_path / "nested", shards=1)
+    (shard,) = examples(tmp_path / "nested")
+    for features in shard:
+        label = features["image/class/label"].int64_list.value[0]
+        assert label == "ab".index(text(features)[0])
+
+
+def test_train_and_val_are_written_one_by_one(script, folder, tmp_path):
+    pictures.write_folder(tmp_path / "pets" / "val", range(4))
+    (tmp_path / "pets" / "cat").mkdir()
+    with pytest.raises(ValueError, match=r"folders in a folder `train`, beside `val`"):
+        write(script, tmp_path / "pets", tmp_path / "shards", shards=2)
+    folder.rename(tmp_path / "pets" / "train")
+    with pytest.raises(ValueError, match="either training or held-out") as error:
+        write(script, tmp_path / "pets", tmp_path / "shards", shards=2)
+    assert not (tmp_path / "shards").exists()
+    commands = re.findall(r"--folder=(\S+) --name=(\w+)", str(error.value))
+    for path, name in commands:
+        write(script, path, tmp_path / "shards", name=name, shards=2)
+    shards = f"tfrecord:{tmp_path}/shards/"
+    source = data.load_source(f"{shards}train-*", held_out=f"{shards}val-*")
+    assert (len(source.training), len(source.held_out)) == (COUNT, 4)
+    assert data.with_labels(source).class_names == ("a", "b")
+
+
 def test_unreadable_files_are_reported_and_left_out(script, folder, tmp_path, caplog):
     bad = folder / "a" / "notes.jpg"
     bad.write_text("no picture")
