@@ -97,7 +97,10 @@ class ClassifierTraining(Training):
         top5 = min(5, len(self.class_names))
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+            # over the images that can be read: those of weight 0 don't count
+            loss=keras.losses.CategoricalCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            ),
             weighted_metrics=[
                 keras.metrics.CategoricalAccuracy(name="top1"),
                 keras.metrics.TopKCategoricalAccuracy(top5, name="top5"),
@@ -107,7 +110,11 @@ class ClassifierTraining(Training):
         model.optimizer.build(model.trainable_variables)
 
     def evaluation(self, processor):
-        """Returns distributed batches of all held-out images, and their number."""
+        """Returns distributed batches of all held-out images, and their number.
+
+        Raises `ValueError` if none of the images can be read.
+        """
+        data.held_out_images(self.source, processor, 1, self.corrupt)
         size, several = self.config.batch_size, self.config.steps_per_execution
         batches = self.strategy.distribute_datasets_from_function(
             lambda context: data.evaluation_pipeline(
