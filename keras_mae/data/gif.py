@@ -66,9 +66,7 @@ def _paste(image, place, canvas, palette, transparent):
 
 
 def _find_image(data, begin):
-    """Skips extensions; returns the image's place, the transparent index or 0, and how
-    many runs of blocks there may still be.
-    """
+    """Skips extensions; returns the image's place, its transparent index, runs left."""
 
     def skip_extension(place, transparent, runs):
         check = tf.debugging.Assert(
@@ -93,10 +91,7 @@ def _find_image(data, begin):
 
 
 def _skip_blocks(data, begin, runs):
-    """Skips at most so many runs of blocks.
-
-    Returns the place of the empty block that ends those at `begin`, and the runs left.
-    """
+    """Returns the place of the empty block after those at `begin`, and runs left."""
 
     def skip_run(place):
         # most blocks are of one size
