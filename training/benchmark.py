@@ -42,6 +42,8 @@ from keras_mae.utils.flags import check_at_least_one, flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
 ENGINES = ("keras", "savedmodel", "openvino", "litert", "onnx")
+# flags of a model that Keras runs, which the other engines can't follow
+KERAS_FLAGS = ("xla", "replicas", "rematerialize", "residual_dtype", "quantize")
 PEERS = ("huggingface", "huggingface-compiled", "plain", *ENGINES[1:])
 
 
@@ -220,6 +222,8 @@ def start_peer(name, config):
         return start_huggingface(config, compiled=name.endswith("compiled"))
     engine = "keras" if name == "plain" else name
     plain = {"residual_dtype": None, "quantize": None, "engine": engine}
+    if engine != "keras":
+        plain |= {name: default(name) for name in KERAS_FLAGS}
     return start_ours(dataclasses.replace(config, **plain))
 
 
@@ -279,6 +283,11 @@ def report(rows, config):
         )
 
 
+def default(name):
+    """Returns the default of a flag."""
+    return getattr(BenchmarkConfig, name)
+
+
 def check(config):
     """Returns the names of the peers, or raises where flags don't go together."""
     names = ("batch_size", "repeats", "accumulation_steps", "replicas")
@@ -296,9 +305,10 @@ def check(config):
             f"{', '.join(sorted(engines))} needs --mode=encode. Received: "
             f"--mode={config.mode}"
         )
-    if config.engine != "keras" and (config.quantize or config.residual_dtype):
+    given = [f"--{f}" for f in KERAS_FLAGS if getattr(config, f) != default(f)]
+    if config.engine != "keras" and given:
         raise ValueError(
-            "--quantize and --residual_dtype need --engine=keras. Received: "
+            f"{', '.join(given)} needs --engine=keras. Received: "
             f"--engine={config.engine}"
         )
     runtimes = engines - {"savedmodel"}

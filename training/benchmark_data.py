@@ -46,7 +46,7 @@ class DataConfig:
 
 def make_files(folder, count):
     """Writes crops of photographs as JPEG files, and the same into TFRecord shards."""
-    photos = [photo for photo in data.load_photos().training if min(photo.shape) > 2]
+    photos = data.load_photos().training
     writers = [
         tf.io.TFRecordWriter(str(Path(folder, f"{number}.tfrecord")))
         for number in range(SHARDS)

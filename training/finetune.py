@@ -8,7 +8,8 @@ tfds:NAME, hf:NAME, or tar files of webdataset:GLOB.
 
 Writes into --output what pretrain.py writes, `best.keras` (the epoch of the highest
 top-1 accuracy on the held-out images) and `labels.txt` (class names). --eval evaluates
---model, and writes only `confusion.png`. Exit codes are those of pretrain.py.
+--model, and writes only `confusion.png`, or nothing with --no-pictures. Exit codes are
+those of pretrain.py.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -36,7 +37,7 @@ from keras_mae.runs.run_folder import flag_of_run
 from keras_mae.runs.training_config import ema_flag
 from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import plot_confusion_matrix
+from keras_mae.visualization.plots import check_can_plot, plot_confusion_matrix
 
 
 @dataclasses.dataclass
@@ -49,6 +50,7 @@ class FinetuneConfig(ClassifierConfig):
         "small",
     )
     eval: bool = flag("evaluate --model on the held-out images, and exit", False)
+    pictures: bool = flag("draw the confusion matrix of --eval", True)
     trainable_blocks: int | None = flag(
         "train only the last N transformer blocks and the head; default: all", None
     )
@@ -76,7 +78,9 @@ class FinetuneConfig(ClassifierConfig):
 def main(config):
     """Fine-tunes; or only evaluates, or reports for --dry_run."""
     given, config = config, apply_recipe(as_trained(config), FINE_TUNING).resolved()
-    training = ClassifierTraining(config, not_saved=("eval",), trains=not config.eval)
+    training = ClassifierTraining(
+        config, not_saved=("eval", "pictures"), trains=not config.eval
+    )
     with training.strategy.scope():
         model = build_model(training, given)
     processor = training_processor(
@@ -183,16 +187,22 @@ def train(training, model, processor):
 
 def evaluate(training, model, processor):
     """Evaluates a classifier on all held-out images, and draws a confusion matrix."""
+    config = training.config
+    draws = config.pictures and training.replicas == 1
+    if draws:
+        check_can_plot()  # before what may take hours
     batches, steps = training.evaluation(processor)
     results = model.evaluate(batches, steps=steps, return_dict=True, verbose=0)
     training.corrupt.check()
     results = {name: float(np.mean(value)) for name, value in results.items()}
+    # of each corrupt image the log has a line
+    count = len(training.source.held_out) - training.corrupt.count
     print(
-        f"{len(training.source.held_out):,} held-out images: top-1 "
-        f"{results['top1']:.3%}, top-5 {results['top5']:.3%}, loss "
-        f"{results['loss']:.4f}"
+        f"{count:,} held-out images: top-1 {results['top1']:.3%}, top-5 "
+        f"{results['top5']:.3%}, loss {results['loss']:.4f}",
+        flush=True,
     )
-    if training.replicas == 1:
+    if draws:
         labels, predicted = [], []
         for images, one_hot, weights in itertools.islice(batches, steps):
             real = weights.numpy() > 0
@@ -200,7 +210,7 @@ def evaluate(training, model, processor):
             # JAX's steps don't take the tensors of tf.data
             logits = model.predict_on_batch(images.numpy())
             predicted.extend(logits.argmax(axis=-1)[real])
-        path = Path(training.config.output, "confusion.png")
+        path = Path(config.output, "confusion.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         plot_confusion_matrix(labels, predicted, training.class_names).save(path)
         print(f"Confusion matrix saved to {path}")

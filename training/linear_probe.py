@@ -43,7 +43,12 @@ from keras_mae.runs.training_run import exit_on_lost_worker
 from keras_mae.utils.class_names import LABELS_FILE, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.visualization.plots import METHODS, plot_confusion_matrix, plot_features
+from keras_mae.visualization.plots import (
+    METHODS,
+    check_can_plot,
+    plot_confusion_matrix,
+    plot_features,
+)
 
 
 @dataclasses.dataclass
@@ -60,7 +65,9 @@ class ProbeConfig(ClassifierConfig):
     k: int = flag("number of neighbors of knn", KNN_NEIGHBORS)
     temperature: float = flag("softmax temperature of knn's votes", KNN_TEMPERATURE)
     c: float = flag("inverse L2 regularization strength of logistic", 0.1)
-    pictures: bool = flag("plot the confusion matrix, and PCA and t-SNE", True)
+    pictures: bool = flag(
+        "plot the confusion matrix, PCA, and t-SNE of at most 3,000 images", True
+    )
 
 
 def main(config):
@@ -123,6 +130,11 @@ def evaluate_features(training, model, processor):
             "Features are computed on one device: --strategy must be cpu or gpu. "
             f"Received: {config.strategy}"
         )
+    # before what may take hours
+    if config.method == "logistic":
+        probing.check_scikit_learn()
+    if config.pictures:
+        check_can_plot()
     folder = Path(config.output)
     if list_checkpoints(training.run.checkpoints):
         # model.keras of that run would be overwritten
@@ -182,6 +194,11 @@ def load_features(training, model, processor):
                     pooled.predict_on_batch, batches, steps
                 )
             training.corrupt.check()
+            if not len(labels):
+                raise ValueError(
+                    f"None of the {name.replace('_', '-')} images can be read: "
+                    f"{', '.join(training.corrupt.names[:5])}"
+                )
             arrays |= {f"{name}_features": features, f"{name}_labels": labels}
         return arrays
 

@@ -5,8 +5,9 @@ Run: python training/write_tfrecords.py --folder=photos --output=shards --shards
 Writes `NAME-00000-of-00008.tfrecord` and so on, with a `tf.train.Example` per image:
 `image/encoded` (the file's bytes), `image/filename`, and `image/class/label` if all
 images are in class folders; `classes-NAME.txt` then lists the classes. Unreadable
-images are reported and left out. Of a folder with `train` and `val` each is written by
-a command of its own, with `--name=train` and `--name=val`.
+images are reported and left out. Images stay as large as they are: training decodes no
+more than a crop, but shuffles up to 1 GiB of them. Of a folder with `train` and `val`
+each is written by a command of its own, with `--name=train` and `--name=val`.
 """
 
 import keras_mae  # noqa: F401, first: it imports TensorFlow quietly
@@ -128,7 +129,7 @@ def readable(folder, names, corrupt):
     guard = Guard(corrupt)
 
     def path(name):
-        return tf.strings.join([str(folder), name], os.sep)
+        return tf.strings.join([os.fsencode(folder), name], os.sep)
 
     def read(name):
         encoded = tf.io.read_file(path(name))
@@ -139,7 +140,9 @@ def readable(folder, names, corrupt):
         (encoded, _), good = guard.read(read, names, path)
         return names, encoded, good
 
-    files = tf.data.Dataset.from_tensor_slices(names).batch(PARALLEL_CALLS)
+    # as bytes: a file's name need not be UTF-8
+    files = tf.data.Dataset.from_tensor_slices([*map(os.fsencode, names)])
+    files = files.batch(PARALLEL_CALLS)
     files = files.map(read_batch).unbatch().prefetch(1)
     files = files.with_options(pipeline_options())
     for name, encoded, good in files.as_numpy_iterator():

@@ -167,7 +167,9 @@ def evaluation_pipeline(
 
     The last batches are padded with images of weight 0. The other weights make up for
     them, so that a mean over `evaluation_steps` batches is the mean over the images. A
-    corrupt image has weight 0 as well.
+    corrupt image has weight 0 as well, for which nothing makes up: divide by the sum of
+    the weights, as Keras's `weighted_metrics` do, and for `MAEClassifier` a loss of
+    `reduction="mean_with_sample_weight"`.
 
     Args:
         source: A `Source` from `with_labels`.

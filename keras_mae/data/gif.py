@@ -11,7 +11,8 @@ from keras_mae.data.image_bytes import check_pixels, part
 
 # Pillow paints colours that a palette lacks as grey
 _GREY = bytes(level for level in range(256) for _ in range(3))
-# blocks of one size are skipped at once, so many at most; runs of blocks, so many
+# blocks of one size are skipped at once, so many at most; in a file so many such runs,
+# of all extensions and the image together
 _BLOCKS, _RUNS = 4096, 10_000
 
 
@@ -20,7 +21,7 @@ def decode_gif(encoded, max_pixels):
     data = tf.io.decode_raw(encoded, tf.uint8)
     screen = _numbers(data, 6)
     global_begin, global_length = 13, _palette_length(data[10])
-    begin, transparent = _find_image(data, global_begin + global_length)
+    begin, transparent, runs = _find_image(data, global_begin + global_length)
     place, size, flags = _numbers(data, begin + 1), _numbers(data, begin + 5), begin + 9
     canvas = tf.maximum(screen, place + size)  # width, height
     local_length = _palette_length(data[flags])
@@ -31,7 +32,7 @@ def decode_gif(encoded, max_pixels):
     ]
     with tf.control_dependencies(checks):
         # a byte before the blocks: the size of LZW codes
-        end = _skip_blocks(data, raster + 1) + 1
+        end = _skip_blocks(data, raster + 1, runs)[0] + 1
     has_own = local_length > 0
     palette = part(
         encoded,
@@ -65,9 +66,9 @@ def _paste(image, place, canvas, palette, transparent):
 
 
 def _find_image(data, begin):
-    """Skips extensions; returns the image's place, and the transparent index or 0."""
+    """Skips extensions; returns the image's place, its transparent index, runs left."""
 
-    def skip_extension(place, transparent):
+    def skip_extension(place, transparent, runs):
         check = tf.debugging.Assert(
             tf.equal(data[place], ord("!")), ["GIF: no image in the file"]
         )
@@ -78,18 +79,19 @@ def _find_image(data, begin):
         index = tf.cond(
             flagged, lambda: tf.cast(data[place + 6], tf.int32), lambda: transparent
         )
-        return _skip_blocks(data, place + 2) + 1, index
+        # an extension without blocks counts too
+        place, runs = _skip_blocks(data, place + 2, runs - 1)
+        return place + 1, index, runs
 
     return tf.while_loop(
-        lambda place, _: tf.not_equal(data[place], ord(",")),
+        lambda place, *_: tf.not_equal(data[place], ord(",")),
         skip_extension,
-        (begin, 0),
-        maximum_iterations=_RUNS,
+        (begin, 0, _RUNS),
     )
 
 
-def _skip_blocks(data, begin):
-    """Returns the place of the empty block that ends those at `begin`."""
+def _skip_blocks(data, begin, runs):
+    """Returns the place of the empty block after those at `begin`, and runs left."""
 
     def skip_run(place):
         # most blocks are of one size
@@ -99,15 +101,15 @@ def _skip_blocks(data, begin):
         same = tf.cast(tf.equal(tf.cast(sizes, tf.int32), size), tf.int32)
         return place + tf.reduce_sum(tf.math.cumprod(same)) * (size + 1)
 
-    (place,) = tf.while_loop(
-        lambda place: data[place] > 0,
-        lambda place: (skip_run(place),),
-        (begin,),
-        maximum_iterations=_RUNS,
+    place, runs = tf.while_loop(
+        lambda place, runs: tf.logical_and(data[place] > 0, runs > 0),
+        lambda place, runs: (skip_run(place), runs - 1),
+        (begin, runs),
     )
-    check = tf.debugging.Assert(tf.equal(data[place], 0), ["GIF: too many blocks"])
+    ended = tf.logical_and(tf.equal(data[place], 0), runs >= 0)
+    check = tf.debugging.Assert(ended, ["GIF: too many blocks"])
     with tf.control_dependencies([check]):
-        return tf.identity(place)
+        return tf.identity(place), runs
 
 
 def _palette_length(flags):

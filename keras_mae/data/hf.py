@@ -22,10 +22,11 @@ _COLUMNS_SHOWN = 20
 class ArrowTable(Table):
     """The images of a `datasets.Dataset`."""
 
-    def __init__(self, dataset, place, image, label):
+    def __init__(self, dataset, place, image, label, data_files=()):
         from datasets import Image
 
         self.place = place
+        self.data_files = data_files
         self._label = label
         self._dataset = dataset
         # bytes as they are: our pipeline decodes, and knows which image is corrupt
@@ -163,6 +164,7 @@ class Split(NamedTuple):
 
     dataset: Any
     size: int
+    data_files: Any = ()  # paths or addresses of what the hub or a folder holds
     version: Any = None
 
 
@@ -176,16 +178,18 @@ def _load(datasets, name, options, data_dir):
             splits = {"train": splits}
         return {key: Split(split, len(split)) for key, split in splits.items()}
     builder = _builder(datasets, name, path, options.get("config"), data_dir)
+    files = builder.config.data_files or {}
     if "streaming" in options:
         version = builder.hash, builder.config_id
         return {
-            key: Split(split, count_images(builder, key), version)
+            key: Split(split, count_images(builder, key), files.get(key, ()), version)
             for key, split in builder.as_streaming_dataset().items()
             if key in ("train", *_HELD_OUT_SPLITS)
         }
     builder.download_and_prepare()
     return {
-        key: Split(split, len(split)) for key, split in builder.as_dataset().items()
+        key: Split(split, len(split), files.get(key, ()))
+        for key, split in builder.as_dataset().items()
     }
 
 
@@ -218,7 +222,7 @@ def _images(split, key, name, options):
     image = _image_column(dataset.features, options.get("image"), place)
     label = _label_column(dataset.features, options.get("label"), place)
     if split.version is None:
-        return ImageTable(ArrowTable(dataset, place, image, label))
+        return ImageTable(ArrowTable(dataset, place, image, label, split.data_files))
     from datasets import Image
 
     if "string" in str(getattr(dataset.features.get(label), "dtype", "")):
@@ -229,6 +233,7 @@ def _images(split, key, name, options):
         ),
         *(place, (image, label), split.size, split.version),
         getattr(dataset.features.get(label), "names", None),
+        split.data_files,
     )
 
 

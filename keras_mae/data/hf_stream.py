@@ -15,8 +15,18 @@ class ImageStream(EncodedImages):
     shards and keeps its images, as no one knows how many a shard has.
     """
 
-    def __init__(self, dataset, place, columns, count, version, class_names=None):
+    def __init__(
+        self,
+        dataset,
+        place,
+        columns,
+        count,
+        version,
+        class_names=None,
+        data_files=(),
+    ):
         self.place = place
+        self.data_files = data_files
         self.class_names = class_names
         self._dataset = dataset
         self._columns = columns  # of images, and of labels or `None`
@@ -40,7 +50,8 @@ class ImageStream(EncodedImages):
 
     def held_out_items(self):
         """Lists the images once, in the shards' order."""
-        return tf.data.Dataset.range(self._dataset.num_shards).flat_map(self._read)
+        shards = tf.data.Dataset.range(self._dataset.num_shards)
+        return self._counted(shards.flat_map(self._read))
 
     def name(self, item):
         return item[0]
@@ -56,7 +67,7 @@ class ImageStream(EncodedImages):
             return tf.identity(label)
 
     def without(self, others):
-        """Leaves nothing out: what is read later isn't known yet."""
+        """Leaves nothing out: `load_source` refuses what has the same files."""
         return self
 
     def with_classes(self, class_names):
@@ -68,7 +79,7 @@ class ImageStream(EncodedImages):
             )
         return ImageStream(
             *(self._dataset, self.place, self._columns, self._count, self._version),
-            class_names,
+            *(class_names, self.data_files),
         )
 
     def fingerprint_rows(self):
@@ -81,7 +92,11 @@ class ImageStream(EncodedImages):
             shuffled_turns(count, epoch, order.seed)
         )
         images = shuffled_records(shards, self._read, count, epoch, order.seed)
-        # with another number, a resumed run would go on at another image
+        return self._counted(images)
+
+    def _counted(self, images):
+        # with another number, a resumed run or the next evaluation would go on at
+        # another image
         return images.apply(tf.data.experimental.assert_cardinality(len(self)))
 
     def _read(self, shard):

@@ -1,6 +1,7 @@
 """Encoded images in larger files, read by their number: tar shards, Arrow tables."""
 
 import hashlib
+from collections.abc import Collection
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +21,7 @@ class Table:
     """
 
     place: str
+    data_files: Collection[str] = ()  # that were converted to what the table reads
 
     @cached_property
     def class_names(self):
@@ -62,6 +64,10 @@ class ImageTable(IndexedImages):
     def keys(self):
         keys = self.table.keys
         return [keys[number] for number in self.numbers]
+
+    @property
+    def data_files(self):
+        return self.table.data_files
 
     @property
     def shown_names(self):

@@ -6,6 +6,7 @@ from keras_mae.data.builtin import SOURCES
 from keras_mae.data.folder import load_folder
 from keras_mae.data.hf import load_hf
 from keras_mae.data.source import Source
+from keras_mae.data.storage import real_path
 from keras_mae.data.tfds import load_tfds
 from keras_mae.data.tfrecord import load_tfrecord
 from keras_mae.data.webdataset import load_webdataset
@@ -44,8 +45,9 @@ def load_source(
     Args:
         dataset: Str, the name.
         held_out: Str, the name of a data set for held-out images: its own held-out
-            part if it has one, else all of its images, which are then left out of
-            training.
+            part if it has one, else all of its images. Those that `dataset` reads from
+            the same files, or for `hf` from the same data set's rows, are left out of
+            training; copies of them are not.
         data_dir: Path of TensorFlow Datasets' prepared data sets, and of what
             `datasets` keeps; by default their own.
         num_channels: Int, 1 to read image files as grey, 3 as RGB; by default 3. Those
@@ -56,7 +58,8 @@ def load_source(
 
     Raises:
         ValueError: If the name is unknown, no images are found, they don't have so many
-            channels, or a package is missing.
+            channels, a package is missing, or `hf` names have files in common whose
+            images can't be left out of training.
 
     Example:
 
@@ -75,12 +78,28 @@ def load_source(
     training = source.training
     if not isinstance(training, list):
         training = training.without(images)
+        if len(training) == len(source.training):
+            _check_apart(dataset, training, held_out, images)
     if not len(training):
         raise ValueError(
             f"held_out must leave images for training. Received: {held_out}, which "
             f"contains all of {dataset}"
         )
     return source._replace(training=training, held_out=images, held_out_labels=None)
+
+
+def _check_apart(dataset, training, held_out, images):
+    """Raises if nothing was left out of training that is in files of both."""
+    files, others = (
+        {real_path(path) for path in getattr(part, "data_files", ())}
+        for part in (training, images)
+    )
+    if files & others:
+        raise ValueError(
+            "held_out must name other files than dataset, whose images could not be "
+            f"left out of training. Received: {dataset} and {held_out}, both with "
+            f"{min(files & others)}"
+        )
 
 
 def _load(name, data_dir, num_channels, divide):

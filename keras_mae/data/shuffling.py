@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from keras_mae.data.parallelism import PARALLEL_CALLS
 
-# files read at a time, and encoded records among which the next one is drawn
+# files read at a time; encoded records among which the next one is drawn: so many, and
+# of large ones so many bytes
 _CYCLE = 16
-_SHUFFLE_BUFFER = 2048
+_SHUFFLE_BUFFER, _BUFFER_BYTES = 2048, 2**30
 
 
 class Order(NamedTuple):
@@ -59,7 +60,12 @@ def shuffled_turns(count, epoch, seed):
     return tf.random.experimental.stateless_shuffle(turns, seed)
 
 
-def shuffled_records(shards, read, count, epoch, seed):
+def buffer_size(count, size):
+    """Returns how many of `count` records of together `size` bytes are shuffled."""
+    return min(_SHUFFLE_BUFFER, max(1, _BUFFER_BYTES * count // max(1, size)))
+
+
+def shuffled_records(shards, read, count, epoch, seed, buffer=None):
     """Mixes the records of an epoch's shards, and shuffles them in a buffer."""
     # in this function's graph only: the shuffle must not use the global seed
     tf.compat.v1.set_random_seed(1)
@@ -72,4 +78,5 @@ def shuffled_records(shards, read, count, epoch, seed):
     )
     seed = tf.stack([tf.constant(seed, tf.int64), epoch])
     seed = tf.random.stateless_uniform((), seed, maxval=tf.int64.max, dtype=tf.int64)
-    return records.shuffle(_SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False)
+    buffer = buffer or _SHUFFLE_BUFFER
+    return records.shuffle(buffer, seed, reshuffle_each_iteration=False)

@@ -3,6 +3,7 @@
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import tensorflow as tf
 
 from keras_mae.data.damaged_records import naming_damaged_files
 from keras_mae.data.encoded_images import EncodedImages
-from keras_mae.data.shuffling import shuffled_records, shuffled_turns
+from keras_mae.data.shuffling import buffer_size, shuffled_records, shuffled_turns
 from keras_mae.data.storage import real_path
 from keras_mae.data.tfrecord_reader import (
     NeededRecords,
@@ -155,7 +156,15 @@ class ImageRecords(EncodedImages):
     def _epoch(self, epoch, order, read):
         shards = self._chosen_shards(self._turns(epoch, order))
         count = -(-len(self.shards) // order.workers)
-        return shuffled_records(shards, read, count, epoch, order.seed)
+        return shuffled_records(shards, read, count, epoch, order.seed, self._buffer)
+
+    @cached_property
+    def _buffer(self):
+        """How many records are shuffled at once: by the files alone, for resuming."""
+        paths = dict.fromkeys(shard.path for shard in self.shards)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            sizes = pool.map(lambda path: tf.io.gfile.stat(path).length, paths)
+            return buffer_size(len(self), sum(sizes))
 
     def _chosen_shards(self, turns):
         turns = tf.cast(turns, tf.int64)
@@ -249,7 +258,7 @@ def _class_names(shard):
         return None
     with tf.io.gfile.GFile(path, "rb") as file:
         content = file.read()
-    return list(decode_names(content)) if content else None
+    return list(decode_names(content, path)) if content else None
 
 
 def image_example(encoded, filename=None, label=None):

@@ -168,6 +168,11 @@ def _expand_braces(pattern):
         return
     first, last, words = found.groups()
     if words is None:
+        if int(first) > int(last):
+            raise ValueError(
+                "webdataset must name shards by ascending numbers, as in {0..9}. "
+                f"Received: {found[0]} in {pattern}"
+            )
         width = max(map(len, (first, last))) if first[0] == "0" else 0
         words = (f"{n:0{width}}" for n in range(int(first), int(last) + 1))
     else:

@@ -222,8 +222,16 @@ class MAEClassifier(
 
     def track(self, loss: Tensor, logits: Tensor, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        self._loss_tracker.update_state(loss, sample_weight=ops.shape(images)[0])
+        share = ops.shape(images)[0]
+        if weights is not None and self._is_weighted_mean():
+            share = ops.sum(weights)
+        self._loss_tracker.update_state(loss, sample_weight=share)
         return self.compute_metrics(images, labels, logits, weights)
+
+    def _is_weighted_mean(self):
+        """Whether a batch's loss is a mean over its weights, not over its rows."""
+        reduction = getattr(self.loss, "reduction", None)
+        return reduction == "mean_with_sample_weight"
 
     def evaluation(self, data: Any) -> dict[str, Tensor]:
         images, labels, weights = keras.utils.unpack_x_y_sample_weight(data)

@@ -10,7 +10,7 @@ import contextvars
 
 import keras
 
-from keras_mae.utils.devices import has_accelerator
+from keras_mae.utils.devices import gpus_in_use, has_accelerator
 
 # the steps of smaller models would take long to repay the seconds of compiling
 _MIN_PARAMETERS = 10**7
@@ -25,9 +25,7 @@ def auto_jit_compile():
     """
     if keras.backend.backend() != "tensorflow":
         return keras.backend.backend() == "jax"
-    import tensorflow as tf
-
-    return bool(tf.config.list_physical_devices("GPU"))
+    return bool(gpus_in_use())
 
 
 def runs_as_cpu_graph(compiled):

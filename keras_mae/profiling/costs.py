@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_mae.layers.masking import num_visible
 from keras_mae.optimizers.averaging import averaging_optimizer
+from keras_mae.utils.devices import gpus_in_use
 from keras_mae.utils.distribution import read_tf_config
 
 GIB = 2**30
@@ -151,13 +152,14 @@ def peak_flops(strategy, precision, accelerator=None):
     generation = (accelerator or "").split("-")[0]
     if generation in _TPU_PEAKS:
         return replicas * _TPU_PEAKS[generation]
-    gpus = tf.config.list_physical_devices("GPU")
+    gpus = gpus_in_use(strategy)
     if gpus:
         name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
         return replicas * _gpu_peak(name, precision)
     # logical devices share the CPU; workers don't
     several = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
-    return (len(read_tf_config()[0]) if several else 1) * measured_flops(precision)
+    with tf.device("/cpu:0"):  # also of a machine with a GPU
+        return (len(read_tf_config()[0]) if several else 1) * measured_flops(precision)
 
 
 def _peak_flops_on_jax(precision):

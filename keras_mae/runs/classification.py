@@ -97,7 +97,10 @@ class ClassifierTraining(Training):
         top5 = min(5, len(self.class_names))
         model.compile(
             optimizer=optimizer,
-            loss=keras.losses.CategoricalCrossentropy(from_logits=True),
+            # over the images that can be read: those of weight 0 don't count
+            loss=keras.losses.CategoricalCrossentropy(
+                from_logits=True, reduction="mean_with_sample_weight"
+            ),
             weighted_metrics=[
                 keras.metrics.CategoricalAccuracy(name="top1"),
                 keras.metrics.TopKCategoricalAccuracy(top5, name="top5"),
@@ -109,8 +112,10 @@ class ClassifierTraining(Training):
     def evaluation(self, processor):
         """Returns distributed batches of all held-out images, and their number.
 
-        The images are center crops where training takes crops, else whole.
+        The images are center crops where training takes crops, else whole. Raises
+        `ValueError` if none of them can be read.
         """
+        data.held_out_images(self.source, processor, 1, self.corrupt)
         size, several = self.config.batch_size, self.config.steps_per_execution
         crops = data.Augmentation((self.config.crop_scale, 1.0)).crops
         batches = self.strategy.distribute_datasets_from_function(

@@ -29,11 +29,22 @@ def cached(path, key, compute):
     return arrays
 
 
+def check_scikit_learn():
+    """Raises where scikit-learn, which logistic regression needs, is missing."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            "Logistic regression needs scikit-learn: pip install 'keras-mae[demo]'"
+        ) from error
+
+
 def fit_logistic_regression(features, labels, c=0.1):
     """Fits scikit-learn's logistic regression on standardized features.
 
     The default `c`, the inverse of the L2 penalty, suits 128 features and few labels.
     """
+    check_scikit_learn()
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

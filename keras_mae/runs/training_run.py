@@ -286,7 +286,8 @@ class Training:
 
     def _callback_list(self, callbacks, model, steps, epochs, verbose):
         """Lets an accelerator run on between updates that callbacks report or save."""
-        if not has_accelerator() or any(map(hears_each_update, self._own_callbacks)):
+        own = any(map(hears_each_update, self._own_callbacks))
+        if own or not has_accelerator(self.strategy):
             return callbacks
         every = math.gcd(self.config.log_every, self.config.checkpoint_steps or 0)
         return OccasionalCallbackList(callbacks, model, every, steps, epochs, verbose)

@@ -39,9 +39,12 @@ def encode_names(names: Sequence[str]) -> bytes:
     return "".join(f"{line}\n" for line in lines).encode(errors="replace")
 
 
-def decode_names(content: bytes) -> tuple[str, ...]:
-    """Decodes class names, one a line."""
-    text = content.decode("utf-8-sig")
+def decode_names(content: bytes, path: PathLike) -> tuple[str, ...]:
+    """Decodes class names, one a line; an error names the file."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8. Received: {error}") from error
     # splitlines() would also split at what only looks like an end of line
     return tuple(text.replace("\r\n", "\n").removesuffix("\n").split("\n"))
 
@@ -67,10 +70,7 @@ def read_labels(path: PathLike, num_classes: int | None = None) -> tuple[str, ..
     assert read_labels("animals.txt", num_classes=2) == ("cat", "dog")
     ```
     """
-    try:
-        lines = decode_names(Path(path).read_bytes())
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8. Received: {error}") from error
+    lines = decode_names(Path(path).read_bytes(), path)
     if num_classes not in (None, len(lines)):
         raise ValueError(
             f"{path} must have a line for each of the {num_classes} classes. "

@@ -12,14 +12,21 @@ from keras_mae.utils.typing import ArrayLike
 METHODS = ("pca", "tsne")
 # ends of the names that logs have for accuracies
 ACCURACIES = ("accuracy", "top1", "top5")
+# of t-SNE, whose time grows faster than the number of points
+MOST_POINTS = 3000
+# sides of a confusion matrix, in inches, and classes whose names can be read on it
+_MOST_INCHES, _MOST_NAMES = 24.0, 150
 
 
 def plot_confusion_matrix(
     labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str]
 ) -> Image.Image:
-    """Draws a confusion matrix, in shares of the true class."""
+    """Draws a confusion matrix, in shares of the true class.
+
+    The names of more than 150 classes, which could not be read, are left out.
+    """
     metrics, pyplot = _import_plotting()
-    side = max(4.0, 0.45 * len(class_names))
+    side = min(max(4.0, 0.45 * len(class_names)), _MOST_INCHES)
     figure, axes = pyplot.subplots(figsize=(side, side))
     metrics.ConfusionMatrixDisplay.from_predictions(
         labels,
@@ -35,6 +42,8 @@ def plot_confusion_matrix(
         text_kw={"fontsize": 7},
         ax=axes,
     )
+    if len(class_names) > _MOST_NAMES:
+        axes.set(xticks=[], yticks=[])
     return _to_pil(figure)
 
 
@@ -46,12 +55,19 @@ def plot_features(
 ) -> Image.Image:
     """Draws features `(N, D)` as points in a plane, coloured by class.
 
-    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008).
+    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008), which draws at
+    most 3,000 points, chosen at random, and says so in its title.
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
     _, pyplot = _import_plotting()
     features, labels = np.asarray(features, "float32"), np.asarray(labels)
+    title = {"pca": "PCA", "tsne": "t-SNE"}[method]
+    if method == "tsne" and len(features) > MOST_POINTS:
+        title += f" of {MOST_POINTS:,} of {len(features):,}"
+        rng = np.random.default_rng(0)
+        chosen = rng.choice(len(features), MOST_POINTS, replace=False)
+        features, labels = features[chosen], labels[chosen]
     if method == "pca":
         from sklearn.decomposition import PCA
 
@@ -66,7 +82,7 @@ def plot_features(
     for number, name in enumerate(class_names):
         x, y = points[labels == number].T
         axes.scatter(x, y, s=6, color=colours(number % colours.N), label=name)
-    axes.set(xticks=[], yticks=[], title={"pca": "PCA", "tsne": "t-SNE"}[method])
+    axes.set(xticks=[], yticks=[], title=title)
     if len(class_names) <= 20:
         axes.legend(markerscale=2, fontsize=7)
     return _to_pil(figure)
@@ -152,6 +168,14 @@ def plot_history(
         axes.grid(alpha=0.3)
     figure.tight_layout()
     return _to_pil(figure)
+
+
+def check_can_plot() -> None:
+    """Raises where packages are missing, before work that ends in a plot."""
+    try:
+        _import_plotting()
+    except ValueError as error:
+        raise ValueError(f"{error}, or give --no-pictures") from error
 
 
 def _import_plotting():

@@ -8,7 +8,9 @@ import tensorflow as tf
 
 import keras_mae
 from keras_mae.callbacks.throughput import Throughput
+from keras_mae.ops.fusion import auto_jit_compile
 from keras_mae.profiling import costs
+from keras_mae.utils.devices import has_accelerator
 
 
 class Clock:
@@ -157,3 +159,19 @@ def test_peaks_are_looked_up_or_measured():
     strategy = tf.distribute.get_strategy()
     assert costs.peak_flops(strategy, "bfloat16", "v5litepod-16") == 197e12
     assert 1e9 < costs.peak_flops(strategy, "float32") < 1e14
+
+
+def test_a_strategy_on_the_cpu_leaves_a_gpu_out(monkeypatch):
+    cpu, other = tf.distribute.OneDeviceStrategy("/cpu:0"), tf.distribute.get_strategy()
+    found = {"GPU": ["a GPU"], "TPU": []}
+    monkeypatch.setattr(tf.config, "list_physical_devices", found.get)
+    details = {"device_name": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(
+        tf.config.experimental, "get_device_details", lambda gpu: details
+    )
+    monkeypatch.setattr(costs, "measured_flops", lambda precision: 7.0)
+    assert costs.peak_flops(other, "float32") == 495e12
+    assert costs.peak_flops(cpu, "float32") == 7.0
+    assert has_accelerator() and not has_accelerator(cpu)
+    with cpu.scope():
+        assert not has_accelerator() and not auto_jit_compile()

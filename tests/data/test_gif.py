@@ -99,6 +99,9 @@ def broken():
         "a large frame": plain[: begin + 5] + b"\xff" * 4 + plain[begin + 9 :],
         "a frame far away": moved(plain, 65000, 65000, 50, 40),
         "extensions without end": plain[:begin] + b"!\xfe\0" * 20_000,
+        "many blocks in many extensions": plain[:begin]
+        + (b"!\xfe" + b"\1-\2--" * 50 + b"\0") * 150
+        + plain[begin:],
         "header alone": b"GIF89a",
     }
 

@@ -301,6 +301,20 @@ def test_held_out_images_are_left_out_of_training(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "held_out"),
+    [
+        ("data/*.parquet", "data/test-*.parquet"),
+        ("data/train-*.parquet?streaming=true", "data/train-*.parquet"),
+        ("data/train-*.parquet", "data/train-*1-of-*.parquet?streaming=true"),
+    ],
+)
+def test_what_cannot_be_left_out_of_training_is_refused(name, held_out, tmp_path):
+    parquet(tmp_path)
+    with pytest.raises(ValueError, match=r"other files than dataset.*both with .*0"):
+        load(f"{tmp_path}/{name}", tmp_path / "c", held_out=f"hf:{tmp_path}/{held_out}")
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("nowhere/to/be/found", r"no name of the hub, and no such file exists"),
@@ -365,7 +379,10 @@ def test_streams_keep_their_order_too(workers, tmp_path):
 def test_streams_name_corrupt_images_and_miss_none(tmp_path):
     rows = {"image": [{"bytes": pictures.encoded_picture(n)[1]} for n in range(6)]}
     rows["image"][2:4] = [{"bytes": b"no picture"}, {"path": "/nowhere/3.png"}]
-    features = datasets.Features({"image": datasets.Image()})
+    rows["label"] = [0, 1] * 3
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.Value("int64")}
+    )
     path = tmp_path / "train-0.parquet"
     arrow = datasets.Dataset.from_dict(rows, features)
     import pyarrow.parquet
@@ -378,9 +395,13 @@ def test_streams_name_corrupt_images_and_miss_none(tmp_path):
     name = f"row 2 of shard 0 of hf:{path}, split train"
     assert sorted(corrupt.names) == ["/nowhere/3.png", name]
     short = source._replace(training=data.hf_stream.ImageStream(
-        source.training._dataset, "short", ("image", None), 7, None))  # fmt: skip
+        source.training._dataset, "short", ("image", "label"), 7, None))  # fmt: skip
     with pytest.raises(tf.errors.FailedPreconditionError, match="contain 7 elements"):
         batches(short, 2, 6, corrupt=corrupt)
+    short = data.with_labels(short._replace(held_out=short.training), num_classes=2)
+    held_out = data.evaluation_pipeline(short, processor_for(short), 8, corrupt=corrupt)
+    with pytest.raises(tf.errors.FailedPreconditionError, match="contain 7 elements"):
+        next(iter(held_out))
 
 
 def test_streams_ask_for_what_they_cannot_know(tmp_path):
@@ -389,7 +410,8 @@ def test_streams_ask_for_what_they_cannot_know(tmp_path):
     name = f"{tmp_path}/train-0.parquet?streaming=true"
     with pytest.raises(ValueError, match="validation or val or test to be streamed"):
         load(name, cache)
-    source = load(name, cache, held_out=f"hf:{tmp_path}/train-0.parquet")
+    table(range(4)).to_parquet(tmp_path / "val-0.parquet")
+    source = load(name, cache, held_out=f"hf:{tmp_path}/val-0.parquet")
     labelled = data.with_labels(source)
     with pytest.raises(ValueError, match="not TFRecords or streams"):
         data.few_labels(labelled, 1, seed=0)

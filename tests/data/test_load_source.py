@@ -268,6 +268,13 @@ def test_broken_shards_are_refused(cut, tmp_path):
         data.load_source(f"tfrecord:{tmp_path}/*")
 
 
+def test_class_names_that_are_no_text_name_their_file(tmp_path):
+    pictures.write_shards(tmp_path, range(4), shards=2)
+    (tmp_path / "classes-0.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ValueError, match=r"classes-0\.txt must be text in UTF-8"):
+        data.load_source(f"tfrecord:{tmp_path}/*.tfrecord")
+
+
 def test_shards_without_images_are_refused(tmp_path):
     for name in ("0", "1"):
         with tf.io.TFRecordWriter(str(tmp_path / name)) as writer:

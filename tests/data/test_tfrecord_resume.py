@@ -1,6 +1,7 @@
 """A resumed run reads the TFRecords that it still needs, and no others."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -42,6 +43,17 @@ def spoil(source, numbers):
             end = [*offsets, len(content)][number // SHARDS + 1]
             file.seek(begin)
             file.write(bytes(end - begin))
+
+
+def test_few_large_records_are_shuffled_at_once(source, monkeypatch):
+    assert source.training._buffer == 6
+    size = sum(os.path.getsize(shard.path) for shard in source.training.shards)
+    monkeypatch.setattr(shuffling, "_BUFFER_BYTES", 4 * size // COUNT)
+    again = tfrecord.ImageRecords(source.training.shards, "image/encoded")
+    assert again._buffer in (3, 4)
+    monkeypatch.setattr(shuffling, "_BUFFER_BYTES", 1)
+    assert shuffling.buffer_size(COUNT, size) == 1
+    assert shuffling.buffer_size(1, 0) == 1
 
 
 # in the first epoch; its last batch, which begins the second; in that one

@@ -306,6 +306,7 @@ def test_labels_that_are_none_are_refused(label, message, tmp_path):
         ("*.tgz", r"exist. Received: \*.tgz; no file is \*.tgz$"),
         ("shards", r"such as shards/\*.tar. Received: shards; shards is a folder"),
         ("a-{0..999999999}.tar", r"at most 100000 shards"),
+        ("a-{2..0}.tar", r"ascending numbers, .*Received: \{2\.\.0\} in a-\{2"),
         ("text.tar", r"text.tar must be a whole, uncompressed tar file"),
         ("a.tar.gz", r"a.tar.gz must be a whole, uncompressed tar file"),
         ("empty.tar", r"empty.tar must be a whole, uncompressed tar file"),

@@ -21,6 +21,23 @@ def test_the_mean_leaves_cls_out_and_has_a_norm_of_its_own(make_model, images):
     np.testing.assert_allclose(classifier(images), wanted, atol=1e-5)
 
 
+def test_a_mean_over_weights_is_one_over_all_batches(make_model):
+    rng = np.random.default_rng(0)
+    images = rng.standard_normal((6, 32, 32, 3)).astype("float32")
+    labels, weights = np.eye(3)[[0, 1, 2, 0, 1, 2]], np.array([2, 0, 0, 2, 2, 2])
+    classifier = MAEClassifier(make_model().encoder, num_classes=3, head_range=1.0)
+    loss = keras.losses.CategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    )
+    classifier.compile(optimizer="sgd", loss=loss)
+    real = weights > 0
+    wanted = classifier.evaluate(images[real], labels[real], verbose=0)
+    for size in (1, 3, 4):
+        options = {"batch_size": size, "sample_weight": weights, "verbose": 0}
+        got = classifier.evaluate(images, labels, **options)
+        assert got == pytest.approx(wanted, rel=1e-5), size
+
+
 def test_cls_comes_after_the_norm(make_model, images):
     encoder = make_model().encoder
     classifier = MAEClassifier(encoder, num_classes=3, pooling="cls", head_range=0.2)

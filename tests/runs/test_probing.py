@@ -1,6 +1,9 @@
 """Probing: the feature cache."""
 
+import sys
+
 import numpy as np
+import pytest
 
 import keras_mae
 from keras_mae.models.fingerprint import fingerprint
@@ -25,6 +28,12 @@ def test_cached_features_are_computed_once_per_key(tmp_path):
     path.write_bytes(path.read_bytes()[:50])
     probing.cached(path, "two", compute)
     assert len(calls) == 3
+
+
+def test_logistic_regression_names_the_extra_that_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ValueError, match=r"pip install 'keras-mae\[demo\]'"):
+        probing.fit_logistic_regression(np.eye(2), [0, 1])
 
 
 def test_fingerprint_depends_on_weights_and_settings():

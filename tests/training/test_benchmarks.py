@@ -269,6 +269,19 @@ def test_the_gpu_benchmark_passes_flags_that_exist():
         assert set(re.findall(r"--(\w+)", flags)) <= known
 
 
+def test_another_engine_is_compared_without_the_flags_of_keras(monkeypatch):
+    benchmark, started = load(TRAINING), []
+    monkeypatch.setattr(benchmark, "start_ours", started.append)
+    config = benchmark.BenchmarkConfig(mode="encode", xla="on", quantize="int8")
+    for name in ("plain", "onnx"):
+        benchmark.start_peer(name, config)
+        benchmark.check(started[-1])
+    assert [(one.engine, one.xla) for one in started] == [
+        ("keras", "on"),
+        ("onnx", "auto"),
+    ]
+
+
 def test_engines_are_for_encoding():
     line = refusal(TRAINING, "--engine=openvino")
     assert "openvino needs --mode=encode. Received: --mode=pretrain-step" in line
@@ -276,6 +289,10 @@ def test_engines_are_for_encoding():
         TRAINING, "--mode=encode", "--engine=onnx", "--precision=mixed_bfloat16"
     )
     assert "onnx needs --precision=float32. Received: --precision=mixed" in line
+    for flag in ("--xla=on", "--rematerialize", "--replicas=2", "--quantize=int8"):
+        line = refusal(TRAINING, "--mode=encode", "--engine=onnx", flag)
+        name, _, _ = flag.partition("=")
+        assert f"{name} needs --engine=keras. Received: --engine=onnx" in line
     line = refusal(TRAINING, "--mode=encode", "--accumulation_steps=2")
     assert "--accumulation_steps needs --mode=pretrain-step or finetune-step" in line
     line = refusal(TRAINING, "--mode=encode", "--against=timm")

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 
 import keras
 import numpy as np
@@ -297,6 +298,36 @@ def test_eval_reads_a_few_files_as_the_model_does(pretrained, tmp_path):
     assert not (tmp_path / "eval").exists()
     results = evaluate(tmp_path, *flags)
     assert 0 <= results["top1"] <= 1
+
+
+@pytest.mark.slow
+def test_images_that_cannot_be_read_do_not_count(pretrained, tmp_path, capsys):
+    for number in range(12):
+        split, name = ("train", "val")[number % 2], ("dark", "light")[number // 6]
+        path = tmp_path / "data" / split / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (number * 20, 60, 0)).save(path)
+    load_classifier(pretrained, 2, head={"head_range": 1.0}).save(
+        tmp_path / "model.keras"
+    )
+    flags = [f"--dataset=folder:{tmp_path / 'data'}", "--num_channels=1",
+             "--batch_size=4", "--no-pictures"]  # fmt: skip
+    wanted = evaluate(tmp_path, *flags)
+    bad = tmp_path / "data" / "val" / "dark" / "bad.png"
+    bad.write_text("no picture")
+    assert evaluate(tmp_path, *flags) == pytest.approx(wanted, rel=1e-5)
+    assert capsys.readouterr().out.count("6 held-out images: top-1") == 2
+    assert not (tmp_path / "eval").exists()
+    for path in bad.parents[1].glob("*/*.png"):
+        path.write_text("no picture")
+    with pytest.raises(ValueError, match="None of the 7 held-out images can be read"):
+        evaluate(tmp_path, *flags)
+
+
+def test_eval_without_matplotlib_says_so_before_it_evaluates(measured, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ValueError, match=r"keras-mae\[demo\]', or give --no-pictures"):
+        evaluate(measured)
 
 
 def test_a_run_goes_on_without_the_files_of_its_model(make_model, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """training/write_tfrecords.py, and training/benchmark_data.py."""
 
 import itertools
+import os
 import re
 
 import pytest
@@ -134,6 +135,17 @@ def test_unreadable_files_are_reported_and_left_out(script, folder, tmp_path, ca
     with pytest.raises(ValueError, match=r"At most 0 corrupt.*notes\.jpg"):
         write(script, folder, tmp_path / "none", shards=2, corrupt_limit=0)
     assert not list((tmp_path / "none").iterdir())
+
+
+def test_names_need_not_be_utf8(script, tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9s")
+    pictures.write_folder(folder, range(4))
+    name = os.fsdecode(b"a/caf\xe9.jpg")
+    (folder / "a" / "00.png").rename(folder / name)
+    write(script, folder, tmp_path / "shards", shards=1)
+    (found,) = examples(tmp_path / "shards")
+    names = {f["image/filename"].bytes_list.value[0] for f in found}
+    assert os.fsencode(name) in names and len(names) == 4
 
 
 def test_wrong_flags_are_refused(script, folder, tmp_path):

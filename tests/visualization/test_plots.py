@@ -27,6 +27,26 @@ def test_plots_are_drawn_for_few_and_many_classes():
         plots.plot_features(features, labels, names, "umap")
 
 
+def test_a_thousand_classes_fit_in_a_picture():
+    labels = np.arange(1000)
+    names = [f"class {number}" for number in labels]
+    picture = plots.plot_confusion_matrix(labels, labels, names)
+    assert 1500 < max(picture.size) < 3000
+
+
+def test_tsne_draws_some_of_many_points(monkeypatch):
+    from sklearn.manifold import TSNE
+
+    seen = []
+    monkeypatch.setattr(plots, "MOST_POINTS", 20)
+    monkeypatch.setattr(
+        TSNE, "fit_transform", lambda self, x: seen.append(x.shape) or x[:, :2]
+    )
+    features = np.random.default_rng(0).normal(size=(50, 6))
+    plots.plot_features(features, np.arange(50) % 2, ["a", "b"], "tsne")
+    assert seen == [(20, 6)]
+
+
 def test_scaling_has_a_column_a_name():
     def points(name, seconds):
         rows = zip((1, 2, 4), seconds, strict=True)
