@@ -50,7 +50,8 @@ def _index(client, options):
     version = client.answering_version()
 
     def save(arrays):
-        relative = os.path.relpath(folder, out.parent)
+        # of real paths: links are followed before `..`
+        relative = os.path.relpath(folder.resolve(), out.parent.resolve())
         ImageIndex(*arrays, options.model, version, relative).save(out)
 
     def keep(arrays):
@@ -63,7 +64,7 @@ def _index(client, options):
         if out.exists():
             known = ImageIndex.load(out)
             same = (known.model, known.version) == (options.model, version)
-            if not same or not _is_same(out.parent / known.folder, folder):
+            if not same or not _is_same(_folder_of(out, known), folder):
                 known = None
         arrays = index_folder(client, folder, known, skip, keep)
     count = len(arrays[0])
@@ -79,12 +80,15 @@ def _similar(client, options):
     index = ImageIndex.load(options.index)
     version = client.answering_version()
     index.check(options.index, options.model, version)
-    folder = Path(options.index).parent / index.folder
+    folder = _folder_of(options.index, index)
     with _pinned(options, version) as client:
         (embedding,) = client.embed(options.image).embedding
         index.check_embeddings(options.index, client, folder, embedding)
     # an image is most similar to itself
-    itself = Path(os.path.relpath(options.image, folder)).as_posix()
+    image = Path(options.image)
+    # a link keeps its name: the index has it under that
+    place = os.path.relpath(image.parent.resolve() / image.name, folder)
+    itself = Path(place).as_posix()
     found = index.rank(embedding, options.top, without=itself)
     for path, score in found:
         yield f"{score:.4f}  {path}"
@@ -98,6 +102,11 @@ def _similar(client, options):
 def _pinned(options, version):
     """Returns a client of one version: a newer one must not answer half of a folder."""
     return Client(**client_arguments(options) | {"version": version, "label": None})
+
+
+def _folder_of(path, index):
+    """Returns the real path of the folder that an index was made of."""
+    return Path(path).resolve().parent.joinpath(index.folder).resolve()
 
 
 def _is_same(one, other):

@@ -36,7 +36,8 @@ masked; patches of the largest `noise` are masked; `loss` is per image; `patch_s
 (B, 2) is height and width. `classify_examples` is for TF Serving's Classify API:
 `inputs` are serialized `tf.train.Example`s with `image/encoded`.
 
-An image whose header announces more than --max_pixels is an error, undecoded.
+An image whose header announces more than --max_pixels, or a side of more than 65,535
+pixels, is an error, undecoded.
 
 --batching leaves the signatures of which no request can fail another one's in a batch:
 those of `pixels_u8` but for masks and noise, `serving_default` among them.
@@ -130,7 +131,10 @@ def main(config):
         # no number: a server of SavedModels leaves it alone
         name = f"{name}-{config.format}"
     path = Path(config.out, name)
+    if path.exists() and not config.overwrite:
+        raise ValueError(f"{path} already exists: --overwrite replaces it")
     model, processor = load_model(config.model)
+    check_model(config, model)
     processor = processor or default_processor(config.model, model)
     if config.precision is not None:
         model = with_precision(model, config.precision)
@@ -162,14 +166,38 @@ def main(config):
 
 
 def check_format(config):
-    """Raises where a flag is given that another runtime's folder has no place for."""
+    """Raises where a flag is given that what is exported has no place for."""
+    if config.batching and _is_given(config, "max_pixels"):
+        raise ValueError(
+            "--max_pixels can't be given with --batching, whose signatures take no "
+            f"image files. Received: {config.max_pixels}"
+        )
     if config.format == "savedmodel":
         return
     for name in ("batching", "top_k", "max_pixels", "warmup_batch_sizes"):
-        if getattr(config, name) != getattr(ExportConfig, name):
+        if _is_given(config, name):
             raise ValueError(
                 f"--{name} needs --format=savedmodel. Received: {config.format}"
             )
+
+
+def check_model(config, model):
+    """Raises where a flag is given that none of the model's signatures reads."""
+    if _is_given(config, "top_k") and not isinstance(model, keras_mae.MAEClassifier):
+        raise ValueError(
+            f"--top_k needs a MAEClassifier. Received: a {type(model).__name__}"
+        )
+    if _is_given(config, "max_pixels"):
+        channels = getattr(model, "encoder", model).num_channels
+        if channels not in (1, 3):
+            raise ValueError(
+                "--max_pixels needs a model of 1 or 3 channels: others take no image "
+                f"files. Received: a model of {channels} channels"
+            )
+
+
+def _is_given(config, name):
+    return getattr(config, name) != getattr(ExportConfig, name)
 
 
 def parse_batch_sizes(text):

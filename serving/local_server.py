@@ -43,7 +43,7 @@ from mae_server.flags import channel_arguments, for_this_server
 from mae_server.http_server import HttpServer, make_app
 from mae_server.metrics import PATH as METRICS_PATH
 from mae_server.metrics import monitoring_config
-from mae_server.rpc import make_grpc_server
+from mae_server.rpc import CHANNEL_OPTIONS, make_grpc_server
 from mae_server.service import Service, read_config
 from mae_server.stopping import Stopping
 from mae_server.versions import ModelConfig, Models
@@ -83,7 +83,7 @@ class ServerConfig:
     rest_api_timeout_in_ms: int = flag("milliseconds to answer a REST request", 30_000)
     allowed_hosts: str = flag(
         "names by which browsers may call this server, separated by commas, beside IP "
-        "addresses, localhost and --host; *: any",
+        "addresses, localhost, this machine's name and --host; *: any",
         "",
     )
     rest_api_enable_cors_support: bool = flag(
@@ -236,7 +236,7 @@ def main(config):
         print(f"keras_mae {keras_mae.__version__}, TensorFlow {tf.__version__}")
         return
     check_flags(config)
-    channel_options = channel_arguments(config.grpc_channel_arguments)
+    channel_options = channel_arguments(config.grpc_channel_arguments, CHANNEL_OPTIONS)
     metrics = metrics_path(config.monitoring_config_file)
     models = start_models(config)
     service = Service(

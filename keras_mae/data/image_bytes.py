@@ -1,6 +1,8 @@
-"""Bytes of an encoded image in a graph, and the limit of pixels it may announce."""
+"""Bytes of an encoded image in a graph, and the limits of pixels it may announce."""
 
 import tensorflow as tf
+
+from keras_mae.preprocessing.image_decoding import MOST_SIDE
 
 # Pillow's limit for decompression bombs; TensorFlow's is higher, and counts one frame
 # of an animation
@@ -26,7 +28,7 @@ def part(encoded, begin, length):
 
 
 def check_pixels(max_pixels, width, height, frames=1):
-    """Returns an operation that fails if there are more than `max_pixels`."""
+    """Returns an operation that fails on more than `max_pixels`, or on a long side."""
     sizes = [tf.cast(size, tf.int64) for size in (width, height, frames)]
     # one by one: the product of three may be beyond int64
     area = sizes[0] * sizes[1]
@@ -34,4 +36,7 @@ def check_pixels(max_pixels, width, height, frames=1):
     fits = tf.logical_and(area <= limit, sizes[2] <= limit)
     fits = tf.logical_and(fits, area * tf.minimum(sizes[2], limit) <= limit)
     message = f"all frames together must have at most {max_pixels} pixels"
-    return tf.debugging.Assert(fits, [message])
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message])]):
+        longest = tf.maximum(sizes[0], sizes[1])
+    message = f"width and height must be at most {MOST_SIDE} pixels"
+    return tf.debugging.Assert(longest <= MOST_SIDE, [message])

@@ -52,7 +52,8 @@ def export_savedmodel(
         warmup_batch_sizes: Sequence of ints, the batch sizes of warm-up requests for
             each signature; empty for none.
         max_pixels: Int, how many pixels an encoded image may announce in its header:
-            the SavedModel refuses larger ones before it decodes them.
+            the SavedModel refuses larger ones before it decodes them, and sides of
+            more than 65,535 pixels.
         embedding: `"mean"` of the patches' features, or `"cls"`, for `embed`; by
             default the mean. A classifier's is what its head takes.
         normalize_embedding: Whether embeddings have length 1, for similarities.

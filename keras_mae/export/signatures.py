@@ -192,6 +192,12 @@ def assert_all(condition, message):
     return tf.debugging.Assert(tf.reduce_all(condition), [message])
 
 
+def assert_rows(tensor, pixels, name):
+    """Makes an operation that fails unless a tensor has a row for each image."""
+    fits = tf.equal(tf.shape(tensor)[0], tf.shape(pixels)[0])
+    return assert_all(fits, f"{name} must have a row for each image")
+
+
 def fits_32_bits(seed):
     """Returns which int64 numbers are int32 as well."""
     return tf.equal(seed, tf.cast(tf.cast(seed, tf.int32), tf.int64))
@@ -199,6 +205,9 @@ def fits_32_bits(seed):
 
 def _nan_where_too_large(pixels, seed):
     """Turns the images of seeds above 32 bits into NaN, instead of an error."""
-    fits = fits_32_bits(tf.ensure_shape(seed, (None,)))
+    seed = tf.ensure_shape(seed, (None,))
+    # one image with several seeds would be broadcast
+    with tf.control_dependencies([assert_rows(seed, pixels, "seed")]):
+        fits = fits_32_bits(seed)
     nan = tf.constant(float("nan"))
     return tf.where(fits[:, None, None, None], pixels, nan), tf.where(fits, seed, 0)

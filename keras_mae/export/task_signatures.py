@@ -16,6 +16,7 @@ from keras_mae.export.signatures import (
     ModelSignatures,
     Signature,
     assert_all,
+    assert_rows,
     fits_32_bits,
 )
 from keras_mae.layers import seeded_noise
@@ -59,7 +60,7 @@ class PretrainerSignatures(ModelSignatures):
         seed = tf.ensure_shape(seed, (None,))
         checks = [
             assert_all(fits_32_bits(seed), "seed must fit into 32 bits"),
-            _assert_rows(seed, pixels, "seed"),
+            assert_rows(seed, pixels, "seed"),
         ]
         # each image is row 0 of its seed, as in a call with that image alone
         with tf.control_dependencies(checks):
@@ -74,7 +75,7 @@ class PretrainerSignatures(ModelSignatures):
         valid = tf.logical_or(tf.equal(mask, 0.0), tf.equal(mask, 1.0))
         removed = tf.reduce_sum(mask, axis=1)
         checks = [
-            _assert_rows(mask, pixels, "mask"),
+            assert_rows(mask, pixels, "mask"),
             assert_all(valid, "mask must hold only 0 (visible) and 1 (removed)"),
             assert_all(
                 tf.equal(removed, removed[:1]),
@@ -92,7 +93,7 @@ class PretrainerSignatures(ModelSignatures):
         noise = tf.ensure_shape(noise, (None, self.encoder.num_patches))
         numbers = tf.logical_not(tf.math.is_nan(noise))
         checks = [
-            _assert_rows(noise, pixels, "noise"),
+            assert_rows(noise, pixels, "noise"),
             assert_all(numbers, "noise must hold numbers, not NaN"),
         ]
         with tf.control_dependencies(checks):
@@ -288,8 +289,3 @@ def build_signatures(
         "An exported model must be a MAEPretrainer, MAEClassifier or MAEEncoder. "
         f"Received: {type(model).__name__}"
     )
-
-
-def _assert_rows(tensor, pixels, name):
-    fits = tf.equal(tf.shape(tensor)[0], tf.shape(pixels)[0])
-    return assert_all(fits, f"{name} must have a row for each image")

@@ -13,6 +13,9 @@ from keras_mae.preprocessing.exif_orientation import (
     upright,
 )
 
+# pixels of a file's side, the most that JPEG has: resizing needs memory for each
+MOST_SIDE = 65_535
+
 
 def decode_image(
     image: Any, num_channels: int, exif_orientation: bool = False
@@ -54,6 +57,10 @@ def _open(source):
         with Image.open(io.BytesIO(source) if encoded else source) as image:
             if image.format == "EPS":
                 raise ValueError("EPS is a program, which Ghostscript would run")
+            if max(image.size) > MOST_SIDE:
+                raise ValueError(
+                    f"width and height must be at most {MOST_SIDE} pixels: {image.size}"
+                )
             image.load()
     except Exception as error:  # each format's reader fails in its own ways
         raise ValueError(

@@ -44,7 +44,8 @@ class Client(Connection):
         label: Version label on the server, instead of `version`.
         grpc: Whether to use gRPC instead of REST.
         timeout: Seconds for each request, retries included.
-        retries: Int, the largest number of retries of a request.
+        retries: Int, the largest number of retries of a request. Defaults to as many
+            as `timeout` leaves time for.
         batch_size: Int, the most images per request; fewer if they are large.
         concurrency: Int, the most requests at the same time.
         tls: Whether to encrypt the connection: https, or gRPC with TLS.

@@ -22,7 +22,7 @@ class Connection:
         label: str | None = None,
         grpc: bool = False,
         timeout: float = 60,
-        retries: int = 5,
+        retries: int | None = None,
         batch_size: int = 8,
         concurrency: int = 4,
         *,

@@ -29,7 +29,7 @@ class Options:
     label: str | None
     grpc: bool
     timeout: float
-    retries: int
+    retries: int | None
     batch_size: int
     concurrency: int
     tls: bool
@@ -54,7 +54,7 @@ class Options:
                     f"{name} must be at least 1. Received: {getattr(self, name)}"
                 )
         # written so that NaN fails as well
-        if not (self.timeout > 0 and self.retries >= 0):
+        if not (self.timeout > 0 and (self.retries is None or self.retries >= 0)):
             raise ValueError(
                 "timeout must be positive and retries not negative. Received: "
                 f"timeout={self.timeout}, retries={self.retries}"

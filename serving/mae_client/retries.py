@@ -16,7 +16,7 @@ class Attempts:
     and an HTTP library's timeout starts anew with each attempt.
     """
 
-    def __init__(self, timeout: float, retries: int) -> None:
+    def __init__(self, timeout: float, retries: int | None) -> None:
         self.deadline = time.monotonic() + timeout
         self._retries = retries
         self._failed = 0

@@ -5,6 +5,7 @@ collected until they fill a run or the first one has waited long enough. Runs ar
 padded.
 """
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -39,13 +40,16 @@ _FIELDS = {
 
 
 class BatchingParameters(NamedTuple):
-    """How requests are merged; the defaults are those of TensorFlow's scheduler."""
+    """How requests are merged; the defaults are those of TensorFlow's scheduler.
+
+    Threads are those of one model's version, where TF Serving has them for all models.
+    """
 
     max_batch_size: int = 1000  # of a request
     max_execution_batch_size: int = 1000  # of a run
     batch_timeout_micros: int = 0
     max_enqueued_batches: int = 10
-    num_batch_threads: int = 1
+    num_batch_threads: int = os.cpu_count() or 1
 
 
 class BatchingOptions(NamedTuple):

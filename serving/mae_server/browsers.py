@@ -16,7 +16,8 @@ _PLAIN = ("text/plain", "multipart/form-data")
 def allowed_names(host, more=""):
     """Returns the names by which this server may be called, beside IP addresses.
 
-    `more` are separated by commas.
+    They are `localhost`, the machine's own, `host` and those in `more`, which are
+    separated by commas.
     """
     names = (socket.gethostname(), host, *more.replace(",", " ").split())
     return {"localhost", *map(str.lower, names)}

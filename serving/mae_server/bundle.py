@@ -98,7 +98,7 @@ def _load_error(path, tags, error):
         return LoadError(error.__cause__.code, str(error))
     if isinstance(error, tf.errors.OpError):
         found = RequestError.from_tensorflow(error)
-        return LoadError(found.code, str(found).splitlines()[0])
+        return LoadError(found.code, _first_line(str(found), error))
     # tensorflow/cc/saved_model/reader.cc
     file = next(iter(path.glob("saved_model.pb*")), None)
     if file is None:
@@ -117,8 +117,12 @@ def _load_error(path, tags, error):
             "please use the SavedModel CLI: `saved_model_cli`"
         )
         return LoadError("NOT_FOUND", text)
-    text = str(error).splitlines() or [type(error).__name__]
-    return LoadError("INVALID_ARGUMENT", text[0])
+    return LoadError("INVALID_ARGUMENT", _first_line(str(error), error))
+
+
+def _first_line(text, error):
+    """Returns the first line of a text, the error's type where there is none."""
+    return next(iter(text.splitlines()), type(error).__name__)
 
 
 def check_names(wanted, given):

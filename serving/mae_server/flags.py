@@ -1,5 +1,6 @@
 """Flags of TF Serving's server: those that do nothing here, and how bools are given."""
 
+import re
 import sys
 
 # tensorflow_serving/model_servers/main.cc
@@ -50,14 +51,29 @@ def for_this_server(arguments, bools):
     return kept
 
 
-def channel_arguments(text):
-    """Parses `name=value,...`, ints where they are ints, to a dict."""
+def channel_arguments(text, ints=()):
+    """Parses `name=value,...` to a dict: ints of 32 bits are ints, others texts.
+
+    Raises `ValueError` on a text for one of the names in `ints`.
+    """
     pairs = [word.partition("=") for word in text.split(",") if word]
     if not all(name and equals for name, equals, _ in pairs):
         raise ValueError(
             f"grpc_channel_arguments must be name=value,... Received: {text!r}"
         )
-    return {
-        name: int(value) if value.lstrip("-").isdecimal() else value
-        for name, _, value in pairs
-    }
+    arguments = {name: _int_or_text(value) for name, _, value in pairs}
+    for name in set(ints) & set(arguments):
+        if not isinstance(arguments[name], int):
+            raise ValueError(
+                f"grpc_channel_arguments: {name} must be an int of 32 bits. "
+                f"Received: {arguments[name]!r}"
+            )
+    return arguments
+
+
+def _int_or_text(value):
+    # server.cc of TF Serving; gRPC ignores arguments of another type than it wants
+    if not re.fullmatch(r"[+-]?[0-9]{1,10}", value):
+        return value
+    number = int(value)
+    return number if -(2**31) <= number < 2**31 else value

@@ -29,7 +29,7 @@ from mae_server.tensor_protos import announced_bytes, typed_tensor_proto
 
 # of an answer; a request may be as large as an HTTP body
 MOST_ANSWER_BYTES = 512 * 2**20
-_OPTIONS = {
+CHANNEL_OPTIONS = {
     "grpc.max_receive_message_length": MOST_BYTES,
     "grpc.max_send_message_length": MOST_ANSWER_BYTES,
     # a port in use is an error, not shared
@@ -46,7 +46,7 @@ def make_grpc_server(
     `options` are pairs of further channel arguments; `as_content` writes the answers'
     tensors to `tensor_content`; `with_health` adds gRPC's health service.
     """
-    options = {**_OPTIONS, **dict(options)}
+    options = {**CHANNEL_OPTIONS, **dict(options)}
     server = grpc.server(
         futures.ThreadPoolExecutor(service.max_threads),
         options=list(options.items()),

@@ -248,18 +248,16 @@ class Models:
             for number, folder in sorted((config.aspired() or {}).items()):
                 held = known.get(number)
                 path = Path(config.base_path, folder)
-                there = held and held.state == "AVAILABLE" and held.path == path
+                # aspired_versions_manager.cc, SetAspiredVersions: by number alone
+                there = held is not None and held.state == "AVAILABLE"
                 if there or self._broken.get(path, "sound") == _stamp(path):
                     continue
                 self._load(known, number, Version(path))
 
     def _load(self, known, number, version):
-        """Loads a version; one it replaces is unloaded afterwards."""
-        held = known.get(number)
-        available = held is not None and held.state == "AVAILABLE"
-        if not available:
-            with self._changed:
-                known[number] = version
+        """Loads a version that is not available."""
+        with self._changed:
+            known[number] = version
         version.state = "LOADING"
         stamp = _stamp(version.path)
         try:
@@ -273,10 +271,7 @@ class Models:
         self._broken.pop(version.path, None)
         with self._changed:
             version.state = "AVAILABLE"
-            known[number] = version
         print(f"Serving {version.path}", flush=True)
-        if available:
-            self._unload(held)
 
     def _not_loaded(self, config):
         """Returns rows for `not_available` if no version of a model is there."""

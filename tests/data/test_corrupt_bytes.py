@@ -22,6 +22,7 @@ from PIL import Image, features
 import keras_mae
 from keras_mae import data
 from keras_mae.data import CorruptImages
+from keras_mae.data.decoding import decode
 from keras_mae.export.image_decoding import DEFAULT_MAX_PIXELS, decode_pixels
 from tests.pictures import encode, processor_for
 
@@ -270,6 +271,21 @@ def test_too_many_pixels_are_refused(served):
             tf.errors.InvalidArgumentError, match=str(DEFAULT_MAX_PIXELS)
         ):
             served(tf.constant([LIES[name]]))
+
+
+@pytest.mark.parametrize("kind", ["png", "bmp"])
+def test_a_side_longer_than_any_jpegs_is_refused(served, kind):
+    """Resizing takes memory for each pixel of a side, however narrow the image."""
+    for size in ((65_536, 1), (1, 65_536)):
+        content = encode(Image.new("RGB", size), kind)
+        with pytest.raises(ValueError, match="at most 65535 pixels"):
+            PROCESSOR(content)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="most 65535 pixels"):
+            served(tf.constant([content]))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="most 65535 pixels"):
+            decode(content)
+    ours, theirs = both(served, encode(Image.new("RGB", (65_535, 1)), kind), kind)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.slow

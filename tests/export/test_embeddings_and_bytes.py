@@ -201,6 +201,17 @@ def test_a_seed_above_32_bits_spoils_no_other_row(pretrainer):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("images, seeds", [(1, 3), (3, 1), (2, 3)])
+def test_a_seed_too_many_or_too_few_is_refused(pretrainer, images, seeds):
+    for name in ("reconstruct", "reconstruct_png_bytes"):
+        rows = tf.constant([packed(levels())[0]] * images)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="row for each image"):
+            pretrainer[2][f"{name}_from_pixels_u8"](
+                pixels_u8=rows, seed=tf.range(seeds, dtype=tf.int64)
+            )
+
+
+@pytest.mark.slow
 def test_batching_leaves_what_is_safe_and_says_how(pretrainer, classifier):
     _, folder, signatures = pretrainer
     names = ("features", "embed", "reconstruct", "reconstruct_png_bytes")

@@ -253,7 +253,7 @@ def test_the_script_exports_refuses_and_overwrites(run_folder, tmp_path):
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
     finished = run(SCRIPT, *arguments)
     assert finished.returncode == 2
-    assert "already exists: overwrite=True" in finished.stderr
+    assert "already exists: --overwrite replaces it" in finished.stderr
     assert run(SCRIPT, *arguments, "--overwrite").returncode == 0
     assert [path.name for path in (tmp_path / "mae").iterdir()] == ["3"]
 
@@ -286,6 +286,26 @@ def test_broken_runs_are_named(run_folder, tmp_path, broken, message):
 )
 def test_bad_flags_are_one_line(flags, message):
     assert message in refusal(SCRIPT, *flags)
+
+
+def test_flags_that_the_model_has_no_use_for_are_refused(make_model, tmp_path):
+    make_model().save(tmp_path / "mae.keras")
+    make_model(num_channels=4).save(tmp_path / "four.keras")
+    three, four = (f"--model={tmp_path / name}.keras" for name in ("mae", "four"))
+    for flags, message in (
+        ((three, "--top_k=3"), "--top_k needs a MAEClassifier. Received: a MAEPretr"),
+        ((four, "--max_pixels=9999"), "1 or 3 channels: others take no image files"),
+        ((three, "--max_pixels=9999", "--batching"), "can't be given with --batching"),
+    ):
+        assert message in refusal(SCRIPT, *flags, f"--out={tmp_path / 'out'}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_version_that_exists_is_refused_before_the_model_is_read(tmp_path):
+    (tmp_path / "3").mkdir()
+    flags = ("--model=missing.keras", f"--out={tmp_path}", "--version=3")
+    error = refusal(SCRIPT, *flags)
+    assert error.endswith("3 already exists: --overwrite replaces it")
 
 
 def config(model, out, **flags):

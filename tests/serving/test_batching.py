@@ -1,6 +1,7 @@
 """The embedded server's batching: requests that wait together run together."""
 
 import contextlib
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -54,7 +55,10 @@ def pool():
 
 def batcher_of(model, **parameters):
     # long enough for a slow machine; full runs don't wait for it
-    parameters = {"batch_timeout_micros": 500_000, **parameters}
+    parameters = {
+        **{"batch_timeout_micros": 500_000, "num_batch_threads": 1},
+        **parameters,
+    }
     return Batcher(model.run, BatchingParameters(**parameters))
 
 
@@ -78,6 +82,20 @@ def test_while_one_batch_runs_the_next_one_grows(pool):
     assert first.result() == [0.0]
     assert [other.result() for other in others] == [[2.0 * i] for i in range(1, 5)]
     assert sum(model.sizes) == 5 and len(model.sizes) <= 3
+
+
+# tensorflow/core/kernels/batching_util/shared_batch_scheduler.h, Options
+def test_as_many_batches_run_at_once_as_there_are_cores(pool):
+    cores = min(os.cpu_count(), 8)
+    together = threading.Barrier(cores)
+
+    def run(fetches, feeds, seconds):
+        together.wait(20)  # an error if the others don't come
+        return {name: feeds["x"] for name in fetches}
+
+    batcher = Batcher(run, BatchingParameters(max_execution_batch_size=1))
+    futures = [pool.submit(ask, batcher, [float(i)]) for i in range(cores)]
+    assert [future.result() for future in futures] == [[float(i)] for i in range(cores)]
 
 
 def test_a_large_request_is_run_in_parts_and_an_empty_one_at_once():

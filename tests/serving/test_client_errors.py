@@ -99,11 +99,20 @@ def test_retries_end(stub, monkeypatch):
     assert len(stub.brain.calls) == 7
 
 
+def test_a_server_that_is_away_for_long_is_waited_for(stub, monkeypatch):
+    for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
+        monkeypatch.setattr(mae_client.retries, name, 0.01)
+    stub.brain.refusals = [("UNAVAILABLE", "it loads")] * 20
+    with connect(stub) as asked:
+        assert asked.features(grey(3)).features[0, 0, 0] == 3
+    assert len(stub.brain.calls) == 21
+
+
 def test_the_deadline_ends_retries(stub):
     stub.brain.refusals = [("UNAVAILABLE", "busy")] * 99
     start = time.monotonic()
     with (
-        connect(stub, timeout=1, retries=99) as asked,
+        connect(stub, timeout=1) as asked,
         pytest.raises(ServingError) as error,
     ):
         asked.features(grey(3))
@@ -176,7 +185,7 @@ def test_an_unreachable_server_is_named(stub_class, monkeypatch):
     monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
     address = f"127.0.0.1:{free_port()}"
     with (
-        mae_client.Client(address, grpc=stub_class.grpc) as asked,
+        mae_client.Client(address, grpc=stub_class.grpc, timeout=1) as asked,
         pytest.raises(ServingError) as error,
     ):
         asked.status()

@@ -346,6 +346,39 @@ def test_the_index_moves_with_its_folder(stub, folder, tmp_path, capsys):
         np.testing.assert_allclose(picture.getpixel((256, 104))[0], 100, atol=1)
 
 
+@pytest.mark.parametrize("linked", ["index's folder", "pictures", "index"])
+def test_an_index_behind_a_link_finds_its_images(
+    stub, folder, tmp_path, capsys, linked
+):
+    far = tmp_path / "disk" / "data" / "far"
+    far.mkdir(parents=True)
+    out, pictures = tmp_path / "index.npz", folder
+    if linked == "index's folder":
+        (tmp_path / "runs").symlink_to(far)
+        out = tmp_path / "runs" / "index.npz"
+    elif linked == "pictures":
+        folder.rename(far / "pictures")
+        pictures = tmp_path / "link"
+        pictures.symlink_to(far / "pictures")
+    ask(stub, "index", pictures, f"--out={out}")
+    stub.brain.calls.clear()
+    ask(stub, "index", pictures, f"--out={out}")
+    # one image, to compare the models
+    assert sum(len(call[1]["image_bytes"]) for call in stub.brain.calls) == 1
+    if linked == "index":
+        out = far / "index.npz"
+        out.symlink_to(tmp_path / "index.npz")
+    capsys.readouterr()
+    ask(
+        stub,
+        *("similar", pictures / "g000.png", f"--index={out}"),
+        f"--out={tmp_path / 'sheet.png'}",
+    )
+    assert "g000.png" not in capsys.readouterr().out
+    with Image.open(tmp_path / "sheet.png") as picture:
+        np.testing.assert_allclose(picture.getpixel((256, 104))[0], 100, atol=1)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_images(folder, tmp_path):
     large = np.random.default_rng(0).integers(0, 256, (500, 600, 3), "uint8")

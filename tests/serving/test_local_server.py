@@ -275,6 +275,19 @@ def test_flags_of_tf_serving_are_taken(capsys):
     assert parsed == {"grpc.max_connection_age_ms": 2000, "grpc.lb": "x"}
 
 
+@pytest.mark.parametrize("value", ["64M", "", "--1", "9999999999"])
+def test_a_size_of_messages_that_is_no_int_is_refused_at_once(tmp_path, value):
+    argument = f"grpc.max_receive_message_length={value}"
+    # before the models: there are none
+    error = refusal(
+        SCRIPT,
+        f"--model_base_path={tmp_path}",
+        f"--grpc_channel_arguments={argument}",
+    )
+    assert "max_receive_message_length must be an int of 32 bits" in error
+    assert repr(value) in error
+
+
 @pytest.mark.nightly
 def test_config_file_is_reloaded(folder, start, tmp_path):
     file = tmp_path / "models.config"

@@ -85,6 +85,16 @@ def test_a_failed_load_has_the_code_of_the_real_loader(
     assert caught.value.code == code
 
 
+def test_a_failed_load_without_a_message_is_named_by_its_error(tmp_path, monkeypatch):
+    def load(*_):
+        raise tf.errors.DataLossError(None, None, "")
+
+    monkeypatch.setattr(tf.compat.v1.saved_model, "load", load)
+    with pytest.raises(LoadError, match="DataLossError") as caught:
+        Bundle(tmp_path)
+    assert caught.value.code == "DATA_LOSS"
+
+
 @pytest.mark.slow
 def test_damaged_variables_have_the_code_of_the_operation(tmp_path):
     variables = tf.Module()
@@ -203,6 +213,26 @@ def test_rejected_configuration_keeps_the_old_one(follow, echo, tmp_path):
         assert number == 1
         x = {"x": np.ones((1, 2), "float32")}
         assert bundle.run("serving_default", x, (), Call())
+
+
+# tensorflow_serving/core/aspired_versions_manager.cc: SetAspiredVersions
+@pytest.mark.slow
+def test_a_new_base_path_loads_only_new_version_numbers(follow, echo, tmp_path):
+    models, folder = follow
+    other = tmp_path / "other"
+    shutil.copytree(echo, other / "1")
+    moved = ModelConfig("mae", other)
+    models.configure([moved])
+    assert models._versions["mae"][1].path == folder / "1"
+    shutil.copytree(echo, other / "2")
+    models.poll()
+    assert states(models) == {1: "END", 2: "AVAILABLE"}
+    assert models._versions["mae"][2].path == other / "2"
+    # a model that was away is loaded from where it is then
+    models.configure([])
+    models.configure([moved._replace(versions=(1,))])
+    assert models._versions["mae"][1].path == other / "1"
+    assert states(models)[1] == "AVAILABLE"
 
 
 def labelled(models, label):
