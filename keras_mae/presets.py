@@ -86,7 +86,7 @@ _ENCODER = (
     "train_positions",
 )
 _PRETRAINER = ("mask_ratio", "norm_pix_loss", "mask_sampling")
-_CLASSIFIER = (
+CLASSIFIER = (
     "num_classes",
     "pooling",
     "batch_norm",
@@ -94,6 +94,8 @@ _CLASSIFIER = (
     "head_range",
 )
 _PREFIX = "decoder_"
+# of the batch norm in front of a probe's head, as published
+PROBE_EPSILON = 1e-6
 
 
 def preset_sizes(preset: str) -> dict[str, int]:
@@ -131,8 +133,8 @@ def classifier_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the arguments of `MAEEncoder`, and those of `MAEClassifier`."""
-    config = _resolve(sizes, overrides, extra=_CLASSIFIER)
-    head = {name: config.pop(name) for name in _CLASSIFIER if name in config}
+    config = _resolve(sizes, overrides, extra=CLASSIFIER)
+    head = {name: config.pop(name) for name in CLASSIFIER if name in config}
     return config, head
 
 

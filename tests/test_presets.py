@@ -179,6 +179,10 @@ def test_other_settings_of_a_saved_preset_are_refused(make_model, tmp_path):
         keras_mae.MAEPretrainer.from_preset(tmp_path, mask_ratio=0.5)
     with pytest.raises(ValueError, match="num_classes must be given"):
         keras_mae.MAEClassifier.from_preset(tmp_path)
+    with pytest.raises(ValueError, match=r"new head takes num_cl.*Received: dtype"):
+        keras_mae.MAEClassifier.from_preset(
+            tmp_path, num_classes=3, dtype="mixed_bfloat16"
+        )
     make_model().encoder.save_to_preset(tmp_path)
     with pytest.raises(ValueError, match="must hold a MAEPretrainer"):
         keras_mae.MAEPretrainer.from_preset(tmp_path)

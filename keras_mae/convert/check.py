@@ -5,8 +5,8 @@ import numpy as np
 
 from keras_mae.layers.masking import num_visible
 from keras_mae.models import MAEClassifier
-from keras_mae.models.classifier import PROBE_EPSILON
 from keras_mae.models.pretrainer import MAEPretrainer
+from keras_mae.presets import PROBE_EPSILON
 from keras_mae.weights import config_writers
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.format_detection import describe_checkpoint

@@ -7,12 +7,22 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
 
 def _has_fused_attention():
     """Whether the backend's own attention is faster than its operations one by one."""
     return keras.backend.backend() in ("jax", "torch")
+
+
+def _is_tpu():
+    """Whether JAX computes on TPUs, where Keras 3.15's flash attention is causal."""
+    if keras.backend.backend() != "jax":
+        return False
+    import jax
+
+    return jax.default_backend() == "tpu"
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -27,7 +37,8 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         num_heads: Int, which divides `hidden_dim`.
         dropout_rate: Float, dropout of the attention probabilities.
         use_bias: Whether query, key and value have a bias.
-        kernel_initializer: Initializer of both projections.
+        kernel_initializer: Initializer of both projections; one of your own must be
+            registered with Keras.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -74,7 +85,9 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         # a config: one instance would draw the same values twice
-        initializer = keras.initializers.serialize(self.kernel_initializer)
+        initializer = serialized(
+            keras.initializers, self.kernel_initializer, "kernel_initializer"
+        )
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         dense = {"kernel_initializer": initializer, **policy}
         self.qkv = Dense(3 * hidden_dim, use_bias=use_bias, name="qkv", **dense)
@@ -103,7 +116,8 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
         else:
             query, key, value = ops.unstack(qkv, 3, axis=2)  # (B, N, heads, head_dim)
             query, attention = query[:, first_query:], None
-            x = ops.dot_product_attention(query, key, value)
+            flash = False if _is_tpu() else None
+            x = ops.dot_product_attention(query, key, value, flash_attention=flash)
         x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
         return self.proj(x), attention if keep_attention else None
 

@@ -7,6 +7,7 @@ import keras
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.ops.activations import fast_activation
+from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
 
@@ -18,7 +19,8 @@ class MLP(KeepsFrozenParts, keras.layers.Layer):
         hidden_dim: Int, the tokens' width.
         mlp_dim: Int, the width between the layers.
         activation: Name or function; `"gelu"` is the exact one, by erf.
-        kernel_initializer: Initializer of both layers.
+        kernel_initializer: Initializer of both layers; one of your own must be
+            registered with Keras.
         **kwargs: Those of `keras.layers.Layer`.
 
     Call arguments:
@@ -48,7 +50,9 @@ class MLP(KeepsFrozenParts, keras.layers.Layer):
         self.activation = keras.activations.get(activation)
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         # a config: one instance would draw the same values twice
-        initializer = keras.initializers.serialize(self.kernel_initializer)
+        initializer = serialized(
+            keras.initializers, self.kernel_initializer, "kernel_initializer"
+        )
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
         dense = {"kernel_initializer": initializer, **policy}
         activation = fast_activation(self.activation)

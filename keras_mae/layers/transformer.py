@@ -13,6 +13,7 @@ from keras_mae.layers.mlp import MLP
 from keras_mae.ops.fusion import fusion_enabled
 from keras_mae.ops.rematerialization import rematerialized
 from keras_mae.ops.tracing import LayerTraceCache
+from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
 
@@ -29,7 +30,8 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         attention_dropout_rate: Float, dropout of the attention probabilities.
         qkv_bias: Whether query, key and value have a bias.
         layer_norm_epsilon: Float; 1e-6 in the paper's code.
-        kernel_initializer: Initializer of every dense layer.
+        kernel_initializer: Initializer of every dense layer; one of your own must be
+            registered with Keras.
         residual_dtype: Name of the float dtype of the residual connections, in which
             the block takes, adds and returns `x`; by default the compute dtype.
         **kwargs: Those of `keras.layers.Layer`.
@@ -85,7 +87,9 @@ class TransformerBlock(KeepsFrozenParts, keras.layers.Layer):
         self.layer_norm_epsilon = layer_norm_epsilon
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         policy = {"dtype": self.dtype_policy, "trainable": self.trainable}
-        initializer = keras.initializers.serialize(self.kernel_initializer)
+        initializer = serialized(
+            keras.initializers, self.kernel_initializer, "kernel_initializer"
+        )
         norm = {"epsilon": layer_norm_epsilon, **policy}
         self.norm1 = keras.layers.LayerNormalization(name="norm1", **norm)
         self.attention = SelfAttention(

@@ -16,15 +16,13 @@ from keras_mae.models.mixins import (
     allow_new_layers,
 )
 from keras_mae.models.pretrained import Pretrained
-from keras_mae.presets import check_num_classes, classifier_config
+from keras_mae.presets import PROBE_EPSILON, check_num_classes, classifier_config
 from keras_mae.trainers.train_step import TrainStep, warn_of_integers
 from keras_mae.utils.typing import Tensor
 
 POOLINGS = ("mean", "cls")
 # the published deviations of a fresh head: fine-tuned, and probed
 FINE_TUNED_RANGE, PROBED_RANGE = 2e-5, 0.01
-# of the batch norm in front of a probe's head
-PROBE_EPSILON = 1e-6
 
 
 def probe_norm(**policy: Any) -> keras.layers.Layer:

@@ -46,9 +46,15 @@ def model_file(source):
 def load_keras(path):
     """Loads a `.keras` file without compiling, or raises `ValueError`."""
     try:
-        return keras.models.load_model(path, compile=False)
+        model = keras.models.load_model(path, compile=False)
     except Exception as error:  # a broken archive fails in many ways
         raise ValueError(f"{path} is not a readable model: {error}") from error
+    if not isinstance(getattr(model, "encoder", model), MAEEncoder):
+        raise ValueError(
+            f"{path} must hold a MAEEncoder or a model around one. "
+            f"Received: {type(model).__name__}"
+        )
+    return model
 
 
 def load_model(source):
@@ -151,7 +157,8 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
     `norm_pix_loss`, `rematerialize`, `residual_dtype`, `dtype` and `seed`. Positions
     are resized; kernels of patches are summed over channels, predicted pixels averaged.
     A source without a decoder gets a fresh one, that of the preset of the same encoder,
-    else as the configuration beside it says, else the paper's; one line says so.
+    else as the configuration beside it says, else the paper's; one line says so. So
+    does one where a run's encoder, used by its mean, gets a fresh final norm.
     `preset` and `patch_size` are only checked.
     """
     if is_run(source):
@@ -177,6 +184,8 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
         return _from_pretrained(
             MAEPretrainer, checkpoint, allow_missing_decoder=True, **changes
         )
+    if not (sizes["final_norm"] or isinstance(model, MAEPretrainer)):
+        print(f"{source} has no final norm: a fresh one is trained")
     return _copy_pretrainer(model, **changes)
 
 
@@ -234,6 +243,7 @@ def _copy_pretrainer(model, **changes):
     if not own:
         # as pretraining has them, whatever fine-tuning did
         config |= {"drop_path_rate": 0.0, "train_positions": False}
+        config["final_norm"] = True
     encoder = MAEEncoder.from_config({**old.get_config(), **config, **_UNFROZEN})
     fitting = {
         "grid": encoder.grid,
@@ -263,7 +273,7 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
     own weights. `head` holds other arguments of `MAEClassifier`, `changes` those of the
     encoder.
     """
-    options = {"pooling": pooling, **(head or {})}
+    options = {"pooling": pooling, "batch_norm": False, **(head or {})}
     if not is_run(source):
         checkpoint = open_checkpoint(source)
         _note_channels(source, describe_checkpoint(checkpoint).sizes, changes)

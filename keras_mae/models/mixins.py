@@ -8,6 +8,7 @@ import keras
 
 from keras_mae.layers.adapted import lora
 from keras_mae.layers.dense import Dense
+from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
@@ -52,7 +53,9 @@ class FusedInference:
         if not runs_as_cpu_graph(self.jit_compile):
             return
         self._cast_kernels = self._cast_kernels or CastKernels()
-        self._cast_kernels.refresh(casting_layers(self))
+        if self._cast_kernels.refresh(casting_layers(self)):
+            # they were traced with a copy that is gone
+            self.test_function = self.predict_function = None
 
     def export(self, filepath, *args, **kwargs):
         """Exports the plain call, as `keras.Model.export` does, of image batches."""
@@ -140,6 +143,8 @@ class Adaptable:
         for layer in self._flatten_layers():  # type: ignore
             if isinstance(layer, Dense):
                 layer.merge_lora()
+            if isinstance(layer, KeepsFrozenParts):
+                layer._lora = {}  # else what is enabled next would bring it back
         # they were traced with LoRA
         self.train_function = self.test_function = self.predict_function = None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_mae.presets import check_num_classes
+from keras_mae.presets import CLASSIFIER, check_num_classes
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.hub import read_json
@@ -52,6 +52,12 @@ def load_preset(
     encoder = getattr(model, "encoder", model)
     if getattr(cls, "has_head", False) and not isinstance(model, cls):
         check_num_classes(overrides)
+        unknown = sorted(set(overrides) - set(CLASSIFIER))
+        if unknown:
+            raise ValueError(
+                "The encoder of a preset in a folder stays as it was saved; a new head "
+                f"takes {', '.join(CLASSIFIER)}. Received: {', '.join(unknown)}"
+            )
         return cls(encoder, dtype=encoder.dtype_policy, **overrides)
     if overrides:
         raise ValueError(

@@ -6,10 +6,12 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_mae.layers.adapted import lora
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts, parts_of
 from keras_mae.layers.transformer import TransformerBlock, check_float_dtype, run_blocks
 from keras_mae.models.mixins import Adaptable
+from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
 # as published, the attention's projections; ours is one for query, key and value
@@ -24,14 +26,14 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
         depth: Int, number of blocks.
         num_heads: Int, attention heads of a block.
         mlp_dim: Int, width of a block's MLP.
-        activation: Name or function of the MLP's activation; `"gelu"` is the exact
-            one.
+        activation: Name of the MLP's activation, or a function registered with Keras;
+            `"gelu"` is the exact one.
         dropout_rate: Float, dropout after attention and after the MLP.
         attention_dropout_rate: Float, dropout of the attention probabilities.
         qkv_bias: Whether query, key and value have a bias.
         layer_norm_epsilon: Float; 1e-6 in the paper's code.
-        kernel_initializer: Initializer of every dense layer; Xavier uniform in the
-            paper (appendix A.1).
+        kernel_initializer: Initializer of every dense layer, one of Keras's or
+            registered with it; Xavier uniform in the paper (appendix A.1).
         initializer_range: Float, the deviation of the normal that draws the CLS or
             mask token.
         rematerialize: Whether training computes each block anew in the backward pass
@@ -45,7 +47,8 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
         **kwargs: Those of `keras.Model`.
 
     Raises:
-        ValueError: If `depth` is negative, or `rematerialize` meets dropout.
+        ValueError: If `depth` is negative, `rematerialize` meets dropout, or
+            `activation` or `kernel_initializer` is not registered with Keras.
     """
 
     def __init__(
@@ -81,15 +84,13 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
         self._block_config = {
             "num_heads": num_heads,
             "mlp_dim": mlp_dim,
-            "activation": keras.activations.serialize(
-                keras.activations.get(activation)
-            ),
+            "activation": serialized(keras.activations, activation, "activation"),
             "dropout_rate": dropout_rate,
             "attention_dropout_rate": attention_dropout_rate,
             "qkv_bias": qkv_bias,
             "layer_norm_epsilon": layer_norm_epsilon,
-            "kernel_initializer": keras.initializers.serialize(
-                keras.initializers.get(kernel_initializer)
+            "kernel_initializer": serialized(
+                keras.initializers, kernel_initializer, "kernel_initializer"
             ),
             "residual_dtype": check_float_dtype(residual_dtype, "residual_dtype"),
         }
@@ -184,6 +185,11 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
         targets = [
             name for name, part in dense.items() if part.name in target_layer_names
         ]
+        if any(map(lora, dense.values())):
+            raise ValueError(
+                "LoRA is already enabled: merge_lora() first, or name all layers at "
+                f"once. Received: target_layer_names={target_layer_names!r}"
+            )
         for name in targets:
             dense[name].enable_lora(rank, lora_alpha=lora_alpha)
         # parents of what is trained are not frozen

@@ -3,7 +3,7 @@
 import contextlib
 import contextvars
 import types
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -22,10 +22,16 @@ class CastKernels:
     def __init__(self) -> None:
         self._pairs: dict[int, tuple[keras.Variable, Any]] = {}
 
-    def refresh(self, layers: Iterable[keras.layers.Dense]) -> None:
-        """Casts kernels anew; graphs that were traced with a copy go on using it."""
+    def refresh(self, layers: Sequence[keras.layers.Dense]) -> bool:
+        """Casts kernels anew; graphs that were traced with a copy go on using it.
+
+        Returns whether copies were dropped, those of kernels that are no longer there.
+        """
         import tensorflow as tf
 
+        before = self._pairs
+        kept = {id(layer.kernel) for layer in layers}
+        self._pairs = {key: pair for key, pair in before.items() if key in kept}
         for layer in layers:
             kernel, dtype = layer.kernel, layer.compute_dtype
             if isinstance(kernel.value, tf.distribute.DistributedValues):
@@ -36,6 +42,7 @@ class CastKernels:
             else:
                 copy = self._pairs[id(kernel)][1]
                 copy.assign(tf.cast(kernel.value, dtype))
+        return not kept.issuperset(before)
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:

@@ -276,6 +276,7 @@ class MAEImageProcessor:
         Raises:
             ValueError: If the file is missing, invalid or unsupported.
         """
+        from keras_mae.weights.checkpoint import shorten
         from keras_mae.weights.hub import Location
 
         path, config = _read_config(Location(source, **reading))
@@ -302,10 +303,11 @@ class MAEImageProcessor:
             )
         except _MALFORMED as error:
             raise ValueError(
-                f"{path} is not a valid image processor configuration: {error!r}"
+                f"{path} is not a valid image processor configuration: "
+                f"{shorten(repr(error))}"
             ) from error
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{path}: {shorten(str(error))}") from error
 
 
 def _read_config(location):
@@ -343,14 +345,17 @@ def _from_timm(card):
 
 def _note_crop(path, card, size):
     """Prints what timm does to images instead of resizing them whole."""
+    from keras_mae.weights.checkpoint import shorten
+
     # an absent value is timm's default
     part, mode = card.get("crop_pct") or 0.875, card.get("crop_mode") or "center"
     if mode == "squash" and part == 1:
         return
     how = _TIMM_CROPS.get(str(mode), _TIMM_CROPS["center"])
+    size = "x".join(map(str, size or ()))
     print(
-        f"{path}: timm {how} (crop_pct {part}); here whole images are resized to "
-        + "x".join(map(str, size or ()))
+        f"{path}: timm {how} (crop_pct {shorten(str(part))}); here whole images are "
+        f"resized to {shorten(size)}"
     )
 
 

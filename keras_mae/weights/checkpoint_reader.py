@@ -70,6 +70,8 @@ _SAFETENSORS_DTYPES = {
 }
 # of the training arguments that are kept
 _LONGEST_LIST = 16
+# in a checkpoint: a ViT-Huge with its decoder has some 800
+_MOST_TENSORS = 10_000
 _HDF5 = b"\x89HDF"
 # beginnings of files that are no weights, and what they are
 _OTHERS = {
@@ -93,10 +95,12 @@ def open_checkpoint(
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
+        _check_no_place("a dict", options)
         content = wrap_arrays(source)
         checkpoint = _from_content(content, state_key, "state dict", "state dict")
     else:
         checkpoint = _open_path(source, state_key, options)
+    _check_count(checkpoint.source, checkpoint.tensors)
     for pattern in [ignore] if isinstance(ignore, str) else ignore:
         ignored = fnmatch.filter(checkpoint.tensors, pattern)
         checkpoint.ignored += tuple(ignored)
@@ -115,6 +119,7 @@ def _open_path(source, state_key, options):
     source = os.path.expanduser(source)
     refuse_tensorflow_checkpoint(source)
     if os.path.isfile(source):
+        _check_no_place(source, {"filename": filename, **options})
         path = Path(source)
         location = Location(path.parent)
     else:
@@ -131,6 +136,17 @@ def _open_path(source, state_key, options):
     if config is not None:
         checkpoint.config, checkpoint.config_file = read_json(config), str(config)
     return checkpoint
+
+
+def _check_no_place(source, options):
+    """Raises where a place in a folder is given beside what is none."""
+    names = ("filename", "subfolder")
+    given = [f"{name}={options[name]}" for name in names if options.get(name)]
+    if given:
+        raise PortError(
+            "filename and subfolder are for a source that is a folder or a hub id. "
+            f"Received: {source} with {' and '.join(given)}"
+        )
 
 
 def _named(location, filename):
@@ -158,7 +174,7 @@ def _find_weights(location):
         for name in files
         if name.endswith(_ENDINGS) and not name.startswith(_NO_WEIGHTS)
     ]
-    if len(others) == 1:
+    if len(others) == 1 and others[0] not in WEIGHT_FILES:
         return location.require(others[0])
     if unavailable:
         raise unavailable
@@ -196,8 +212,11 @@ def _open_shards(location, index, state_key):
         container = f"sharded {part.container}"
         for key, tensor in part.tensors.items():
             if key in tensors:
-                raise PortError(f"{key} is in {tensors[key].file} and in {tensor.file}")
+                raise PortError(
+                    f"{shorten(key)} is in {tensors[key].file} and in {tensor.file}"
+                )
             tensors[key] = tensor
+        _check_count(index, tensors)
     problems = key_differences(shards, tensors)
     raise_problems(f"{index} and its files don't fit", problems)
     return _from_tensors(index, tensors, container, state_key)
@@ -270,6 +289,15 @@ def _from_content(content, state_key, container, source):
     )
 
 
+def _check_count(path, tensors):
+    """Raises where keys may describe more blocks than can be gone through."""
+    if len(tensors) > _MOST_TENSORS:
+        raise PortError(
+            f"{path} must hold at most {_MOST_TENSORS} tensors. "
+            f"Received: {len(tensors)}"
+        )
+
+
 def _check_extent(path, state):
     """Raises where tensors are views that would take more memory than the file."""
     wanted = sum(math.prod(t.shape) * t.dtype.itemsize for t in state.values())
@@ -304,12 +332,13 @@ def _open_safetensors(path):
             pass
     except (SafetensorError, OSError) as error:
         raise PortError(
-            f"{path} is not a complete safetensors file: {error}"
+            f"{path} is not a complete safetensors file: {shorten(str(error))}"
         ) from error
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
+    _check_count(path, header)
     return {
         key: _mapped(path, key, entry, start=8 + size) for key, entry in header.items()
     }
@@ -318,7 +347,9 @@ def _open_safetensors(path):
 def _mapped(path, key, entry, start):
     dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise PortError(f"{path}: {key} has unsupported dtype {entry['dtype']}")
+        raise PortError(
+            f"{path}: {shorten(key)} has unsupported dtype {entry['dtype']}"
+        )
     dtype, shape = np.dtype(dtype), tuple(entry["shape"])
     offset = start + entry["data_offsets"][0]
     return mapped_tensor(path, shape, dtype, offset)

@@ -192,7 +192,9 @@ def _size(value, name):
 def _from_huggingface(config, path):
     kind = config["model_type"]
     if kind not in ("vit_mae", "vit"):
-        raise PortError(f"{path}: model_type must be vit_mae or vit. Received: {kind}")
+        raise PortError(
+            f"{path}: model_type must be vit_mae or vit. Received: {shorten(str(kind))}"
+        )
     table = {**HUGGINGFACE, **(HUGGINGFACE_MAE if kind == "vit_mae" else {})}
     settings = {}
     for ours, (theirs, default) in table.items():
@@ -202,7 +204,7 @@ def _from_huggingface(config, path):
     if settings["activation"] not in activations():
         raise PortError(
             f"{path}: hidden_act must be one of {', '.join(_ACTIVATIONS)}. "
-            f"Received: {settings['activation']}"
+            f"Received: {shorten(settings['activation'])}"
         )
     settings["activation"] = activations()[settings["activation"]]
     return settings
@@ -232,10 +234,13 @@ def _from_timm(config, description, path):
     args, card = config.get("model_args") or {}, config.get("pretrained_cfg") or config
     for name, value in (("model_args", args), ("pretrained_cfg", card)):
         if not isinstance(value, dict):
-            raise PortError(f"{path}: {name} must be an object. Received: {value!r}")
+            raise PortError(
+                f"{path}: {name} must be an object. Received: {shorten(repr(value))}"
+            )
     unknown = sorted(set(args) - _TIMM_ARGS.keys())
     if unknown:
-        raise PortError(f"{path}: unsupported model_args: {', '.join(unknown)}")
+        names = shorten(", ".join(unknown))
+        raise PortError(f"{path}: unsupported model_args: {names}")
     _check_pooling(
         args.get("global_pool", config.get("global_pool")), description, path
     )
@@ -265,9 +270,10 @@ def _check_pooling(pool, description, path):
     """Raises where timm's global_pool contradicts the keys."""
     parts = description.contents.parts
     if "head" in parts and pool and (pool == "avg") != ("head_norm" in parts):
+        norm = "with" if "head_norm" in parts else "without"
         raise PortError(
             f"{path}: global_pool must be token, or avg with an fc_norm. Received: "
-            f"{pool}, {'with' if 'head_norm' in parts else 'without'} fc_norm"
+            f"{shorten(str(pool))}, {norm} fc_norm"
         )
 
 

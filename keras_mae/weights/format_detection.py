@@ -11,6 +11,7 @@ from keras_mae.weights.checkpoint import (
     PortError,
     key_differences,
     raise_problems,
+    shorten,
 )
 from keras_mae.weights.key_mapping import (
     Contents,
@@ -159,7 +160,8 @@ def _find_sizes(tensors, contents, rows):
         shape = tensors[key].shape
         if len(shape) != rank:
             raise PortError(
-                f"{tensors[key].file}: {key} must have {rank} axes. Received: {shape}"
+                f"{tensors[key].file}: {key} must have {rank} axes. "
+                f"Received: {shorten(str(shape))}"
             )
         sizes[name], evidence[name] = torch_shape(rows[path], shape)[axis], key
     row = rows["encoder.patch_embedding.projection.kernel"]

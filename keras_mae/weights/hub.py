@@ -20,6 +20,13 @@ class HubUnavailableError(PortError):
     """A file is not cached, and the hub is offline or can't be reached."""
 
 
+def hub_errors() -> tuple[type[Exception], ...]:
+    """Returns what the hub's library raises: its own errors, and the connection's."""
+    from huggingface_hub import errors
+
+    return OSError, ValueError, errors.HTTPError
+
+
 class Location:
     """A folder, that of a file, or a hub repository; files are found by name."""
 
@@ -82,6 +89,12 @@ class Location:
                 "can't be downloaded (no such repository or revision, or a token is "
                 f"needed): {error}"
             ) from error
+        except errors.HTTPError as error:  # the connection's, which are no OSError
+            self.options["local_files_only"] = True
+            raise HubUnavailableError(
+                f"There is no folder {self.source}, and {name} of the hub repository "
+                f"can't be downloaded; the hub can't be reached: {error!r}"
+            ) from error
 
     def _is_known_to_be_absent(self, name):
         """Whether the cache records that the repository has no such file."""
@@ -118,7 +131,7 @@ class Location:
             try:
                 api = huggingface_hub.HfApi(token=token)
                 return api.list_repo_files(self.source, revision=options["revision"])
-            except (OSError, ValueError):
+            except hub_errors():
                 pass  # the hub can't be reached
         try:
             snapshot = huggingface_hub.snapshot_download(

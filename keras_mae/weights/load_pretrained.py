@@ -9,7 +9,7 @@ import numpy as np
 
 from keras_mae.ops.patches import grid_shape
 from keras_mae.ops.positions import sincos_positions
-from keras_mae.presets import PRESETS
+from keras_mae.presets import PRESETS, PROBE_EPSILON
 from keras_mae.utils.typing import Size
 from keras_mae.weights import config_readers
 from keras_mae.weights.checkpoint import (
@@ -24,6 +24,7 @@ from keras_mae.weights.key_mapping import FACEBOOK, port_rows
 from keras_mae.weights.report import PortReport
 from keras_mae.weights.state_dict import (
     SizeChange,
+    check_plain_weights,
     contents_of,
     encoder_of,
     import_weights,
@@ -162,7 +163,7 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
 
     Raises:
         PortError: If the source can't be read, or doesn't fit.
-        ValueError: If an argument is wrong.
+        ValueError: If an argument is wrong, or the model is quantized or has LoRA.
 
     Example:
 
@@ -172,6 +173,7 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
     report = load_weights(two, keras_mae.weights.export_weights(one))
     ```
     """
+    check_plain_weights(model, "load_weights")
     opened, options = _open_source(type(model), source, options)
     sizes = sizes_of(model)
     for name in ("num_heads", "decoder_num_heads"):
@@ -197,8 +199,12 @@ def _complete_sizes(cls, source, overrides):
     notes += _infer_heads(cls, source, sizes, overrides)
     if cls.has_head:
         mean = "head_norm" in parts or not parts & _HEADS
-        sizes["pooling"] = overrides.get("pooling", "mean" if mean else "cls")
-        sizes["batch_norm"] = "probe" in parts
+        own = {"pooling": "mean" if mean else "cls"}
+        own["num_classes"] = sizes.get("num_classes")
+        sizes["pooling"] = overrides.get("pooling", own["pooling"])
+        # a batch norm belongs to the head behind it
+        kept = all(overrides.get(name, own[name]) == own[name] for name in own)
+        sizes["batch_norm"] = kept and "probe" in parts
         # a mean has a norm of its own instead
         sizes["final_norm"] &= sizes["pooling"] == "cls"
     return sizes, notes
@@ -228,6 +234,12 @@ def _infer_heads(cls, source, sizes, overrides):
 def _fill(model, source, image_size, options, notes=()):
     """Fills the model from an opened source, and reports."""
     description = source.description
+    merges = (
+        "head" in contents_of(model).parts and "probe" in description.contents.parts
+    )
+    if merges:
+        description = _without_statistics(description)
+        source = source._replace(description=description)
     have, naming = description.contents, description.naming
     want, shared = _match_parts(model, source)
     fresh = want.parts - shared
@@ -268,11 +280,42 @@ def _fill(model, source, image_size, options, notes=()):
         notes=(
             *description.notes,
             *config_readers.assumptions(source.checkpoint, description),
+            *["batch statistics are put into the head"] * (merges and "head" in shared),
             *(f"{key} is absent, and computed: sin-cos" for key in sorted(computed)),
             *notes,
             *_differences(model, source, tensors),
         ),
     )
+
+
+def _without_statistics(description):
+    """Puts a probe's batch statistics into its head, whose answers stay the same."""
+    parts = description.contents.parts - {"probe"} | {"head"}
+    contents = description.contents._replace(parts=parts)
+    tensors = dict(description.tensors)
+    mean, variance, kernel, bias = (
+        tensors.pop(row.keys[0])
+        for row in port_rows(description.contents, description.naming)
+        if row.path.startswith(("batch_norm.", "head."))
+    )
+    for tensor in (mean, variance):
+        if tensor.shape != (description.sizes["hidden_dim"],):
+            raise PortError(
+                f"{tensor.file}: batch statistics must be as wide as the encoder, "
+                f"{description.sizes['hidden_dim']}. Received: {tensor.shape}"
+            )
+
+    def scaled():
+        deviation = np.sqrt(variance.read().astype("float64") + PROBE_EPSILON)
+        return kernel.read() / deviation  # (K, D)
+
+    def shifted():
+        return bias.read() - scaled() @ mean.read()  # (K,)
+
+    rows = {row.path: row.keys[0] for row in port_rows(contents, description.naming)}
+    tensors[rows["head.kernel"]] = kernel._replace(read=scaled)
+    tensors[rows["head.bias"]] = bias._replace(read=shifted)
+    return description._replace(contents=contents, tensors=tensors)
 
 
 def _sincos_tables(rows, description, grid):

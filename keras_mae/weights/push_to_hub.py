@@ -11,11 +11,20 @@ from PIL import Image
 from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
 from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.config_readers import FACEBOOK_ARGS, FACEBOOK_EPSILON
+from keras_mae.weights.hub import hub_errors
+from keras_mae.weights.key_mapping import SOLO_LEARN
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _PICTURE = "reconstruction.png"
 # format -> the hub's name of the library that reads it
 _LIBRARIES = {"huggingface": "transformers", "timm": "timm"}
+# formats that store weights alone -> settings that are read as the library fixes them
+_WEIGHTS_ALONE: dict[str, dict[str, Any]] = {
+    "mmpretrain": {},
+    "solo-learn": dict(SOLO_LEARN.settings),
+    "lightly": {},
+}
 
 
 def push_to_hub(
@@ -57,8 +66,7 @@ def push_to_hub(
                 delete_patterns=[*WEIGHT_FILES, CONFIG_FILE],
                 commit_message=f"Upload {type(model).__name__}",
             )
-        # the library's own errors, and those of the connection
-        except (OSError, ValueError) as error:
+        except hub_errors() as error:
             raise PortError(f"{repo_id} can't be uploaded: {error}") from error
     return commit.commit_url
 
@@ -69,6 +77,20 @@ def _write_picture(picture, path):
     else:
         with Image.open(picture) as image:
             image.save(path)
+
+
+def _arguments(sizes, format):
+    """Writes the arguments of `from_pretrained` that stand in no file of the format."""
+    if format not in _WEIGHTS_ALONE:
+        return ""
+    epsilons = ("layer_norm_epsilon", "decoder_layer_norm_epsilon")
+    fixed = dict.fromkeys(epsilons, FACEBOOK_EPSILON) | _WEIGHTS_ALONE[format]
+    lines = [
+        f"    {name}={sizes[name]!r},\n"
+        for name in dict.fromkeys((*FACEBOOK_ARGS, *epsilons))
+        if name in sizes and sizes[name] != fixed.get(name)
+    ]
+    return f",\n{''.join(lines)}"
 
 
 def _card(model, repo_id, license, training, format, with_picture):
@@ -96,6 +118,8 @@ def _card(model, repo_id, license, training, format, with_picture):
     if library:
         head.append(f"library_name: {library}")
     front = "\n".join(head)
+    arguments = _arguments(sizes, format)
+    call = f'\n    "{repo_id}"{arguments}' if arguments else f'"{repo_id}"'
     return f"""---
 {front}
 ---
@@ -117,6 +141,6 @@ A masked autoencoder ([He et al., 2021](https://arxiv.org/abs/2111.06377)), `{ki
 ```python
 import keras_mae
 
-model = keras_mae.{kind}.from_pretrained("{repo_id}")
+model = keras_mae.{kind}.from_pretrained({call})
 ```
 """

@@ -9,7 +9,6 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mae.layers.adapted import has_lora, is_quantized
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
@@ -24,7 +23,11 @@ from keras_mae.weights.key_mapping import (
     SOLO_LEARN,
 )
 from keras_mae.weights.report import PortReport
-from keras_mae.weights.state_dict import contents_of, export_weights
+from keras_mae.weights.state_dict import (
+    check_plain_weights,
+    contents_of,
+    export_weights,
+)
 
 _SAFETENSORS = "model.safetensors"
 _TORCH = "model.pth"
@@ -41,12 +44,7 @@ def save_pretrained(
         raise ValueError(
             f"format must be one of {', '.join(_WRITERS)}. Received: {format!r}"
         )
-    if is_quantized(model) or has_lora(model):
-        raise ValueError(
-            "save_pretrained writes plain weights: of a model that is not quantized, "
-            "and after merge_lora(); save() writes the model as it is. Received: "
-            f"{'a quantized model' if is_quantized(model) else 'a model with LoRA'}"
-        )
+    check_plain_weights(model, "save_pretrained")
     name, prepare, write = _WRITERS[format]
     folder = Path(folder).expanduser()
     _check_folder(folder, name)

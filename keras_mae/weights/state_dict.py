@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_mae.layers.adapted import is_quantized
+from keras_mae.layers.adapted import has_lora, is_quantized
 from keras_mae.ops.positions import resize_positions
 from keras_mae.utils.typing import ArrayLike, Grid
 from keras_mae.weights.checkpoint import LazyTensor, key_differences, raise_problems
@@ -53,6 +53,16 @@ def encoder_of(model: keras.Model) -> Any:
 def _owner(model):
     """Returns something with an `encoder`: the model, or a wrapper of an encoder."""
     return model if hasattr(model, "encoder") else types.SimpleNamespace(encoder=model)
+
+
+def check_plain_weights(model: keras.Model, name: str) -> None:
+    """Raises where a model's kernels are quantized, or have LoRA beside them."""
+    if is_quantized(model) or has_lora(model):
+        kind = "a quantized model" if is_quantized(model) else "a model with LoRA"
+        raise ValueError(
+            f"{name} needs float weights by themselves: before quantize(), and after "
+            f"merge_lora(); save() writes a model as it is. Received: {kind}"
+        )
 
 
 def find_variable(model: keras.Model, path: str) -> keras.Variable:
@@ -233,7 +243,7 @@ def export_weights(
 
     Raises:
         ValueError: If the library has no name for a part of the model, or the model is
-            quantized.
+            quantized or has LoRA.
 
     Example:
 
@@ -243,11 +253,8 @@ def export_weights(
     assert state["vit.embeddings.cls_token"].shape == (1, 1, 128)
     ```
     """
-    if values is None and is_quantized(model):
-        raise ValueError(
-            "export_weights needs float weights, which other libraries read: export, "
-            "then quantize. Received: a quantized model"
-        )
+    if values is None:
+        check_plain_weights(model, "export_weights")
     state: dict[str, np.ndarray] = {}
     for row in port_rows(contents_of(model), naming):
         if values is None:

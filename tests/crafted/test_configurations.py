@@ -227,3 +227,32 @@ def test_keras_files_run_nothing(tmp_path, model):
         with pytest.raises(ValueError, match=r"model\.keras is not a readable model"):
             load_model(path)
     assert not marker.exists()
+
+
+LONG = "a" * 10**6
+LONG_TEXTS = [
+    ("huggingface", None, {"model_type": LONG}),
+    ("huggingface", None, {"hidden_act": LONG}),
+    ("timm", None, {"model_args": LONG}),
+    ("timm", "model_args", {LONG: 1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "key", "change"), LONG_TEXTS)
+def test_errors_do_not_repeat_long_texts(kind, key, change, write):
+    folder = write(kind)
+    change_config(folder, change, key)
+    with pytest.raises(PortError) as error:
+        keras_mae.MAEEncoder.from_pretrained(folder)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["size", "crop_pct", "do_pad", "image_mean"])
+def test_nor_those_of_an_image_processor(name, tmp_path):
+    processor = keras_mae.MAEImageProcessor(32)
+    processor.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {name: LONG}))
+    with pytest.raises(ValueError) as error:
+        keras_mae.MAEImageProcessor.from_pretrained(tmp_path)
+    assert len(str(error.value)) < 1000

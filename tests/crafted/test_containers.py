@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from keras_mae.weights import PortError, load_weights
 from tests.crafted import forge
 from tests.crafted.forge import HUGE, first_state, program
 from tests.crafted.refusing import refuse
@@ -126,3 +127,29 @@ def test_headers_are_checked(header, tmp_path, model):
     path = tmp_path / "model.safetensors"
     path.write_bytes(struct.pack("<Q", length) + content + bytes(16))
     refuse(model, path)
+
+
+def write_empty_tensors(path, names):
+    """Writes tensors of no numbers, which take no more than their names."""
+    one = entry(dtype="U8", shape=[0], data_offsets=[0, 0])
+    content = json.dumps(dict.fromkeys(names, one)).encode()
+    path.write_bytes(struct.pack("<Q", len(content)) + content)
+
+
+def test_blocks_without_end_are_not_gone_through(tmp_path, model):
+    path = tmp_path / "model.safetensors"
+    write_empty_tensors(path, (f"blocks.{number}." for number in range(60_000)))
+    refuse(model, path)
+
+
+def test_nor_are_those_of_many_shards(tmp_path, model):
+    index = {}
+    for part in range(4):
+        names = [f"blocks.{number}." for number in range(part, 16_000, 4)]
+        write_empty_tensors(tmp_path / f"{part}.safetensors", names)
+        index |= dict.fromkeys(names, f"{part}.safetensors")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    with pytest.raises(PortError, match=r"must hold at most 10000 tensors"):
+        load_weights(model, tmp_path)
+    refuse(model, tmp_path)

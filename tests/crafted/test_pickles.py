@@ -308,3 +308,13 @@ def test_several_pickles_are_counted_together(tmp_path, model):
 def test_few_bytes_don_t_become_many(bomb, tmp_path, model):
     content, numbers = program(BOMBS[bomb]), {"0": np.zeros(4, "float32")}
     refuse(model, forge.write_zip(tmp_path / "model.pth", content, numbers))
+
+
+def test_one_tensor_of_many_names_is_refused(tmp_path, model):
+    names = (text(f"blocks.{number}.") for number in range(50_000))
+    put, get = b"q\1", b"h\1"
+    first = (text("blocks.0."), forge.tensor("0", 0, (0,)) + put)
+    state = mapping(first, *((name, get) for name in names))
+    content = program(mapping((text("model"), state)))
+    path = forge.write_zip(tmp_path / "model.pth", content, {"0": np.zeros(0)})
+    refuse(model, path)

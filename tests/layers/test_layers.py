@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from keras_mae.layers import PositionEmbedding, SelfAttention
+from keras_mae.layers import PositionEmbedding, SelfAttention, attention
 
 
 def test_attention_rows_sum_to_one_and_dropout_needs_training():
@@ -41,3 +41,18 @@ def test_positions_are_not_trained():
 def test_heads_must_divide_the_width(heads):
     with pytest.raises(ValueError, match=f"hidden_dim=8, num_heads={heads}"):
         SelfAttention(8, heads)
+
+
+@pytest.mark.parametrize(("tpu", "flash"), [(True, False), (False, None)])
+def test_keras_causal_flash_attention_is_not_used_on_tpus(tpu, flash, monkeypatch):
+    asked = []
+
+    def attend(query, key, value, **options):
+        asked.append(options)
+        return query
+
+    monkeypatch.setattr(attention, "_has_fused_attention", lambda: True)
+    monkeypatch.setattr(attention, "_is_tpu", lambda: tpu)
+    monkeypatch.setattr(keras.ops, "dot_product_attention", attend)
+    SelfAttention(8, 2)(np.zeros((1, 5, 8)), keep_attention=False)
+    assert [options["flash_attention"] for options in asked] == [flash]

@@ -145,3 +145,25 @@ def test_a_dict_is_returned_where_it_is_asked_for(make_model, images):
 def test_an_unknown_height_and_width_is_told_what_to_do(make_model):
     with pytest.raises(ValueError, match=r"known height and width: keras\.Input\(\(32"):
         make_model().encoder(keras.Input((None, None, 3)), interpolate=True)
+
+
+def own_activation(x):
+    return x
+
+
+def own_initializer(shape, dtype=None):
+    return keras.ops.zeros(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("activation", own_activation),
+        ("activation", lambda x: x),
+        ("kernel_initializer", own_initializer),
+        ("activation", "nonsense"),
+    ],
+)
+def test_what_cannot_be_saved_is_refused_at_once(name, value, make_model):
+    with pytest.raises(ValueError, match=rf"{name} must be .*registered"):
+        make_model(**{name: value})

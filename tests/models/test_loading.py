@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 import numpy as np
 import pytest
 
@@ -366,3 +367,37 @@ def test_a_checkpoint_of_a_run_has_the_runs_processor(run):
     path = folder / "checkpoints" / "epoch-0001.keras"
     model.save(path)
     assert training_processor(path, 32, (0.5,), (0.5,)).image_mean == (0.3,)
+
+
+def test_pretraining_gets_a_final_norm_that_fine_tuning_left_out(
+    make_model, tmp_path, capsys
+):
+    encoder = make_model(num_heads=2, final_norm=False).encoder
+    keras_mae.MAEClassifier(encoder, 3).save(tmp_path / "model.keras")
+    model = load_pretrainer(tmp_path)
+    assert "has no final norm: a fresh one is trained" in capsys.readouterr().out
+    assert model.encoder.final_norm and model.encoder.norm.trainable_weights
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_probes_pth_comes_with_its_statistics(batch_norm, probe, tmp_path, images):
+    pytest.importorskip("torch")
+    probe.save_pretrained(tmp_path / "pth", "facebook")
+    source, head = tmp_path / "pth", {"batch_norm": batch_norm}
+    classifier = load_classifier(source, 3, head=head)
+    assert (classifier.batch_norm is not None) == batch_norm
+    assert not classifier.port_report.fresh
+    np.testing.assert_allclose(classifier(images), probe(images), atol=1e-4, rtol=1e-4)
+    for num_classes, pooling in ((4, "mean"), (3, "cls")):
+        other = keras_mae.MAEClassifier.from_pretrained(
+            source, num_classes=num_classes, pooling=pooling
+        )
+        assert other.batch_norm is None
+    assert keras_mae.MAEClassifier.from_pretrained(source).batch_norm is not None
+
+
+def test_a_model_of_another_class_is_named(tmp_path):
+    layers = [keras.Input((4,)), keras.layers.Dense(2)]
+    keras.Sequential(layers).save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"must hold a MAEEncoder.*Sequential"):
+        load_model(tmp_path)

@@ -167,8 +167,27 @@ def test_what_does_not_go_is_one_error(make_model, tmp_path):
     encoder.enable_lora(2)
     with pytest.raises(ValueError, match="already enabled"):
         encoder.enable_lora(2)
+    with pytest.raises(ValueError, match="already enabled"):
+        encoder.enable_lora(2, target_layer_names=("fc1",))
+    assert encoder.blocks[0].attention.qkv.lora_kernel_a.trainable
+    for call in (
+        lambda: keras_mae.weights.export_weights(encoder),
+        lambda: keras_mae.weights.load_weights(encoder, {}),
+    ):
+        with pytest.raises(ValueError, match=r"after merge_lora.*a model with LoRA"):
+            call()
     with pytest.raises(ValueError, match=r"after merge_lora.*a model with LoRA"):
         encoder.save_pretrained(tmp_path)
     config = {**encoder.get_config(), "lora": {"blocks.7.mlp": [2, 2]}}
     with pytest.raises(ValueError, match=r"lora must name parts.*blocks\.7"):
         keras_mae.MAEEncoder.from_config(config)
+
+
+def test_what_was_merged_stays_merged(make_model):
+    encoder = make_model().encoder
+    encoder.enable_lora(2)
+    loaded = keras_mae.MAEEncoder.from_config(encoder.get_config())
+    loaded.merge_lora()
+    loaded.enable_lora(2, target_layer_names=("fc1",))
+    lora = loaded.get_config()["lora"]
+    assert sorted(lora) == ["blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]

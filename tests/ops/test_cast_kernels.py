@@ -75,3 +75,15 @@ def test_float32_models_have_no_copies():
     model = keras_mae.MAEEncoder.from_preset("mae_tiny", depth=1)
     model.predict(np.zeros((1, 32, 32, 3), "float32"), verbose=0)
     assert model._cast_kernels is None
+
+
+def test_kernels_that_are_gone_are_not_kept():
+    model = keras_mae.MAEEncoder.from_preset(
+        "mae_tiny", depth=1, dtype="mixed_bfloat16"
+    )
+    images = np.zeros((1, 32, 32, 3), "float32")
+    model.predict(images, verbose=0)
+    assert len(model._cast_kernels._pairs) == 5
+    model.quantize("int8")
+    model.predict(images, verbose=0)
+    assert not model._cast_kernels._pairs

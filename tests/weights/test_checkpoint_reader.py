@@ -680,3 +680,10 @@ def test_tensors_of_no_weights_are_passed_over(dtype, legacy, make_model, tmp_pa
     tensors = open_checkpoint(path).tensors
     for key, value in encoder.items():
         np.testing.assert_array_equal(tensors[key].read(), value)
+
+
+@pytest.mark.parametrize("name", ["filename", "subfolder"])
+def test_a_file_has_no_place_in_itself(name, folder):
+    path = folder / "model.safetensors"
+    with pytest.raises(PortError, match=rf"folder or a hub id.*with {name}=other"):
+        keras_mae.MAEEncoder.from_pretrained(path, **{name: "other"})

@@ -16,8 +16,9 @@ from keras_mae.models.loading import load_model
 from keras_mae.preprocessing.pretrained_processor import training_processor
 from keras_mae.weights import PortError
 from keras_mae.weights.key_mapping import FACEBOOK
+from keras_mae.weights.push_to_hub import _card
 from tests.comparison import assert_same_weights
-from tests.hub_server import COMMITS, NAME, TOKEN, serve
+from tests.hub_server import COMMITS, NAME, TOKEN, Hub, serve
 
 
 def use_endpoint(monkeypatch, endpoint):
@@ -310,3 +311,33 @@ def test_an_upload_needs_a_licence_and_a_token(hub, models):
         models["v2"].push_to_hub(NAME, license="", training="none")
     with pytest.raises(PortError, match=f"{NAME} can't be uploaded"):
         models["v2"].push_to_hub(NAME, license="mit", training="none", token="wrong")
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", None])
+def test_a_broken_connection_is_named(endpoint, hub, models, monkeypatch):
+    """Refused, or closed without an answer."""
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    if endpoint is not None:
+        use_endpoint(monkeypatch, endpoint)
+    for method in ("do_HEAD", "do_GET", "do_POST"):
+        monkeypatch.setattr(Hub, method, lambda self: None)
+    with pytest.raises(PortError, match=f"{NAME} can't be uploaded"):
+        models["v2"].push_to_hub(NAME, license="mit", training="none", token=TOKEN)
+    with pytest.raises(PortError, match=rf"{NAME}.* the hub .*can't be reached"):
+        keras_mae.MAEEncoder.from_pretrained(NAME)
+
+
+@pytest.mark.parametrize("format", ["mmpretrain", "lightly", "solo-learn"])
+def test_the_cards_code_loads_what_the_files_do_not_tell(format, make_model, tmp_path):
+    pytest.importorskip("torch")
+    model = make_model(norm_pix_loss=True, mask_ratio=0.5, decoder_num_heads=4)
+    model.save_pretrained(tmp_path, format)
+    card = _card(model, str(tmp_path), "mit", "none", format, False)
+    names: dict = {}
+    exec(card.partition("```python")[2].partition("```")[0], names)
+    loaded = names["model"]
+    assert_same_weights(loaded, model)
+    assert (loaded.norm_pix_loss, loaded.mask_ratio) == (True, 0.5)
+    wanted, found = (one.decoder.get_config() for one in (model, loaded))
+    for name in ("num_heads", "layer_norm_epsilon"):
+        assert found[name] == wanted[name]

@@ -1,0 +1,20 @@
+"""Functions and objects of Keras as configuration."""
+
+from typing import Any
+
+
+def serialized(module: Any, value: Any, name: str) -> Any:
+    """Serializes what `module`, such as `keras.initializers`, can read back.
+
+    Several layers are made of the configuration of one object.
+    """
+    try:
+        config = module.serialize(module.get(value))
+        module.get(config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be one of {module.__name__}, or registered with Keras: put "
+            "@keras.saving.register_keras_serializable(package=...) before your own. "
+            f"Received: {value!r}"
+        ) from error
+    return config
