@@ -1,5 +1,6 @@
 """Retries with exponential backoff, and one deadline over all attempts."""
 
+import logging
 import random
 import time
 
@@ -7,6 +8,10 @@ from .errors import ServingError
 
 FIRST_PAUSE = 0.2  # seconds before the first retry, doubled for each further one
 LONGEST_PAUSE = 5.0
+# of a longer wait, some three seconds, the log says why
+_TOLD_AFTER = 4
+
+_logger = logging.getLogger("mae_client")
 
 
 class Attempts:
@@ -33,4 +38,7 @@ class Attempts:
         if not passing or self._failed == self._retries or late:
             raise error
         self._failed += 1
+        if self._failed == _TOLD_AFTER:
+            left = self.deadline - time.monotonic()
+            _logger.warning("%s; trying again for up to %.0f s", error, left)
         return pause

@@ -99,13 +99,15 @@ def test_retries_end(stub, monkeypatch):
     assert len(stub.brain.calls) == 7
 
 
-def test_a_server_that_is_away_for_long_is_waited_for(stub, monkeypatch):
+def test_a_server_that_is_away_for_long_is_waited_for(stub, monkeypatch, caplog):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
         monkeypatch.setattr(mae_client.retries, name, 0.01)
     stub.brain.refusals = [("UNAVAILABLE", "it loads")] * 20
     with connect(stub) as asked:
         assert asked.features(grey(3)).features[0, 0, 0] == 3
     assert len(stub.brain.calls) == 21
+    (told,) = caplog.messages
+    assert "it loads" in told and "trying again for up to 60 s" in told
 
 
 def test_the_deadline_ends_retries(stub):
