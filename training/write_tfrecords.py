@@ -127,9 +127,11 @@ def open_shard(stack, output, config, number):
 def readable(folder, names, corrupt):
     """Yields names and bytes of the files that can be decoded."""
     guard = Guard(corrupt)
+    # not within `path`: AutoGraph would warn that it can't read the source of it
+    root = os.fsencode(folder)
 
     def path(name):
-        return tf.strings.join([os.fsencode(folder), name], os.sep)
+        return tf.strings.join([root, name], os.sep)
 
     def read(name):
         encoded = tf.io.read_file(path(name))
