@@ -197,7 +197,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
     [
         (["gone.keras", "out"], "gone.keras does not exist"),
         (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
-        (["{dense}", "out"], "must hold one of MAEPretrainer, MAEEncoder"),
+        (["{dense}", "out"], "must hold a MAEEncoder or a model around one"),
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
         (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
         (["{folder}"], "required: destination"),
