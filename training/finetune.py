@@ -46,6 +46,7 @@ class FinetuneConfig(ClassifierConfig):
     recipe: str = flag(
         f"hyperparameters: one of {', '.join(FINE_TUNING)}; other flags override them",
         "small",
+        fills=FINE_TUNING,
     )
     eval: bool = flag("evaluate --model on the held-out images, and exit", False)
     trainable_blocks: int | None = flag(
