@@ -48,6 +48,7 @@ class FinetuneConfig(ClassifierConfig):
     recipe: str = flag(
         f"hyperparameters: one of {', '.join(FINE_TUNING)}; other flags override them",
         "small",
+        fills=FINE_TUNING,
     )
     eval: bool = flag("evaluate --model on the held-out images, and exit", False)
     pictures: bool = flag("draw the confusion matrix of --eval", True)

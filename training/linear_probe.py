@@ -60,6 +60,7 @@ class ProbeConfig(ClassifierConfig):
         f"hyperparameters: one of {', '.join(LINEAR_PROBING)}; other flags override "
         "them",
         "small",
+        fills=LINEAR_PROBING,
     )
     method: str = flag("probing method", "linear", ("linear", "knn", "logistic"))
     k: int = flag("number of neighbors of knn", KNN_NEIGHBORS)

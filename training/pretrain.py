@@ -130,6 +130,8 @@ class PretrainConfig(TrainingConfig):
                 "mask_sampling": "random",
                 "norm_pix_loss": True,
             }
+            if config.mask_ratio_schedule is not None:
+                del fresh["mask_ratio"]
             unset = {name for name in fresh if getattr(config, name) is None}
             config = dataclasses.replace(config, **{n: fresh[n] for n in unset})
         return config

@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,10 @@ def link_or_copy(path, copy):
 class Checkpoints(keras.callbacks.Callback):
     """Saves checkpoints during `fit`, at its end, and on SIGTERM.
 
-    On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75. A
-    failed save during training is printed, and tried again at the next interval; older
-    checkpoints stay.
+    On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75; not
+    where `fit` runs outside of the main thread, which alone may catch signals. A failed
+    save during training is printed, and tried again at the next interval; older
+    checkpoints stay. One that fails at the end of `fit` is an `OSError`.
 
     Where the optimizer averages weights (`use_ema`), checkpoints hold both, and the
     weights of `model_file` are the averages. `fit` then ends with the weights as
@@ -119,19 +121,22 @@ class Checkpoints(keras.callbacks.Callback):
     such as `EarlyStopping`; the last checkpoint keeps the weights as trained.
 
     Args:
-        folder: Path of an existing folder.
+        folder: Path of an existing folder, without checkpoints of later steps than the
+            model's: they would count as the newest.
         model_file: Path that always holds the newest model, say `model.keras`.
         every_steps: Int, updates between two checkpoints, or `None`.
         every_minutes: Float, minutes between two checkpoints, or `None`.
         keep: Int, how many stay.
-        steps_per_epoch: Int, to resume within an epoch; its metrics then include the
-            steps before, if `compile` was given them as objects, not as strings.
+        steps_per_epoch: Int, to resume within an epoch; the metrics of a model of this
+            package then include the steps before, if `compile` was given them as
+            objects, not as strings.
         write: Whether this process writes files; of several workers only one does.
         keep_every: Int, epochs between two checkpoints that are never removed,
             `epoch-0100.keras` and so on in `folder`, or `None`.
 
     Raises:
-        ValueError: If an interval or `keep` is not positive.
+        ValueError: If an interval or `keep` is not positive; from `fit`, if `folder`
+            has checkpoints of later steps.
 
     Example:
 
@@ -170,13 +175,16 @@ class Checkpoints(keras.callbacks.Callback):
         self.write = write
         self.keep_every = keep_every
         self._saved_step: int | None = None
+        self._tried_step: int | None = None  # after which an interval begins
         self._trained: str | None = None
         self._former_handler: Any = None
         self._terminated = False
         self._only_in_fit = False
 
     def catch_sigterm(self) -> None:
-        """Makes SIGTERM save and stop, until `release_sigterm`."""
+        """Makes SIGTERM save and stop, until `release_sigterm`; in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python lets no other thread do so
         self._former_handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
     def release_sigterm(self) -> None:
@@ -203,18 +211,29 @@ class Checkpoints(keras.callbacks.Callback):
         return False
 
     def on_train_begin(self, logs: Logs = None) -> None:
+        step = optimizer_iterations(self.model)
+        self._check_folder(step)
         if self._former_handler is None:
             self.catch_sigterm()
             self._only_in_fit = True
         keep_own_weights(self.model)
-        self._saved_at = time.monotonic()
-        step = optimizer_iterations(self.model)
+        self._tried_at = time.monotonic()
         if self._saved_step is None:
-            self._saved_step = step
+            self._saved_step = self._tried_step = step
         self._running_metrics = self._trained = None
         if self.steps_per_epoch and step % self.steps_per_epoch:
             # fit resets the metrics, which must include the epoch's steps before
-            self._running_metrics = self.model.running_metrics
+            self._running_metrics = getattr(self.model, "running_metrics", None)
+
+    def _check_folder(self, step):
+        """Raises `ValueError` if what is saved would not be the newest checkpoint."""
+        found = list_checkpoints(self.folder)
+        if self.write and max(found, default=step) > step:
+            raise ValueError(
+                f"{self.folder} must have no checkpoint after step {step}, at which "
+                "this training begins: delete them, or give another folder. Received: "
+                f"{found[max(found)].name}"
+            )
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         if self._running_metrics is not None:
@@ -229,18 +248,17 @@ class Checkpoints(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         step = optimizer_iterations(self.model)
-        saved = False
         # before a signal ends the run: later there is no such file to keep
         if self.keep_every and (epoch + 1) % self.keep_every == 0:
             if step != self._saved_step:
-                saved = self.try_to_save(step)
+                self.try_to_save(step)
             if self.write:
                 self._keep_milestone(step, epoch + 1)
         epochs = (self.params or {}).get("epochs")
         if self.model.stop_training or epoch + 1 == epochs:
             self._save_trained(step)
         elif self.steps_per_epoch:
-            self._save_if_due(step, saved)
+            self._save_if_due(step)
 
     def _save_trained(self, step):
         """Saves before others' `on_train_end`, which may restore other weights."""
@@ -257,14 +275,14 @@ class Checkpoints(keras.callbacks.Callback):
         except OSError as error:  # as after a failed save, printed before
             print(f"Cannot save {path}: {error}", file=sys.stderr, flush=True)
 
-    def _save_if_due(self, step, saved=False):
+    def _save_if_due(self, step):
         # other workers go on: the one that writes may need them to finish its step
         if self._terminated and self.write:
-            if saved or self.try_to_save(step):
+            if step == self._saved_step or self.try_to_save(step):
                 print(f"SIGTERM: saved step {step}", file=sys.stderr, flush=True)
             raise SystemExit(EX_TEMPFAIL)
-        minutes = (time.monotonic() - self._saved_at) / 60
-        if (self.every_steps and step - self._saved_step >= self.every_steps) or (
+        minutes = (time.monotonic() - self._tried_at) / 60
+        if (self.every_steps and step - self._tried_step >= self.every_steps) or (
             self.every_minutes and minutes >= self.every_minutes
         ):
             self.try_to_save(step)
@@ -275,15 +293,17 @@ class Checkpoints(keras.callbacks.Callback):
             self.save(step)
         except OSError as error:
             print(f"Cannot save step {step}: {error}", file=sys.stderr, flush=True)
-            self._saved_step, self._saved_at = step, time.monotonic()
             return False
         return True
 
     def save(self, step: int) -> None:
         """Saves the checkpoint of step `step`, if this process writes files."""
-        if self.write:
-            save_newest(self.model, self.folder, self.model_file, self.keep)
-        self._saved_step, self._saved_at = step, time.monotonic()
+        try:
+            if self.write:
+                save_newest(self.model, self.folder, self.model_file, self.keep)
+            self._saved_step = step
+        finally:
+            self._tried_step, self._tried_at = step, time.monotonic()
 
     def on_train_end(self, logs: Logs = None) -> None:
         release_own_weights(self.model)

@@ -14,9 +14,10 @@ class Throughput(keras.callbacks.Callback):
 
     Put it before callbacks that write the logs. It adds `images_per_second`;
     `data_wait`, the share of time spent waiting for the next batch (not with several
-    steps per execution); `mfu`, model FLOPs utilization: the share of `peak_flops` that
-    the model uses; `learning_rate`; and `hours_left` of the whole training. The first
-    step of `fit`, which traces and compiles, only counts where an epoch has no other.
+    steps per execution, nor on PyTorch, whose steps are given it); `mfu`, model FLOPs
+    utilization: the share of `peak_flops` that the model uses; `learning_rate`; and
+    `hours_left` of the whole training. The first step of `fit`, which traces and
+    compiles, only counts where an epoch has no other.
 
     `epoch_seconds` includes everything since the last epoch's end, or the begin of
     `fit`: first step, validation and other callbacks.
@@ -52,7 +53,8 @@ class Throughput(keras.callbacks.Callback):
         self._first = True
         self._reported = time.perf_counter()
         self._reset()
-        self._timed = self.model.steps_per_execution == 1
+        takes_iterator = keras.backend.backend() != "torch"
+        self._timed = takes_iterator and self.model.steps_per_execution == 1
 
     def on_train_end(self, logs: Logs = None) -> None:
         if self._is_wrapped():

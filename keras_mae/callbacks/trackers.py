@@ -39,13 +39,26 @@ class _Tracker(keras.callbacks.Callback):
                 f"'keras-mae[trackers]' ({error})"
             ) from error
 
-    def on_train_begin(self, logs: Logs = None) -> None:
-        fresh = optimizer_iterations(self.model) == 0
+    def start(self) -> None:
+        """Starts the tracked run of a new training, before `fit` does.
+
+        Raises:
+            ValueError: If it can't be started.
+        """
         try:
-            self._begin(fresh)
+            self._begin(fresh=True)
         except Exception as error:  # each library has errors of its own
-            if fresh:
-                raise ValueError(f"{self.package} can't start: {error}") from error
+            raise ValueError(f"{self.package} can't start: {error}") from error
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        if self._open:
+            return
+        if optimizer_iterations(self.model) == 0:
+            self.start()
+            return
+        try:
+            self._begin(fresh=False)
+        except Exception as error:
             self._print(error)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:

@@ -39,8 +39,12 @@ class Validation(keras.callbacks.Callback):
         self._iterator: Iterator | None = None
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        # which a checkpoint of a run that stops within an epoch has
+        training = getattr(self.model, "running_metrics", None)
         with averaged_weights(self.model):
             results = self._evaluate(self.model)
+        if training is not None:
+            self.model.running_metrics = training
         if logs is not None:
             logs.update({f"val_{k}": float(np.mean(v)) for k, v in results.items()})
 

@@ -43,27 +43,31 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
         self.callback = callback
 
     def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
         self.callback.set_model(model)
 
     def set_params(self, params: dict[str, Any]) -> None:
+        super().set_params(params)
         self.callback.set_params(params)
 
     def on_train_begin(self, logs: Logs = None) -> None:
         # a path that can't be written at the start is an error
         self.callback.on_train_begin(logs)
 
-    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
-        self._try("on_train_batch_end", batch, logs)
 
-    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
-        self._try("on_epoch_end", epoch, logs)
+def _forwarded(name):
+    """Makes a hook that calls that of the wrapped callback."""
 
-    def on_train_end(self, logs: Logs = None) -> None:
-        self._try("on_train_end", logs)
-
-    def _try(self, method, *arguments):
+    def hook(self, *args, **kwargs):
         try:
-            getattr(self.callback, method)(*arguments)
+            getattr(self.callback, name)(*args, **kwargs)
         except OSError as error:
-            name = type(self.callback).__name__
-            print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+            kind = type(self.callback).__name__
+            print(f"{kind} failed: {error}", file=sys.stderr, flush=True)
+
+    return hook
+
+
+for _name in dir(keras.callbacks.Callback):
+    if _name.startswith("on_") and _name not in vars(IgnoreWriteErrors):
+        setattr(IgnoreWriteErrors, _name, _forwarded(_name))

@@ -48,9 +48,20 @@ class RunFolder:
         self.logs = self.path / "logs"
         self.pictures = self.logs / "pictures"
 
-    def check_free(self):
-        """Raises `ValueError` if there is a run already."""
-        if self._has_weights():
+    def check_free(self, resume=False, overwrite=False):
+        """Raises `ValueError` if a new run can't begin here, with these flags."""
+        if not self._has_weights():
+            if self.history.exists():  # maybe somebody else's
+                raise ValueError(
+                    f"{self.history} lies in a folder without a run: move it away, or "
+                    "give another --output"
+                )
+        elif resume:
+            raise ValueError(
+                f"{self.path} holds a model, but no checkpoint to resume from: give "
+                "--overwrite instead, or another --output"
+            )
+        elif not overwrite:
             raise ValueError(
                 f"{self.path} holds a run already: give --resume, --overwrite or "
                 "another --output"

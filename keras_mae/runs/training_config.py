@@ -83,7 +83,8 @@ class TrainingConfig:
     )
     tpu: str | None = flag("TPU name or address; default: the local TPU", None)
     precision: str | None = flag(
-        "Keras dtype policy; default: float32, on TPUs mixed_bfloat16",
+        "Keras dtype policy; default: float32, on TPUs mixed_bfloat16; a run's "
+        "config.json names that of the run",
         None,
         ("float32", "bfloat16", "mixed_bfloat16"),
     )

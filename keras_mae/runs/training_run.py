@@ -303,16 +303,19 @@ class Training:
                 if chief:
                     run.check_config(config, self._may_differ, seen)
                 return found[-1]
-            if chief and not config.overwrite:
-                run.check_free()
+            if chief:
+                run.check_free(config.resume, config.overwrite)
             return 0
 
         def prepare():
             if chief:
-                if not resumed:
+                if not step:
+                    self._start_trackers()
+                if resumed:
+                    run.rewind_history(step // self.steps)
+                else:
                     # only now, after all checks, is an older run deleted
                     run.clear()
-                run.rewind_history(step // self.steps)
                 run.prepare(saved_flags(config, self._not_saved), seen)
                 processor.save_pretrained(run.path)
                 if step < self.total_steps or not run.model_is_newest():
@@ -331,6 +334,12 @@ class Training:
             callback.on_epoch_begin(step // self.steps)
         run_on_all_workers(self.strategy, prepare)
         return step
+
+    def _start_trackers(self):
+        """Starts trackers while an older run, or an empty folder, is as it was."""
+        for tracker in self._trackers:
+            self.run.path.mkdir(parents=True, exist_ok=True)
+            tracker.start()
 
     def _save_first(self, model):
         """Saves before the first step: a full disk must show now, not in an hour."""

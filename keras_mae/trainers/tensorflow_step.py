@@ -201,8 +201,9 @@ class BackendStep(BaseStep):
         return [value]
 
     def count_workers(self) -> int:
-        if not self._is_distributed():
-            return 1
+        workers = tf.distribute.MultiWorkerMirroredStrategy
+        if not isinstance(self.distribute_strategy, workers):
+            return 1  # TF_CONFIG may then be of another job
         from keras_mae.utils.distribution import read_tf_config
 
         return len(read_tf_config()[0])

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -31,14 +31,17 @@ def flag(
     choices: Sequence[str] | None = None,
     positional: bool = False,
     instead_of: str | None = None,
+    fills: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
     """Returns a `dataclasses.field` that is a flag with this help text.
 
     On a command line the flag `instead_of`, whose default is `None` as its own, must
-    not stand beside it; in a file of flags it may.
+    not stand beside it; in a file of flags it may. `fills` has the values that each
+    value of this flag gives to others: where it is given beside a file of flags, those
+    that the file's value gave don't count.
     """
-    metadata = {"help": text, "choices": choices, "positional": positional}
-    metadata["instead_of"] = instead_of
+    metadata: dict[str, Any] = {"help": text, "choices": choices}
+    metadata |= {"positional": positional, "instead_of": instead_of, "fills": fills}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,15 +59,8 @@ def _summary(docstring):
     return docstring.partition("\n")[0].partition(" Run: ")[0]
 
 
-def parse_flags(
-    config_class: type[_Config], description: str, argv: Sequence[str] | None = None
-) -> _Config:
-    """Parses the command line into a dataclass: a flag for each field.
-
-    Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
-    without a default is a required flag. Where a field is called `config`,
-    `--config=FILE` reads flags from a JSON object first; those of the command line win.
-    """
+def _make_parser(config_class, description):
+    """Returns a parser with a flag for each field of a dataclass."""
     parser = Parser(description=_summary(description), formatter_class=_HelpFormatter)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -83,10 +79,24 @@ def parse_flags(
             options["type"] = _expand_user if kinds[0] is str else kinds[0]
             options["choices"] = field.metadata.get("choices")
         parser.add_argument(name, **options)
+    return parser
+
+
+def parse_flags(
+    config_class: type[_Config], description: str, argv: Sequence[str] | None = None
+) -> _Config:
+    """Parses the command line into a dataclass: a flag for each field.
+
+    Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
+    without a default is a required flag. Where a field is called `config`,
+    `--config=FILE` reads flags from a JSON object first; those of the command line win.
+    """
+    parser = _make_parser(config_class, description)
     argv = [
         _with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)
     ]
-    given = vars(parser.parse_args(argv))
+    nothing = dict.fromkeys(field.name for field in dataclasses.fields(config_class))
+    given = vars(parser.parse_args(argv, argparse.Namespace(**nothing)))
     replaced = set()
     for field in dataclasses.fields(config_class):
         other = field.metadata.get("instead_of")
@@ -98,7 +108,10 @@ def parse_flags(
         if one:
             replaced |= {field.name, other} - one
     if given.get("config"):
-        argv = [*_flags_from_json(given["config"], parser, replaced), *argv]
+        saved = _read_flags(given["config"], parser)
+        replaced |= _filled(config_class, saved, given)
+        saved = {name: saved[name] for name in saved if name not in replaced}
+        argv = [*_to_words(saved), *argv]
     return config_class(**vars(parser.parse_args(argv)))
 
 
@@ -116,18 +129,33 @@ def _with_underscores(word):
     return no + name.removeprefix(no).replace("-", "_") + equals + value
 
 
-def _flags_from_json(path, parser, replaced):
-    """Turns a file's JSON object into flags but `replaced`, for the parser to check."""
+def _read_flags(path, parser):
+    """Reads the JSON object of a file, or ends in an error."""
     try:
-        values = json.loads(Path(path).read_text())
-        return [
-            f"--{'' if value is not False else 'no-'}{name}"
-            + ("" if isinstance(value, bool) else f"={value}")
-            for name, value in values.items()
-            if value is not None and name not in replaced
-        ]
+        return dict(json.loads(Path(path).read_text()).items())
     except (OSError, ValueError, AttributeError) as error:
         parser.error(f"config must be a JSON object of flags. {path}: {error}")
+
+
+def _filled(config_class, saved, given):
+    """Names the flags of a file whose values come from one that is now given."""
+    names = set()
+    for field in dataclasses.fields(config_class):
+        fills = field.metadata.get("fills")
+        if fills is not None and given[field.name] is not None:
+            values = fills.get(str(saved.get(field.name)), {})
+            names |= {name for name in values if saved.get(name) == values[name]}
+    return names
+
+
+def _to_words(flags):
+    """Turns flags into words of a command line, for the parser to check."""
+    return [
+        f"--{'' if value is not False else 'no-'}{name}"
+        + ("" if isinstance(value, bool) else f"={value}")
+        for name, value in flags.items()
+        if value is not None
+    ]
 
 
 def check_at_least_one(config: Any, *names: str) -> None:

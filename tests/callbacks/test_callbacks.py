@@ -150,6 +150,81 @@ def test_write_errors_do_not_end_training(make_model, images, capsys):
     assert capsys.readouterr().err == "FullDisk failed: no space left\n" * 2
 
 
+def test_every_hook_of_a_wrapped_callback_is_called(make_model, images, capsys):
+    heard = []
+    hooks = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]
+    wrapped = keras.callbacks.Callback()
+    for name in hooks:
+        setattr(wrapped, name, lambda *_, name=name, **__: heard.append(name))
+    tolerant = callbacks.IgnoreWriteErrors(wrapped)
+    model = make_model(depth=1)
+    fit(model, images, tolerant)
+    model.evaluate(images, verbose=0, callbacks=[tolerant])
+    model.predict(images, verbose=0, callbacks=[tolerant])
+    # what Keras calls by the default of another hook is that hook's
+    assert set(heard) == {*hooks} - {"on_batch_begin", "on_batch_end"}
+    assert wrapped.model is model and tolerant.model is model
+
+
+def test_a_write_error_at_the_begin_of_an_epoch_is_printed(capsys):
+    def fail(epoch, logs):
+        raise OSError("no space left")
+
+    wrapped = keras.callbacks.LambdaCallback(on_epoch_begin=fail)
+    callbacks.IgnoreWriteErrors(wrapped).on_epoch_begin(0, {})
+    assert capsys.readouterr().err == "LambdaCallback failed: no space left\n"
+
+
+class StopAt(keras.callbacks.Callback):
+    """Stops after the first update of an epoch."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.model.stop_training = True
+
+
+@pytest.mark.backends
+def test_validation_leaves_the_sums_of_a_stopped_epoch(make_model, images, tmp_path):
+    """Else a run that goes on in that epoch would count validation as training."""
+    model, folder = make_model(depth=1), tmp_path / "checkpoints"
+    folder.mkdir()
+    model.compile(optimizer=keras.optimizers.SGD(1e-3))
+    batches = tf.data.Dataset.from_tensor_slices(images[::-1]).batch(2).repeat()
+    history = model.fit(
+        images,
+        batch_size=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=[
+            StopAt(),
+            callbacks.Validation(batches, steps=2),
+            Checkpoints(folder, tmp_path / "model.keras", steps_per_epoch=2),
+        ],
+    ).history
+    assert history["val_loss"][0] != pytest.approx(history["loss"][0], rel=1e-4)
+    saved = keras.models.load_model(tmp_path / "model.keras").running_metrics
+    total, count = saved[:2]
+    assert total / count == pytest.approx(history["loss"][0], rel=1e-5)
+
+
+@pytest.mark.backends
+def test_each_callback_works_with_any_fit(make_model, images, tmp_path):
+    model = make_model(depth=1)
+    batches = tf.data.Dataset.from_tensor_slices(images).batch(2).repeat()
+    csv = keras.callbacks.CSVLogger(tmp_path / "history.csv")
+    every = [
+        callbacks.Validation(batches, steps=2),
+        callbacks.StopOnNonFiniteLoss(),
+        callbacks.Throughput(32, 1, flops_per_image=1e9, peak_flops=1e12),
+        callbacks.TensorBoardScalars(tmp_path / "logs"),
+        callbacks.IgnoreWriteErrors(csv),
+        Checkpoints(tmp_path, tmp_path / "model.keras"),
+    ]
+    model.compile(optimizer=keras.optimizers.SGD(1e-3))
+    logs = model.fit(images, verbose=0, callbacks=every).history
+    assert logs["images_per_second"][0] > 0 and logs["val_loss"][0] > 0
+    assert "images_per_second" in (tmp_path / "history.csv").read_text()
+
+
 class CountedIterators:
     """A data set that counts who asks it for an iterator."""
 

@@ -1,6 +1,7 @@
 """Checkpoints: atomic, resumed bit-equal, the last few, and failing saves."""
 
 import signal
+import threading
 
 import keras
 import numpy as np
@@ -84,12 +85,13 @@ def test_the_mean_loss_of_an_epoch_counts_the_steps_before(
     restored.compile(optimizer=keras_mae.pretraining_optimizer(1e-3))
     path = checkpoints.list_checkpoints(tmp_path)[3]
     checkpoints.restore_checkpoint(restored, path)
+    (tmp_path / "rest").mkdir()
     rest = restored.fit(
         images[6:],
         batch_size=2,
         verbose=0,
         shuffle=False,
-        callbacks=[saver(tmp_path, steps_per_epoch=4)],
+        callbacks=[saver(tmp_path / "rest", steps_per_epoch=4)],
     )
     assert rest.history["loss"] == history["loss"]
 
@@ -151,6 +153,127 @@ def test_a_failing_disk_does_not_end_a_training(
     compile_and_fit(make_model(), images, [saver(tmp_path, every_steps=1)], epochs=2)
     assert "Cannot save step 1: No space left" in capsys.readouterr().err
     assert list(checkpoints.list_checkpoints(tmp_path)) == [2, 3, 4]
+
+
+@pytest.fixture
+def begun(make_model, tmp_path):
+    """Begins a training of a tiny model; returns the model and its callback."""
+    former = signal.getsignal(signal.SIGTERM)
+
+    def begin(**options):
+        model = make_model(depth=1)
+        model.compile(optimizer=keras.optimizers.SGD(0.0))
+        model.optimizer.build(model.trainable_variables)
+        saving = saver(tmp_path, **options)
+        saving.set_model(model)
+        saving.set_params({"epochs": 1})
+        saving.catch_sigterm()
+        saving.on_train_begin()
+        return model, saving
+
+    yield begin
+    signal.signal(signal.SIGTERM, former)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Lets every save fail, until it is undone."""
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_checkpoint", fail)
+        yield patch
+
+
+LAST_SAVES = [
+    {"keep_every": 1, "steps_per_epoch": 1},
+    {"keep_every": 1},
+    {"every_steps": 1},
+]
+
+
+@pytest.mark.parametrize("options", LAST_SAVES)
+def test_a_last_save_that_fails_ends_in_an_error(options, begun, full_disk, tmp_path):
+    """Else who sees "Run saved" would throw the weights away."""
+    model, saving = begun(**options)
+    model.optimizer.iterations.assign(1)
+    with pytest.raises(OSError, match="No space left"):
+        saving.on_train_batch_end(0)
+        saving.on_epoch_end(0)
+        saving.on_train_end()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_last_save_is_tried_again(begun, full_disk, tmp_path, capsys):
+    model, saving = begun(every_steps=1)
+    model.optimizer.iterations.assign(1)
+    saving.on_train_batch_end(0)
+    assert "Cannot save step 1" in capsys.readouterr().err
+    full_disk.undo()
+    saving.on_epoch_end(0)
+    saving.on_train_end()
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [1]
+
+
+def test_sigterm_does_not_tell_of_a_save_that_failed(begun, full_disk, capsys):
+    model, saving = begun(every_steps=1)
+    model.optimizer.iterations.assign(1)
+    saving.on_train_batch_end(0)
+    signal.raise_signal(signal.SIGTERM)
+    with pytest.raises(OSError, match="No space left"):
+        saving.on_train_end()
+    assert "SIGTERM: saved" not in capsys.readouterr().err
+
+
+def test_a_folder_of_a_longer_training_is_refused(begun, tmp_path):
+    """Its checkpoints are newer by number: resuming would go on from them."""
+    names = [f"step-{step:09d}.keras" for step in (300, 600, 900)]
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=r"no checkpoint after step 0.*900.keras"):
+        begun(every_steps=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_fit_in_another_thread_leaves_signals_alone(begun, make_model, tmp_path):
+    saving, handler = saver(tmp_path), signal.getsignal(signal.SIGTERM)
+    failures = []
+
+    def train():
+        model = make_model(depth=1)
+        model.compile(optimizer=keras.optimizers.SGD(0.0))
+        model.optimizer.build(model.trainable_variables)
+        saving.set_model(model)
+        try:
+            saving.on_train_begin()
+            model.optimizer.iterations.assign(1)
+            saving.on_train_end()
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert not failures and signal.getsignal(signal.SIGTERM) == handler
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [1]
+
+
+def test_a_model_of_keras_alone_goes_on_within_an_epoch(tmp_path):
+    """Without running metrics of its own, which are then those of the rest."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(optimizer=keras.optimizers.SGD(0.0), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    model.optimizer.iterations.assign(3)
+    model.fit(
+        np.ones((2, 2)),
+        np.ones((2, 1)),
+        batch_size=2,
+        verbose=0,
+        callbacks=[saver(tmp_path, steps_per_epoch=4)],
+    )
+    assert list(checkpoints.list_checkpoints(tmp_path)) == [4]
 
 
 def test_sigterm_saves_and_ends_with_its_code(make_model, images, tmp_path):
@@ -309,6 +432,26 @@ def test_an_exception_gives_the_end_of_fit_back_to_keras(make_model, images, tmp
     averages = model.optimizer._model_variables_moving_average
     for variable, average in zip(model.trainable_variables, averages, strict=True):
         np.testing.assert_array_equal(np.asarray(variable), np.asarray(average))
+
+
+def test_a_history_without_weights_is_neither_deleted_nor_continued(tmp_path):
+    """It may be somebody else's."""
+    run = RunFolder(tmp_path)
+    run.history.write_text("date,price\n2026-11-28,3\n")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"history.csv lies .* without a run"):
+            run.check_free(overwrite=overwrite)
+    run.clear()
+    assert "price" in run.history.read_text()
+
+
+def test_what_cannot_be_resumed_is_not_told_to_resume(tmp_path):
+    run = RunFolder(tmp_path)
+    run.model.touch()
+    with pytest.raises(ValueError, match="no checkpoint to resume from") as refused:
+        run.check_free(resume=True)
+    assert "give --resume" not in str(refused.value)
+    run.check_free(overwrite=True)
 
 
 def test_a_best_epoch_alone_is_a_run(tmp_path):

@@ -148,6 +148,14 @@ def test_a_start_that_fails_is_an_error_unless_the_training_goes_on(tracked, cap
     assert len(library.current["rows"]) == 1
 
 
+def test_a_run_started_before_fit_is_not_started_again(tracked):
+    library, make, _ = tracked
+    logger = make()
+    logger.start()
+    Steps().fit(logger, 0, 1)
+    assert list(library.runs) == ["id0"] and len(library.runs["id0"]["rows"]) == 1
+
+
 def test_a_training_that_fails_is_told_once(tracked):
     library, make, (_, badly) = tracked
     logger = make()

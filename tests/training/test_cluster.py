@@ -18,8 +18,11 @@ def commands(tmp_path):
     """Stand-ins for Slurm with two nodes, and a python that shows its input."""
     scripts = {
         "scontrol": '[ "$1" = show ] && printf "node1\\nnode2\\n" || echo "$@"',
-        "srun": 'shift; SLURM_PROCID=0 "$@" && SLURM_PROCID=1 exec "$@"',
-        "python": 'echo "$TF_CONFIG"; echo "$@"; exit $((SLURM_PROCID * CODE))',
+        # the highest code of all tasks
+        "srun": 'shift; highest=0; for index in 0 1; do SLURM_PROCID=$index "$@"; '
+        "code=$?; [ $code -gt $highest ] && highest=$code; done; exit $highest",
+        "python": 'echo "$TF_CONFIG"; echo "$@"; codes=($CODES); '
+        'exit "${codes[SLURM_PROCID]}"',
     }
     for name, text in scripts.items():
         path = tmp_path / name
@@ -28,20 +31,32 @@ def commands(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("code", [0, 2, 75])
-def test_slurm_sets_tf_config_of_each_node(commands, code):
+@pytest.mark.parametrize(
+    "codes, ended",
+    [
+        ("0 0", 0),
+        ("0 2", 2),
+        ("75 75", 75),
+        # one's own error, after which the others are left alone, would come again
+        ("2 75", 2),
+        ("75 3", 3),
+        ("75 1", 70),
+        ("137 75", 137),
+    ],
+)
+def test_slurm_sets_tf_config_of_each_node(commands, codes, ended):
     finished = subprocess.run(
         ["bash", CLUSTER / "slurm.sh", "--preset=mae_base", "--held_out=folder:/a b"],
         env={
             "PATH": f"{commands}:{os.environ['PATH']}",
             "SLURM_JOB_NODELIST": "node[1-2]",
             "SLURM_JOB_ID": "7",
-            "CODE": str(code),
+            "CODES": codes,
         },
         capture_output=True,
         text=True,
     )
-    assert finished.returncode == code, finished.stderr
+    assert finished.returncode == ended, finished.stderr
     text = finished.stdout
     decoder = json.JSONDecoder()
     for index in range(2):
@@ -53,8 +68,26 @@ def test_slurm_sets_tf_config_of_each_node(commands, code):
             "training/pretrain.py --strategy=multiworker --resume --preset=mae_base "
             "--held_out=folder:/a b"
         )
-    # put back into the queue where the script asks for it
-    assert text == ("requeue 7\n" if code == 75 else "")
+    # put back into the queue where all that failed ask for it
+    assert text == ("requeue 7\n" if ended == 75 else "")
+
+
+def test_slurm_s_signal_reaches_the_training_which_ends_in_its_own_time(commands):
+    """Slurm sends it to the shell around it too, which must not end before."""
+    (commands / "python").write_text(
+        "#!/usr/bin/env bash\nkill -TERM $PPID; sleep 0.2; exit 75\n"
+    )
+    finished = subprocess.run(
+        ["bash", CLUSTER / "slurm.sh"],
+        env={
+            "PATH": f"{commands}:{os.environ['PATH']}",
+            "SLURM_JOB_NODELIST": "node1",
+            "SLURM_JOB_ID": "7",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 75, finished.stderr
 
 
 def test_the_kubernetes_job_names_flags_that_exist():

@@ -14,9 +14,10 @@ from PIL import Image
 import keras_mae
 from keras_mae.models.loading import load_classifier
 from keras_mae.recipes import FINE_TUNING
+from keras_mae.runs.run_folder import saved_flags
 from keras_mae.utils.flags import parse_flags
 from tests import pictures
-from tests.scripts import load, refusal, run
+from tests.scripts import config_class, load, refusal, run
 from tests.training.test_pretrain_script import assert_same_run, start, wait_for
 
 SCRIPT = "training/finetune.py"
@@ -202,6 +203,21 @@ def test_published_weights_are_fine_tuned(make_model, tmp_path, capsys):
     said = capsys.readouterr().out
     assert '"pooling": "cls"' in said and "parameters:" in said
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["finetune", "linear_probe"])
+def test_another_recipe_beside_a_run_s_flags(name, tmp_path):
+    """A run's config.json has the values of its recipe, which nobody gave."""
+    script = load(f"training/{name}.py")
+    recipes = getattr(script, {"finetune": "FINE_TUNING"}.get(name, "LINEAR_PROBING"))
+    config = config_class(f"training/{name}.py")
+    saved = script.apply_recipe(config(recipe="small", blr=0.125), recipes).resolved()
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(saved_flags(saved, ("config",))))
+    asked = parse_flags(config, "", [f"--config={path}", "--recipe=large"])
+    filled = script.apply_recipe(asked, recipes)
+    assert filled.batch_size == recipes["large"]["batch_size"]
+    assert filled.epochs == 50 and filled.blr == 0.125
 
 
 @pytest.mark.slow

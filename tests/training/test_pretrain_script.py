@@ -248,6 +248,31 @@ def test_a_model_of_one_channel_goes_on_with_image_files(make_model, photos, tmp
     assert keras_mae.MAEImageProcessor.from_pretrained(run).image_mean == (0.2,)
 
 
+def test_a_tracker_that_cannot_start_keeps_the_older_run(photos, tmp_path, monkeypatch):
+    wandb = stand_in_wandb()
+    wandb.down = True
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    older = tmp_path / "older"
+    (older / "checkpoints").mkdir(parents=True)
+    files = [older / "model.keras", older / "checkpoints" / "step-000000009.keras"]
+    for path in files:
+        path.write_text("weights")
+    flags = (*photos, *SMALL[2:], "--wandb=mae")
+    error = refusal(SCRIPT, *flags, f"--output={older}", "--overwrite")
+    assert "wandb can't start: the server is down" in error
+    assert [path.read_text() for path in files] == ["weights"] * 2
+    for _ in range(2):  # trying again needs no other flags
+        error = refusal(SCRIPT, *flags, f"--output={tmp_path / 'new'}")
+        assert "wandb can't start" in error
+
+
+def test_a_schedule_leaves_no_mask_ratio_beside_it():
+    """Else config.json would tell of one that no step had."""
+    config = load(SCRIPT).PretrainConfig
+    assert config(mask_ratio_schedule="0.5:0.75").resolved().mask_ratio is None
+    assert config().resolved().mask_ratio == 0.75
+
+
 @pytest.mark.nightly
 def test_an_accelerator_runs_on_between_reports(photos, tmp_path, monkeypatch):
     """Callbacks that are called less often change no number of the run."""

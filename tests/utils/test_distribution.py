@@ -66,6 +66,18 @@ def train(strategy, replicas, options=None):
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+def test_only_a_strategy_of_several_workers_counts_those_of_tf_config(
+    make_model, monkeypatch
+):
+    """Elsewhere it may be of another job, and a resumed epoch's metrics are its own."""
+    cluster = {"worker": ["a:1", "b:1"]}
+    config = {"cluster": cluster, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    model = make_model(depth=1)
+    monkeypatch.setattr(model, "_is_distributed", lambda: True)  # as by mirrored
+    assert model.count_workers() == 1
+
+
 @pytest.fixture(scope="module")
 def one_replica():
     return train("cpu", 1)

@@ -48,12 +48,39 @@ def test_a_flag_instead_of_another(tmp_path, capsys):
         flags.parse_flags(Both, "", ["--ratio=0.5", "--schedule=a"])
     assert "Give one of --ratio and --schedule" in capsys.readouterr().err
     path = tmp_path / "config.json"
-    path.write_text('{"ratio": 0.75, "schedule": "a"}')  # as runs save a default
+    path.write_text('{"ratio": 0.75, "schedule": "a"}')
     both = flags.parse_flags(Both, "", [f"--config={path}"])
     assert (both.ratio, both.schedule) == (0.75, "a")
     for given, wanted in (("ratio=0.5", (0.5, None)), ("schedule=b", (None, "b"))):
         one = flags.parse_flags(Both, "", [f"--config={path}", f"--{given}"])
         assert (one.ratio, one.schedule) == wanted
+
+
+def test_a_recipe_beside_a_file_replaces_the_values_of_the_file_s(tmp_path):
+    recipes = {"base": {"epochs": 100, "blr": 0.5}, "large": {"epochs": 50, "blr": 1.0}}
+
+    @dataclasses.dataclass
+    class Recipe:
+        recipe: str = flags.flag("values of", "base", fills=recipes)
+        epochs: int | None = None
+        blr: float | None = None
+        config: str | None = None
+
+    def parse(*argv):
+        got = flags.parse_flags(Recipe, "", [f"--config={path}", *argv])
+        return got.recipe, got.epochs, got.blr
+
+    path = tmp_path / "config.json"
+    # as runs save it: the recipe's epochs, and a rate of their own
+    path.write_text('{"recipe": "base", "epochs": 100, "blr": 0.25}')
+    assert parse() == ("base", 100, 0.25)
+    assert parse("--epochs=7") == ("base", 7, 0.25)
+    assert parse("--recipe=large") == ("large", None, 0.25)
+    assert parse("--recipe=large", "--epochs=100") == ("large", 100, 0.25)
+    path.write_text('{"recipe": "large", "epochs": 50, "blr": 1.0}')
+    assert parse("--recipe=base") == ("base", None, None)  # the default, but given
+    path.write_text('{"epochs": 9}')
+    assert parse("--recipe=large") == ("large", 9, None)
 
 
 @pytest.mark.parametrize(
