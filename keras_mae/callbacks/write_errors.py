@@ -58,7 +58,7 @@ class IgnoreWriteErrors(keras.callbacks.Callback):
 def _forwarded(name):
     """Makes a hook that calls that of the wrapped callback."""
 
-    def hook(self, *args, **kwargs):
+    def hook(self: IgnoreWriteErrors, *args: Any, **kwargs: Any) -> None:
         try:
             getattr(self.callback, name)(*args, **kwargs)
         except OSError as error:
