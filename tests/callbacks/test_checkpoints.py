@@ -59,7 +59,8 @@ def test_an_interval_in_minutes(make_model, images, tmp_path, monkeypatch):
 def test_a_restored_model_trains_bit_equal(make_model, images, tmp_path):
     whole = make_model(dropout_rate=0.1)
     half = make_model(dropout_rate=0.1)
-    compile_and_fit(half, images, [saver(tmp_path, every_steps=1)])
+    (tmp_path / "half").mkdir()
+    compile_and_fit(half, images, [saver(tmp_path / "half", every_steps=1)])
     keras.utils.set_random_seed(0)
     compile_and_fit(whole, images, [saver(tmp_path, every_steps=1)])
     path = checkpoints.list_checkpoints(tmp_path)[2]
