@@ -11,18 +11,15 @@ from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
 
-def _has_fused_attention():
+def _has_fused_attention(dtype):
     """Whether the backend's own attention is faster than its operations one by one."""
-    return keras.backend.backend() in ("jax", "torch")
-
-
-def _is_tpu():
-    """Whether JAX computes on TPUs, where Keras 3.15's flash attention is causal."""
     if keras.backend.backend() != "jax":
-        return False
+        return keras.backend.backend() == "torch"
     import jax
 
-    return jax.default_backend() == "tpu"
+    # Keras 3.15's is causal on TPUs, and JAX's of float16 fails on CPUs
+    fits_cpu = dtype != "float16"
+    return {"gpu": True, "cpu": fits_cpu}.get(jax.default_backend(), False)
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -111,13 +108,13 @@ class SelfAttention(KeepsFrozenParts, keras.layers.Layer):
             self.qkv(x), (-1, ops.shape(x)[1], 3, self.num_heads, head_dim)
         )  # (B, N, 3, heads, head_dim)
         drops = training and self.dropout_rate
-        if keep_attention or drops or not _has_fused_attention():
+        fused = _has_fused_attention(self.compute_dtype)
+        if keep_attention or drops or not fused:
             x, attention = self._attend(qkv, first_query, training)
         else:
             query, key, value = ops.unstack(qkv, 3, axis=2)  # (B, N, heads, head_dim)
             query, attention = query[:, first_query:], None
-            flash = False if _is_tpu() else None
-            x = ops.dot_product_attention(query, key, value, flash_attention=flash)
+            x = ops.dot_product_attention(query, key, value)
         x = ops.reshape(x, (-1, ops.shape(x)[1], self.hidden_dim))  # (B, Q, D)
         return self.proj(x), attention if keep_attention else None
 

@@ -311,6 +311,7 @@ def test_another_backend_updates_the_same(backend):
     assert_same_summary(run(APPLY, KERAS_BACKEND=backend), here["updated"])
 
 
+@pytest.mark.tensorflow
 @pytest.mark.nightly
 def test_replicas_update_as_one():
     assert_same_summary(*run(FIT))
