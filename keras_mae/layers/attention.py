@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.freezing import KeepsFrozenParts
+from keras_mae.utils.devices import jax_platform
 from keras_mae.utils.serialization import serialized
 from keras_mae.utils.typing import Tensor
 
@@ -15,11 +16,9 @@ def _has_fused_attention(dtype):
     """Whether the backend's own attention is faster than its operations one by one."""
     if keras.backend.backend() != "jax":
         return keras.backend.backend() == "torch"
-    import jax
-
     # Keras 3.15's is causal on TPUs, and JAX's of float16 fails on CPUs
     fits_cpu = dtype != "float16"
-    return {"gpu": True, "cpu": fits_cpu}.get(jax.default_backend(), False)
+    return {"gpu": True, "cpu": fits_cpu}.get(jax_platform(), False)
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")

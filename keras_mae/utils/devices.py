@@ -12,9 +12,7 @@ def has_accelerator(strategy: Any = None) -> bool:
     the CPU of a machine with a GPU.
     """
     if keras.backend.backend() == "jax":
-        import jax
-
-        return jax.default_backend() != "cpu"
+        return jax_platform() != "cpu"
     if keras.backend.backend() == "torch":
         import torch
 
@@ -24,6 +22,13 @@ def has_accelerator(strategy: Any = None) -> bool:
     if gpus_in_use(strategy):
         return True
     return not _is_on_cpu(strategy) and bool(tf.config.list_physical_devices("TPU"))
+
+
+def jax_platform() -> str:
+    """Returns what JAX computes on: `"cpu"`, `"gpu"` or `"tpu"`."""
+    import jax
+
+    return jax.default_backend()
 
 
 def gpus_in_use(strategy: Any = None) -> list:
