@@ -400,7 +400,13 @@ def evaluated_whole(bordered, monkeypatch, *flags):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["best.keras", "checkpoints/step-000000001.keras"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "best.keras",
+        pytest.param("checkpoints/step-000000001.keras", marks=pytest.mark.nightly),
+    ],
+)
 def test_eval_sees_images_as_the_runs_own_evaluation(name, bordered, monkeypatch):
     model = bordered / "run" / name
     given = f"--model={model}"

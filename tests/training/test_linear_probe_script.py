@@ -96,7 +96,9 @@ def test_the_frozen_encoder_drops_nothing_of_what_it_was_trained_with(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["small", "base"])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param("small", marks=pytest.mark.nightly), "base"]
+)
 def test_features_are_of_whole_images(recipe, tmp_path, monkeypatch):
     """The border decides the class; center crops leave it out."""
     for split in ("train", "val"):
