@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import IndexedImages
-from keras_mae.utils.class_names import shortened
+from keras_mae.utils.class_names import first_names
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # of images that are left out
@@ -104,7 +104,7 @@ def class_names(root, names):
     if parts:
         raise ValueError(
             f"{root} must have its other class folders in a folder `train`, beside "
-            f"`{min(parts)}`. Received: {shortened(classes)}"
+            f"`{min(parts)}`. Received: {first_names(classes)}"
         )
     return classes
 

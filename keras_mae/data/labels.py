@@ -8,7 +8,7 @@ from keras_mae.data.folder import ImageFiles, class_names, class_of
 from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
-from keras_mae.utils.class_names import shortened
+from keras_mae.utils.class_names import first_names
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:
@@ -188,7 +188,7 @@ def _known_names(parts, num_classes):
     if lists[0] != lists[-1]:
         raise ValueError(
             "Training and held-out classes must be the same. "
-            f"Received: {shortened(lists[0])} and {shortened(lists[-1])}"
+            f"Received: {first_names(lists[0])} and {first_names(lists[-1])}"
         )
     _check_count(lists[0], num_classes, "the data set")
     return lists[0]
@@ -200,8 +200,8 @@ def _labelled(images, names):
         classes = _classes_of(images.root, images.names)
         if classes != list(names):
             raise ValueError(
-                f"{images.root} must have the class folders {shortened(names)}. "
-                f"Received: {shortened(classes)}"
+                f"{images.root} must have the class folders {first_names(names)}. "
+                f"Received: {first_names(classes)}"
             )
         return ImageFiles(images.root, images.names, names)
     if isinstance(images, ImageTable):
