@@ -240,6 +240,7 @@ def test_rate_and_decay_shrink_alike(graph):
 def test_a_saved_model_goes_on_as_before(make_model, images, tmp_path):
     model = MAEClassifier(make_model().encoder, num_classes=3)
     optimizer = finetuning_optimizer(warmup_cosine(1e-2, 10, 2), 0.5, depth=2)
+    optimizer.epsilon = 1e-3  # else the key bias's gradient, rounding alone, counts
     assert_goes_on_as_before(model, optimizer, images, tmp_path / "model.keras")
 
 
