@@ -336,13 +336,15 @@ def test_the_index_moves_with_its_folder(stub, folder, tmp_path, capsys):
     folder.rename(moved / "pictures")
     (tmp_path / "index.npz").rename(moved / "index.npz")
     query = moved / "pictures" / "g000.png"
-    ask(
-        stub,
-        *("similar", query, f"--index={moved / 'index.npz'}"),
-        f"--out={moved / 'sheet.png'}",
-    )
-    assert "g000.png" not in capsys.readouterr().out
-    with Image.open(moved / "sheet.png") as picture:
+    assert_finds_others(stub, query, moved / "index.npz", capsys)
+
+
+def assert_finds_others(stub, query, index, capsys):
+    """Asserts that an image's neighbours are drawn, and that it is none of them."""
+    sheet = query.parents[1] / "sheet.png"
+    ask(stub, "similar", query, f"--index={index}", f"--out={sheet}")
+    assert query.name not in capsys.readouterr().out
+    with Image.open(sheet) as picture:
         np.testing.assert_allclose(picture.getpixel((256, 104))[0], 100, atol=1)
 
 
@@ -369,14 +371,7 @@ def test_an_index_behind_a_link_finds_its_images(
         out = far / "index.npz"
         out.symlink_to(tmp_path / "index.npz")
     capsys.readouterr()
-    ask(
-        stub,
-        *("similar", pictures / "g000.png", f"--index={out}"),
-        f"--out={tmp_path / 'sheet.png'}",
-    )
-    assert "g000.png" not in capsys.readouterr().out
-    with Image.open(tmp_path / "sheet.png") as picture:
-        np.testing.assert_allclose(picture.getpixel((256, 104))[0], 100, atol=1)
+    assert_finds_others(stub, pictures / "g000.png", out, capsys)
 
 
 @pytest.mark.slow
