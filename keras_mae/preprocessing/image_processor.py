@@ -13,6 +13,7 @@ from PIL import Image
 
 from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_decoding import decode_image
+from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import Images, PathLike, Size, Tensor
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -276,7 +277,6 @@ class MAEImageProcessor:
         Raises:
             ValueError: If the file is missing, invalid or unsupported.
         """
-        from keras_mae.weights.checkpoint import shorten
         from keras_mae.weights.hub import Location
 
         path, config = _read_config(Location(source, **reading))
@@ -345,8 +345,6 @@ def _from_timm(card):
 
 def _note_crop(path, card, size):
     """Prints what timm does to images instead of resizing them whole."""
-    from keras_mae.weights.checkpoint import shorten
-
     # an absent value is timm's default
     part, mode = card.get("crop_pct") or 0.875, card.get("crop_mode") or "center"
     if mode == "squash" and part == 1:

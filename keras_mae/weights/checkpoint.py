@@ -7,11 +7,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import PathLike
 
-# in an error: lines, and characters of a line
-_MOST_PROBLEMS = 80
-_LONGEST = 200
+_MOST_PROBLEMS = 80  # lines of an error
 
 
 class PortError(ValueError):
@@ -51,11 +50,6 @@ def raise_problems(title: str, problems: Sequence[str]) -> None:
     if len(problems) > _MOST_PROBLEMS:
         lines.append(f"and {len(problems) - _MOST_PROBLEMS} more")
     raise PortError("\n  ".join(lines))
-
-
-def shorten(text: str) -> str:
-    """Cuts a text of a file's, such as a key, to the length of a line or two."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 class LazyTensor(NamedTuple):

@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from keras_mae.utils.text import shorten
 from keras_mae.weights.checkpoint import (
     Checkpoint,
     PortError,
@@ -20,7 +21,6 @@ from keras_mae.weights.checkpoint import (
     key_differences,
     mapped_tensor,
     raise_problems,
-    shorten,
     wrap_arrays,
 )
 from keras_mae.weights.config_readers import mmengine_settings

@@ -13,12 +13,12 @@ import keras
 from keras_mae.ops.activations import gelu_tanh
 from keras_mae.ops.patches import as_pair
 from keras_mae.presets import PRESETS
+from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import Size
 from keras_mae.weights.checkpoint import (
     Checkpoint,
     PortError,
     raise_problems,
-    shorten,
 )
 from keras_mae.weights.format_detection import (
     Description,

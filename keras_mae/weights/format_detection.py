@@ -5,13 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from keras_mae.utils.text import shorten
 from keras_mae.weights.checkpoint import (
     Checkpoint,
     LazyTensor,
     PortError,
     key_differences,
     raise_problems,
-    shorten,
 )
 from keras_mae.weights.key_mapping import (
     Contents,

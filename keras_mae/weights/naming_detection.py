@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from keras_mae.weights.checkpoint import LazyTensor, PortError, shorten
+from keras_mae.utils.text import shorten
+from keras_mae.weights.checkpoint import LazyTensor, PortError
 from keras_mae.weights.key_mapping import NAMINGS, Contents, Naming, port_rows
 
 # parts that torch.compile, FSDP and activation checkpointing insert into keys

@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from keras_mae.weights.checkpoint import LazyTensor, PortError, shorten
+from keras_mae.utils.text import shorten
+from keras_mae.weights.checkpoint import LazyTensor, PortError
 from keras_mae.weights.pickles import Stub
 
 # names of the plain weights, which go before others; the first of several is taken
