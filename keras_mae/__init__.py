@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 # isort: off
+from keras_mae.utils import triton_first as _triton_first  # noqa: F401
 from keras_mae.utils import quiet_import as _quiet_import  # noqa: F401
 
 # isort: on

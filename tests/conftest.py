@@ -12,11 +12,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     for name in ("OMP_NUM", "TF_NUM_INTRAOP", "TF_NUM_INTEROP"):
         os.environ.setdefault(f"{name}_THREADS", "1")
 
+# isort: off
+import keras_mae  # before Keras imports TensorFlow: utils/triton_first.py
+
+# isort: on
 import keras
 import numpy as np
 import pytest
-
-import keras_mae
 
 if keras.backend.backend() == "torch":
     import torch

@@ -43,6 +43,21 @@ def test_version_is_told_by_command_and_nothing_else():
     assert {"jax", "torch"} <= told.keys()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", "import tensorflow, "])
+def test_triton_is_imported_before_tensorflow_or_not_at_all(first, tmp_path):
+    (tmp_path / "triton.py").write_text(
+        "import sys; late = 'tensorflow' in sys.modules"
+    )
+    subprocess.run(
+        [sys.executable, "-c", f"import sys, {first}keras_mae, tensorflow\n"
+         "triton = sys.modules.get('triton')\n"
+         f"assert triton is None if {first!r} else not triton.late"],
+        env={**environment(), "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        check=True,
+    )  # fmt: skip
+
+
 def test_a_missing_backend_is_told(monkeypatch):
     def version(name):
         if name == "jax":
