@@ -44,7 +44,7 @@ def test_version_is_told_by_command_and_nothing_else():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["", "import tensorflow, "])
+@pytest.mark.parametrize("first", ["", "tensorflow, "])
 def test_triton_is_imported_before_tensorflow_or_not_at_all(first, tmp_path):
     (tmp_path / "triton.py").write_text(
         "import sys; late = 'tensorflow' in sys.modules"
