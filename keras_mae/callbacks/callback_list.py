@@ -1,4 +1,4 @@
-"""Callbacks of `fit` that an accelerator need not wait for after each update."""
+"""Calls `on_train_batch_end` every N steps, so that a GPU or TPU need not wait."""
 
 import math
 import time

@@ -109,6 +109,10 @@ def link_or_copy(path, copy):
 class Checkpoints(keras.callbacks.Callback):
     """Saves checkpoints during `fit`, at its end, and on SIGTERM.
 
+    Replaces `keras.callbacks.ModelCheckpoint` and `BackupAndRestore`: it saves by step
+    or time, and keeps the last few. It restores nothing: to resume, load the newest one
+    by `keras.models.load_model` and go on with `fit`.
+
     On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75; not
     where `fit` runs outside of the main thread, which alone may catch signals. A failed
     save during training is printed, and tried again at the next interval; older

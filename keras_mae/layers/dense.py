@@ -1,4 +1,4 @@
-"""`keras.layers.Dense`, quantized, and with LoRA that is kept apart."""
+"""`keras.layers.Dense` that saves LoRA's matrices unmerged, and its quantization."""
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""A transformer block for TensorFlow on CPUs, fused between its matrix products.
+"""XLA-fused transformer block for TensorFlow on CPUs (norm, bias, GELU, softmax).
 
 The products are oneDNN's. XLA compiles what is between two of them into one pass,
 forward and backward, and sums over a row are products with ones, which vectorize.

@@ -1,4 +1,4 @@
-"""When XLA compiles a step, or on CPUs what is between its matrix products.
+"""XLA-fused element-wise ops for CPU training, and when XLA compiles a whole step.
 
 On CPUs TensorFlow's matrix products are oneDNN's, which XLA's don't reach, while its
 other kernels each read and write the whole tensor. So only what is between the matrix

@@ -269,8 +269,8 @@ def _from_content(content, state_key, container, source):
         if not stubs or state_key is not None:
             raise
         raise PortError(
-            f"{error}. It has an object, {stubs[0]!r}, which is not built: nothing of "
-            "a file is executed. Save its state_dict() instead"
+            f"{error}. It holds a pickled Python object ({stubs[0]!r}), which is never "
+            "unpickled: that could run code. Save model.state_dict() instead"
         ) from error
     args = content.get("args")
     # in memory, what a file has as attributes alone

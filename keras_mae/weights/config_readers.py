@@ -338,8 +338,8 @@ def _check_extent(settings, description, place):
     if sizes["decoder_depth"] > _DEEPEST_DECODER or wanted > most:
         names = ("decoder_depth", "decoder_hidden_dim", "decoder_mlp_dim")
         raise PortError(
-            f"{place}: a decoder that the weights lack must have at most "
-            f"{_DEEPEST_DECODER} blocks and {most} parameters. Received: "
+            f"{place} describes a decoder that the checkpoint does not contain; it may "
+            f"have at most {_DEEPEST_DECODER} blocks and {most} parameters. Received: "
             + shorten(", ".join(f"{name}={sizes[name]}" for name in names))
         )
 

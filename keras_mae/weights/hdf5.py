@@ -73,7 +73,9 @@ def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
             item = h5o.open(group, link)
             address = h5o.get_info(item).addr
             if address in seen:
-                raise PortError(f"{path}: {name!r:.60} is another name of an object")
+                raise PortError(
+                    f"{path}: {name!r:.60} is a second hard link to one object"
+                )
             seen.add(address)
             if isinstance(item, h5g.GroupID):
                 groups.append((f"{name}/", item))
@@ -104,7 +106,10 @@ def _tensor(path, key, dataset):
     shape, offset = dataset.shape, dataset.get_offset()
     size = math.prod(shape) * dtype.itemsize
     if offset is None or dataset.get_storage_size() != size:
-        raise PortError(f"{path}: {key!r:.60} {shape} has not the size that it needs")
+        raise PortError(
+            f"{path}: {key!r:.60}: its size in bytes does not match shape and dtype. "
+            f"Received: {dataset.get_storage_size()} bytes for {shape} of {dtype}"
+        )
     if offset + size > os.path.getsize(path):
         raise PortError(f"{path}: {key!r:.60} {shape} reaches beyond the end")
     return mapped_tensor(path, shape, dtype, offset)

@@ -75,8 +75,8 @@ class Unpickler:
             self.spend(1)
             if code not in _INSTRUCTIONS:
                 raise ValueError(
-                    f"no weights need {_OPCODES.get(code, code)!s}, which is at byte "
-                    f"{self.position - 1}"
+                    f"unsupported pickle opcode {_OPCODES.get(code, code)!s} at byte "
+                    f"{self.position - 1}: only state dicts are read"
                 )
             _INSTRUCTIONS[code](self)
         return self.stack.pop()

@@ -1,4 +1,4 @@
-"""What a method of a client asks for, cut into requests by number and by bytes."""
+"""Splits a client call into batched requests, by number and bytes of images."""
 
 import dataclasses
 import itertools

@@ -72,7 +72,7 @@ class Bodies:
         if len(body) + len(chunk) > MOST_BYTES:
             raise _too_long()
         if self._held + len(chunk) > self._limit:
-            raise BodyError(503, "the bodies of other requests fill the memory")
+            raise BodyError(503, "memory limit for request bodies reached; retry later")
         body += chunk
         self._held += len(chunk)
 

@@ -1,6 +1,6 @@
-"""Refuses what a web page of a stranger makes a browser send.
+"""Cross-origin protection (CSRF, DNS rebinding) and CORS headers.
 
-A page may send requests to any address, though it can't read the answers. It can't
+A web page may send requests to any address, though it can't read the answers. It can't
 choose some headers, though, and a name that it points to this machine stays in `Host`.
 """
 
@@ -11,6 +11,9 @@ from urllib.parse import urlsplit
 
 # a page sends these without asking first, and no client of this protocol does
 _PLAIN = ("text/plain", "multipart/form-data")
+_CROSS_ORIGIN = (
+    "Cross-origin request refused (CORS): --rest_api_enable_cors_support allows them"
+)
 
 
 def allowed_names(host, more=""):
@@ -35,9 +38,9 @@ def refusal(method, headers, names, any_page=False):
         return None
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return 403, "a page of another site may not use this server"
+        return 403, _CROSS_ORIGIN
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return 403, "a page of another site may not use this server"
+        return 403, _CROSS_ORIGIN
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method == "POST" and kind in _PLAIN:
         return 415, "Content-Type must be application/json"

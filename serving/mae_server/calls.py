@@ -1,4 +1,4 @@
-"""A request in hand: until when it is to be answered, and whether anyone waits."""
+"""Deadline and cancellation of a request."""
 
 import threading
 import time

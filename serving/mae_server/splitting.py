@@ -1,7 +1,7 @@
-"""Splits requests of large images, to look at the caller between the parts.
+"""Splits large-image requests, so that cancelled ones stop early.
 
 A run of TensorFlow can't be stopped. So a request is run in parts of few pixels, one
-image at least, and ends after the part in which its caller left.
+image at least, and ends after the part in which its client cancelled.
 """
 
 import io
