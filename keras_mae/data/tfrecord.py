@@ -20,7 +20,7 @@ from keras_mae.data.tfrecord_reader import (
     read_records,
     record_offsets,
 )
-from keras_mae.utils.class_names import decode_names
+from keras_mae.utils.labels_file import decode_names
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")

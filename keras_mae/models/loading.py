@@ -13,7 +13,7 @@ from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
 from keras_mae.presets import PRESETS, SHARED, preset_sizes
-from keras_mae.utils.class_names import LABELS_FILE, read_labels
+from keras_mae.utils.labels_file import LABELS_FILE, read_labels
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.config_readers import class_names, read_settings
 from keras_mae.weights.format_detection import describe_checkpoint

@@ -11,8 +11,8 @@ from keras_mae.models.classifier import POOLINGS
 from keras_mae.models.loading import load_classifier
 from keras_mae.runs.training_config import TrainingConfig
 from keras_mae.runs.training_run import Training
-from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag
+from keras_mae.utils.labels_file import write_labels
 
 
 def recipe_flag(text, choices=None):
