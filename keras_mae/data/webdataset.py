@@ -30,7 +30,7 @@ _BLOCK = 512  # of a tar file
 _THREADS = 8
 
 
-class Member(NamedTuple):
+class _Member(NamedTuple):
     """A file in a tar shard."""
 
     shard: int
@@ -215,7 +215,7 @@ def _members(shard, path):
                     raise ValueError(f"a header at byte {found.offset} is wrong")
                 end = found.offset
                 if found.isreg() and not found.issparse():
-                    yield Member(shard, found.name, found.offset_data, found.size)
+                    yield _Member(shard, found.name, found.offset_data, found.size)
             # tarfile takes any other header, and the end of the file, for the end
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):
