@@ -12,6 +12,7 @@ from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
+from keras_mae.utils.typing import PathLike
 
 # gptq and awq are for language models
 QUANTIZATION_MODES = ("int8", "int4", "float8")
@@ -38,13 +39,13 @@ class FusedInference:
             yield
 
     # Keras calls these whenever it predicts or evaluates
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Any:
         self._cast_once()
-        return super().make_predict_function(force)
+        return super().make_predict_function(force)  # type: ignore
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Any:
         self._cast_once()
-        return super().make_test_function(force)
+        return super().make_test_function(force)  # type: ignore
 
     def _cast_once(self):
         """Casts the blocks' kernels for all batches to come."""
@@ -57,20 +58,20 @@ class FusedInference:
             # they were traced with a copy that is gone
             self.test_function = self.predict_function = None
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the plain call, as `keras.Model.export` does, of image batches."""
-        encoder = getattr(self, "encoder", self)
+        encoder: Any = getattr(self, "encoder", self)
         shape = (None, *encoder.image_size, encoder.num_channels)
         kwargs.setdefault("input_signature", [keras.InputSpec("float32", shape)])
-        super().export(filepath, *args, **kwargs)
+        super().export(filepath, *args, **kwargs)  # type: ignore
 
-    def predict_step(self, *arguments):
+    def predict_step(self, *arguments: Any) -> Any:
         with self.fused_inference():
-            return super().predict_step(*arguments)
+            return super().predict_step(*arguments)  # type: ignore
 
-    def test_step(self, *arguments):
+    def test_step(self, *arguments: Any) -> Any:
         with self.fused_inference():
-            return super().test_step(*arguments)
+            return super().test_step(*arguments)  # type: ignore
 
 
 def casting_layers(model: keras.Model) -> list[Dense]:
@@ -170,20 +171,20 @@ class ExcludesUnusedWeights:
         raise NotImplementedError
 
     @property
-    def trainable_weights(self):
-        return self._without_unused(super().trainable_weights)
+    def trainable_weights(self) -> list[keras.Variable]:
+        return self._without_unused(super().trainable_weights)  # type: ignore
 
     @property
-    def trainable_variables(self):
-        return self._without_unused(super().trainable_variables)
+    def trainable_variables(self) -> list[keras.Variable]:
+        return self._without_unused(super().trainable_variables)  # type: ignore
 
     @property
-    def non_trainable_weights(self):
-        return self._with_unused(super().non_trainable_weights)
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        return self._with_unused(super().non_trainable_weights)  # type: ignore
 
     @property
-    def non_trainable_variables(self):
-        return self._with_unused(super().non_trainable_variables)
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        return self._with_unused(super().non_trainable_variables)  # type: ignore
 
     def _unused(self):
         return {id(one): one for layer in self.unused_layers() for one in layer.weights}
