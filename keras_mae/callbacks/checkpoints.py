@@ -326,10 +326,7 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Saves the model with the highest score, which a JSON file beside it keeps.
-
-    With the averaged weights where the optimizer keeps some, as `Validation` scores.
-    """
+    """Saves the model (averaged weights, if any) of the highest score, kept in JSON."""
 
     def __init__(self, path, monitor):
         super().__init__()

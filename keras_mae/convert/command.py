@@ -120,10 +120,7 @@ def convert(config: Config) -> None:
 
 
 def _find_processor(config):
-    """Loads the image processor that the destination has, else the source's.
-
-    `None` without one, or where it is not supported, of which a note is printed.
-    """
+    """Loads the destination's image processor, else the source's, or `None`."""
     folder = _folder_of(config)
     try:
         if (folder / CONFIG_NAME).exists():

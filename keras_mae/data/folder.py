@@ -74,10 +74,7 @@ class ImageFiles(IndexedImages):
 
 
 def load_folder(path, divide=True):
-    """Finds the images in a folder, at any depth: for training, and held out or `None`.
-
-    See `load_source`; `divide` holds some out where the folders don't say which.
-    """
+    """Finds the images below a folder: for training, and held out or `None`."""
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"folder must be a folder of images. Received: {path}")
@@ -110,10 +107,7 @@ def class_names(root, names):
 
 
 def list_images(root):
-    """Lists the image files below a folder, sorted, without hidden ones.
-
-    Logs how many images of other formats there are.
-    """
+    """Lists the image files below a folder, sorted, without hidden ones."""
     names, others, seen = [], 0, set()
     for folder, folders, files in os.walk(root, followlinks=True):
         # a symbolic link may form a loop

@@ -108,11 +108,7 @@ class ArrowTable(Table):
 
 
 def load_hf(name, data_dir=None, divide=True):
-    """Finds a data set's images: for training, and held out or `None`.
-
-    See `load_source`; `name` may end in `?image=COLUMN&label=COLUMN&config=NAME`, and
-    in `streaming=true`, which reads the images anew each epoch and keeps none.
-    """
+    """Finds a data set's images: for training, and held out or `None`."""
     try:
         # slow to import, and of use to this source alone
         import datasets

@@ -118,10 +118,7 @@ class ShardTable(Table):
 
 
 def load_webdataset(pattern, divide=True):
-    """Finds the images of tar shards: for training, and held out or `None`.
-
-    See `load_source`; `divide` holds some out.
-    """
+    """Finds the images of tar shards: for training, and held out or `None`."""
     images = ImageTable(ShardTable(pattern, _find_shards(pattern)))
     return images.divided() if divide else (images, None)
 

@@ -19,14 +19,11 @@ QUANTIZATION_MODES = ("int8", "int4", "float8")
 
 
 class FusedInference:
-    """Mixin: `predict` and `evaluate` use fused ops; `export` knows the image shape.
-
-    A plain call does not fuse: it may be eager, where compiling is not expected, and it
-    is what an exported model traces.
-    """
+    """Mixin: `predict` and `evaluate` use fused ops; `export` knows the image shape."""
 
     _cast_kernels: CastKernels | None = None
 
+    # not of a plain call, which may be eager, and is what an exported model traces
     @contextlib.contextmanager
     def fused_inference(self):
         """Gives the context in which a step of `predict` or `evaluate` runs."""
@@ -151,21 +148,16 @@ class Adaptable:
 
 
 def allow_new_layers(model: keras.Model) -> None:
-    """Lets subclasses add layers after `super().__init__()`, which built the model.
-
-    Keras closes a layer to new layers and weights once it is built; ours are built when
-    they are made, so that their weights are there from the beginning.
-    """
+    """Lets subclasses add layers after `super().__init__()`, which built the model."""
+    # Keras closes a layer once it is built, as ours are when they are made
     # Keras has no public way, and calls what a model's own __init__ adds allowed
     model._tracker.unlock()
 
 
 class ExcludesUnusedWeights:
-    """Mixin: layers of a shared encoder that get no gradient are not trained weights.
+    """Mixin: layers of a shared encoder that get no gradient are not trained."""
 
-    They are left out, not frozen: the encoder may be trained as a whole elsewhere.
-    """
-
+    # left out, not frozen: the encoder may be trained as a whole elsewhere
     def unused_layers(self) -> list[keras.Layer]:
         """Lists the layers that are not trained."""
         raise NotImplementedError

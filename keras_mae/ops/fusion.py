@@ -18,13 +18,10 @@ _FUSION = contextvars.ContextVar("fusion", default=False)
 
 
 def auto_jit_compile():
-    """Resolves `jit_compile="auto"`: XLA on GPUs and with JAX.
-
-    On CPUs TensorFlow's first step would be long, and the gain small (in bfloat16 a
-    loss); with PyTorch Keras leaves it to the user.
-    """
+    """Resolves `jit_compile="auto"`: XLA on GPUs and with JAX."""
     if keras.backend.backend() != "tensorflow":
         return keras.backend.backend() == "jax"
+    # on CPUs the first step would be long, and the gain small
     return bool(gpus_in_use())
 
 

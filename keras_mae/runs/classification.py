@@ -110,11 +110,8 @@ class ClassifierTraining(Training):
         model.optimizer.build(model.trainable_variables)
 
     def evaluation(self, processor):
-        """Returns distributed batches of all held-out images, and their number.
-
-        The images are center crops where training takes crops, else whole. Raises
-        `ValueError` if none of them can be read.
-        """
+        """Returns distributed batches of all held-out images, and their number."""
+        # raises if none of them can be read
         data.held_out_images(self.source, processor, 1, self.corrupt)
         size, several = self.config.batch_size, self.config.steps_per_execution
         crops = data.Augmentation((self.config.crop_scale, 1.0)).crops

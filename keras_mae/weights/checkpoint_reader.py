@@ -88,10 +88,7 @@ def open_checkpoint(
     ignore: Sequence[str] = (),
     **options: Any,
 ) -> Checkpoint:
-    """Opens a source of weights; values are read when they are asked for.
-
-    `options` are the hub's; for the others see `Pretrained.from_pretrained`.
-    """
+    """Opens a source of weights; values are read when they are asked for."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):

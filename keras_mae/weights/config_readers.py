@@ -121,10 +121,8 @@ _TIMM_ARGS = {
 
 @functools.cache
 def activations() -> dict[str, Any]:
-    """Maps other libraries' activation names to ours, serialized.
-
-    A function: to serialize, Keras imports TensorFlow on every backend.
-    """
+    """Maps other libraries' activation names to ours, serialized."""
+    # a function: to serialize, Keras imports TensorFlow on every backend
     return {
         theirs: keras.activations.serialize(keras.activations.get(ours))
         for theirs, ours in _ACTIVATIONS.items()
@@ -363,11 +361,7 @@ def find_image_size(
     source: str,
     stated: Size | None = None,
 ) -> tuple[tuple[int, int], str | None]:
-    """Finds the image size of a file's positions, and a note where it is assumed.
-
-    That is the one `stated` by the user, or the configured one; else `wanted`, where it
-    has as many patches, and last a square.
-    """
+    """Finds the image size of a file's positions, and a note where it is assumed."""
     height, width = sizes["patch_size"]
     if "positions" not in sizes:  # they are computed, for any size
         size = stated or sizes.get("image_size") or wanted

@@ -25,10 +25,7 @@ _WAY_OUT = "docs/migration.md has the lines"
 
 
 def open_hdf5(path: Path) -> dict[str, LazyTensor]:
-    """Opens a `tf_model.h5`, one of its shards, or what `save_weights("x.h5")` wrote.
-
-    Keys go without the names of layer and model that Keras puts before them.
-    """
+    """Opens a `tf_model.h5`, a shard of one, or what `save_weights("x.h5")` wrote."""
     import h5py
 
     tensors: dict[str, LazyTensor] = {}
@@ -122,10 +119,8 @@ def _without_layer_and_model(name):
 
 
 def shard_key(key: str) -> str:
-    """Turns an index's key into that of a shard, which has no model's name before it.
-
-    TensorFlow's alone differ: `tf_vi_tmae_model/vit/layernorm/beta:0`.
-    """
+    """Turns an index's key into that of a shard, without the model's name before it."""
+    # TensorFlow's alone differ: `tf_vi_tmae_model/vit/layernorm/beta:0`
     return key.partition("/")[2] if key.endswith(":0") else key
 
 

@@ -43,11 +43,7 @@ class Attributes(dict[str, Any]):
 
 
 class Unpickler:
-    """Reads the pickles that follow one another in `data`.
-
-    `builders` maps a name such as "torch.Size" to a function of the arguments that the
-    pickle gives; `find_storage` is given the tuple that identifies a tensor's storage.
-    """
+    """Reads the pickles that follow one another in `data`."""
 
     def __init__(
         self,
@@ -57,7 +53,9 @@ class Unpickler:
     ):
         self.data, self.position = data, 0
         self.steps = self.bytes = 0
+        # takes the tuple that identifies a tensor's storage
         self.find_storage = find_storage
+        # take the arguments that the pickle gives
         self.builders = {
             "argparse.Namespace": lambda *_: Attributes(),
             "collections.Counter": self._mapping,

@@ -54,10 +54,7 @@ def choose_state(
     fits: Callable[[Mapping[str, LazyTensor]], bool],
     source: str,
 ) -> tuple[State, list[str]]:
-    """Returns a file's state dict, and notes on which it is.
-
-    `fits` tells whether a dict has the keys of a model that is known.
-    """
+    """Returns a file's state dict, and notes on which it is."""
     states = {state.name: state for state in _find_states(content)}
     if not states:
         raise PortError(f"{source} does not hold a dict of tensors")

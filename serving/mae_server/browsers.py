@@ -17,20 +17,13 @@ _CROSS_ORIGIN = (
 
 
 def allowed_names(host, more=""):
-    """Returns the names by which this server may be called, beside IP addresses.
-
-    They are `localhost`, the machine's own, `host` and those in `more`, which are
-    separated by commas.
-    """
+    """Returns the names by which this server may be called, beside IP addresses."""
     names = (socket.gethostname(), host, *more.replace(",", " ").split())
     return {"localhost", *map(str.lower, names)}
 
 
 def refusal(method, headers, names, any_page=False):
-    """Returns `(status, message)` of a request to refuse, `None` of one to answer.
-
-    With `any_page`, pages of other sites may use this server.
-    """
+    """Returns `(status, message)` of a request to refuse, `None` of one to answer."""
     host = headers.get("host", "")
     if not _is_known(host, names):
         return 403, "Host must be an IP address or a name in --allowed_hosts"
