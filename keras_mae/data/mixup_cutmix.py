@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
+"""MixUp (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
 
 As timm's `Mixup` in its mode `batch`: one choice between the two and one weight a
 batch, which on the devices of the published runs has 32 images; here for each 32 rows

@@ -1,4 +1,4 @@
-"""A pickle machine that knows containers, numbers and strings, and calls nothing.
+"""Safe unpickler of containers, numbers and strings only, which calls nothing.
 
 A file's names are never looked up: where one is called, `builders` may have a function
 for it, and every other gives an inert `Stub`. Only strings, short ints and stubs are

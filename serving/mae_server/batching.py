@@ -1,4 +1,4 @@
-"""Merges requests that wait at the same time into one run of the model.
+"""Batching: merges concurrent requests into one run of the model.
 
 Like TF Serving's batching session, by the same parameters: requests to a signature are
 collected until they fill a run or the first one has waited long enough. Runs are not

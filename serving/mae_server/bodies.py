@@ -1,4 +1,4 @@
-"""Reads the bodies of HTTP requests, bounded one by one and all together.
+"""Reads HTTP request bodies, with limits of size, of time and of memory for all.
 
 Those with `Content-Encoding: gzip` are unpacked, and bounded unpacked.
 """
