@@ -498,6 +498,8 @@ def test_pages_of_strangers_are_refused():
     assert status(content_type="application/x-www-form-urlencoded") is None
     assert status(content_type="application/json") is None
     assert browsers.refusal("GET", {"host": "any"}, {"*"}) is None
+    _, text = browsers.refusal("GET", {"sec-fetch-site": "cross-site"}, names)
+    assert "CORS" in text and "--rest_api_enable_cors_support" in text
 
 
 def test_pages_are_let_in_by_a_flag():
