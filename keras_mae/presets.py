@@ -149,11 +149,7 @@ def check_num_classes(head: Mapping[str, Any]) -> None:
 def pretrainer_config(
     sizes: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """Returns the arguments of encoder, decoder and `MAEPretrainer`.
-
-    The prefix `decoder_` names the decoder's sizes; `SHARED` ones are for both. The
-    decoder's `grid`, `patch_dim` and `latent_dim` follow from the encoder.
-    """
+    """Returns the arguments of encoder, decoder and `MAEPretrainer`."""
     extra = (*_PRETRAINER, f"{_PREFIX}layer_norm_epsilon")
     config = _resolve(sizes, overrides, extra=extra, decoder=True)
     pretrainer = {key: config.pop(key) for key in _PRETRAINER if key in config}

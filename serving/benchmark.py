@@ -155,11 +155,9 @@ def draw_jpeg(rng):
 
 
 def load(kind, body, addresses, name, users, seconds):
-    """Runs locust with a request; returns its statistics.
-
-    `name` is the model's in a path: it may have a label behind it.
-    """
+    """Runs locust with a request; returns its statistics."""
     protocol = kind.partition("_")[0]
+    # the model's name may have a label behind it
     path = f"/v1/models/{name}:predict" if protocol == "rest" else RPC
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(body)
@@ -185,12 +183,9 @@ def load(kind, body, addresses, name, users, seconds):
 
 
 def summarize(latencies, users, failures=0):
-    """Returns rate and percentiles of latencies in milliseconds.
-
-    Users send their next request at once, so the rate follows from the mean latency;
-    requests cut off at either end of the measurement do not distort it.
-    """
+    """Returns rate and percentiles of latencies in milliseconds."""
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99])
+    # users send their next request at once; those cut off at an end do not distort it
     rate = 1000 * users / np.mean(latencies)
     return {"requests_s": rate, "p50": p50, "p95": p95, "p99": p99, "failed": failures}
 

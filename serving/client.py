@@ -202,11 +202,7 @@ _COMMANDS = {
 
 
 def main(argv=None):
-    """Runs the command line; errors are one line on standard error.
-
-    Exit codes: 1 for errors of the server, 2 for wrong flags or files, 141 if the
-    reader of standard output has closed it, 130 for Ctrl-C.
-    """
+    """Runs the command line; errors are one line on standard error."""
     options = parse(argv, __doc__.splitlines()[0])
     try:
         with Client(**client_arguments(options)) as client:

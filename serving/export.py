@@ -107,8 +107,8 @@ class ExportConfig:
     )
     normalize_embedding: bool = flag("scale embeddings to length 1", True)
     batching: bool = flag(
-        "export only signatures that are safe to batch, and how TF Serving batches "
-        "them",
+        "export only signatures where one bad image cannot fail a batch, and write "
+        "batching_params.pbtxt",
         False,
     )
     warmup_batch_sizes: str = flag(

@@ -71,9 +71,9 @@ class ServerConfig:
     rest_api_port: int = flag("REST port; 0: any free port", 8501)
     host: str = flag("address to bind to; 0.0.0.0: all interfaces", "127.0.0.1")
     threads: int = flag("requests processed, or batched, at the same time", 4)
-    max_enqueued: int = flag("waiting requests before others are refused", 100)
+    max_enqueued: int = flag("maximum queued requests; more get 503 / UNAVAILABLE", 100)
     max_batch_size: int = flag("largest number of images per request", 1024)
-    enable_batching: bool = flag("run requests together that wait together", False)
+    enable_batching: bool = flag("batch concurrent requests", False)
     batching_parameters_file: str | None = flag(
         "BatchingParameters text file, with --enable_batching", None
     )

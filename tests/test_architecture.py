@@ -81,6 +81,7 @@ def test_examples_run(name, tmp_path, monkeypatch):
 # the others are for the package's own scripts
 PUBLIC_ROOMS = (
     "callbacks",
+    "convert",
     "data",
     "export",
     "layers",

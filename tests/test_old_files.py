@@ -61,7 +61,7 @@ def test_a_processor_of_a_run_is_read():
     assert processor.num_channels == 1
 
 
-@pytest.mark.nightly
+@pytest.mark.slow
 def test_a_savedmodel_is_served(answers, tmp_path):
     for package in ("starlette", "uvicorn", "grpc", "tensorflow_serving"):
         pytest.importorskip(package)

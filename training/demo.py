@@ -125,11 +125,7 @@ def pretrain(run, epochs):
 
 
 def compare_errors(model, processor, source, images):
-    """Mean squared errors on masked patches, pixels in [0, 1]: model and two baselines.
-
-    `training_mean` is each patch's mean over the training images, `visible_mean` the
-    mean visible patch of the image.
-    """
+    """MSE on masked patches, pixels in [0, 1], of the model and two baselines."""
 
     def pixels(normalized):
         grey = processor.denormalize(np.asarray(normalized)) / 255
@@ -152,11 +148,7 @@ def compare_errors(model, processor, source, images):
 
 
 def compare_probes(model, processor, source):
-    """Fits logistic regression on pretrained and random features and on raw pixels.
-
-    Returns accuracies by features and number of labels, and the classifier of the
-    pretrained features with all labels.
-    """
+    """Returns accuracies by features and number of labels, and the pretrained probe."""
     images = [
         processor.normalize(np.stack(x)) for x in (source.training, source.held_out)
     ]
@@ -175,6 +167,7 @@ def compare_probes(model, processor, source):
             fitted = fit_logistic_regression(x[some], source.training_labels[some])
             score = fitted.score(x_held_out, source.held_out_labels)
             accuracies[name][str(count)] = float(score)
+            # in the end that of all labels
             probe = fitted if name == "pretrained" else probe
     return accuracies, probe
 

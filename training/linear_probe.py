@@ -40,9 +40,9 @@ from keras_mae.recipes import LINEAR_PROBING, apply_recipe
 from keras_mae.runs import probing
 from keras_mae.runs.classification import ClassifierConfig, ClassifierTraining
 from keras_mae.runs.training_run import exit_on_lost_worker
-from keras_mae.utils.class_names import LABELS_FILE, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.labels_file import LABELS_FILE, write_labels
 from keras_mae.visualization.plots import (
     METHODS,
     check_can_plot,

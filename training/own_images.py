@@ -28,8 +28,8 @@ from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.data.folder import load_folder
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.preprocessing.pretrained_processor import training_processor
-from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.labels_file import write_labels
 
 # %% [markdown]
 # ## Settings

@@ -336,10 +336,7 @@ def check_mask_ratios(config, model, image):
 
 
 def validation_batches(images, config, strategy):
-    """Returns distributed batches of one shape, and their number.
-
-    Images that do not fill the last batches are dropped.
-    """
+    """Returns distributed batches of one shape, and their number."""
     replicas = strategy.num_replicas_in_sync
     whole = config.batch_size * config.steps_per_execution
     # Keras runs whole executions
@@ -350,6 +347,7 @@ def validation_batches(images, config, strategy):
             f"Validation needs a held-out image per replica. Received: {len(images)} "
             f"for {replicas} replicas; raise --validation_images or --pictures"
         )
+    # those that do not fill the last batches are dropped
     images = images[: count * replicas * size]
     images = images.reshape(count, replicas, size, *images.shape[1:])
 

@@ -111,18 +111,14 @@ def load_model(path, source):
 
 
 def make_canvases(digits, labels, count, size, rng):
-    """Pastes digits at random places without overlap.
-
-    Returns uint8 images `(count, H, W, 1)`, and int32 classes `(count, H, W)`: 0 is
-    background, 1 + digit its ink.
-    """
+    """Pastes digits without overlap; returns images, and classes `(count, H, W)`."""
     if min(size) < DIGIT_SIZE:
         raise ValueError(
             f"A canvas must be at least {DIGIT_SIZE} pixels high and wide. "
             f"Received: the encoder's image_size={size}"
         )
     images = np.zeros((count, *size), "uint8")
-    classes = np.zeros((count, *size), "int32")
+    classes = np.zeros((count, *size), "int32")  # 0: background
     tries = 4 * size[0] * size[1] // DIGIT_SIZE**2
     for image, truth in zip(images, classes, strict=True):
         taken = np.zeros(size, bool)

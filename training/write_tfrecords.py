@@ -28,9 +28,9 @@ from keras_mae.data.decoding import decode
 from keras_mae.data.folder import class_names, class_of, list_images, split_folders
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
-from keras_mae.utils.class_names import encode_names
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.labels_file import encode_names
 
 
 @dataclasses.dataclass

@@ -1,4 +1,4 @@
-"""Callbacks of `fit` that an accelerator need not wait for after each update."""
+"""Calls `on_train_batch_end` every N steps, so that a GPU or TPU need not wait."""
 
 import math
 import time
@@ -11,28 +11,7 @@ from keras_mae.utils.typing import Logs
 
 
 class OccasionalCallbackList(keras.callbacks.CallbackList):
-    """Calls `on_train_batch_end` after every Nth update instead of each.
-
-    To give a callback numbers, Keras waits until the device has computed them, and the
-    device then waits for the next step. Called are also an epoch's first and last
-    update, and one a second, so that a signal is noticed.
-
-    Args:
-        callbacks: The callbacks. One of Keras's own for the history, and with
-            `verbose` for the progress bar, are added.
-        model: The model of `fit`.
-        every: Int, updates between two calls.
-        steps: Int, updates of an epoch.
-        epochs: Int, as for `fit`.
-        verbose: Int, as for `fit`.
-
-    Example:
-
-    ```python
-    model = keras_mae.MAEPretrainer.from_preset("mae_tiny")
-    callbacks = OccasionalCallbackList([], model, every=50, steps=1000, epochs=2)
-    ```
-    """
+    """Calls `on_train_batch_end` at every Nth update, not at each."""
 
     def __init__(
         self,
@@ -59,8 +38,10 @@ class OccasionalCallbackList(keras.callbacks.CallbackList):
         super().on_epoch_begin(epoch, logs)
         self._called, self._called_at = -1, -math.inf
 
+    # to give numbers Keras waits for the device, which then waits for the next step
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         passed = (batch + 1) // self._every > (self._called + 1) // self._every
+        # so that a signal is noticed
         second = time.monotonic() - self._called_at >= 1
         if passed or second or batch + 1 == self._steps:
             super().on_train_batch_end(batch, logs)

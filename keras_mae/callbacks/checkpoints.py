@@ -109,6 +109,10 @@ def link_or_copy(path, copy):
 class Checkpoints(keras.callbacks.Callback):
     """Saves checkpoints during `fit`, at its end, and on SIGTERM.
 
+    Replaces `keras.callbacks.ModelCheckpoint` and `BackupAndRestore`: it saves by step
+    or time, and keeps the last few. It restores nothing: to resume, load the newest one
+    by `keras.models.load_model` and go on with `fit`.
+
     On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75; not
     where `fit` runs outside of the main thread, which alone may catch signals. A failed
     save during training is printed, and tried again at the next interval; older
@@ -322,10 +326,7 @@ class Checkpoints(keras.callbacks.Callback):
 
 
 class BestCheckpoint(keras.callbacks.Callback):
-    """Saves the model with the highest score, which a JSON file beside it keeps.
-
-    With the averaged weights where the optimizer keeps some, as `Validation` scores.
-    """
+    """Saves the model (averaged weights, if any) of the highest score, kept in JSON."""
 
     def __init__(self, path, monitor):
         super().__init__()

@@ -41,15 +41,12 @@ def _add_columns(path, names):
 
 
 class RunHistory(keras.callbacks.CSVLogger):
-    """Appends a row an epoch; a column that an epoch does not log is empty there.
-
-    `sometimes` names columns that not every epoch logs. A file that is there keeps its
-    columns, and gets those that it lacks, whenever they are logged first.
-    """
+    """Appends a row an epoch to a CSV file; columns that it does not log are empty."""
 
     def __init__(self, path, sometimes=()):
         super().__init__(path, append=True)
         self.path = Path(path)
+        # columns that are there from the beginning
         self.sometimes = tuple(sometimes)
 
     def on_epoch_end(self, epoch, logs=None):

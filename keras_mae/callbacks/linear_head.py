@@ -23,12 +23,9 @@ def _on_one_device():
 
 
 class LinearHead:
-    """Batch norm without scale and shift, then a linear layer, trained by LARS.
+    """Batch norm without scale and shift, then a linear layer, trained by LARS."""
 
-    Every call of `scores` trains it anew, from the same weights and in the same order,
-    and traces nothing again. It runs on one device, whatever the model runs on.
-    """
-
+    # whatever the model runs on
     @_on_one_device()
     def __init__(self, width, count, num_classes, seed=0):
         recipe = LINEAR_PROBING["small"]

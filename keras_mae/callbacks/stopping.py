@@ -13,6 +13,8 @@ from keras_mae.utils.typing import Logs
 class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Stops training when the loss is NaN or infinite, before a checkpoint is saved.
 
+    Like `keras.callbacks.TerminateOnNaN`, but raises, with the step.
+
     Raises:
         FloatingPointError: From `fit`, with the step.
 

@@ -15,11 +15,7 @@ from keras_mae.utils.typing import Logs, PathLike
 
 
 class _Tracker(keras.callbacks.Callback):
-    """Base class: logs each epoch's values; only a failed start ends training.
-
-    The tracked run's id is kept in `folder`, so that a resumed training goes on with
-    it, unless it logs to another `place`.
-    """
+    """Base class: logs each epoch's values; only a failed start ends training."""
 
     package: str
 
@@ -28,6 +24,7 @@ class _Tracker(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self.place = place
+        # keeps the tracked run's id, so that a resumed training goes on with it
         self.folder = Path(folder)
         self.config = dict(config or {})
         self._open = False

@@ -22,11 +22,7 @@ _TOLERANCE = 1e-4
 
 
 def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
-    """Returns the largest difference of outputs, relative to the largest output.
-
-    Hugging Face's files run in transformers' classes. All others run in
-    `_FacebookForward`, as their classes need more than PyTorch.
-    """
+    """Returns the largest difference of outputs, relative to the largest output."""
     try:
         import torch
     except ImportError as error:
@@ -37,6 +33,7 @@ def compare_with_torch(model: keras.Model, checkpoint: Checkpoint) -> float:
     images, noise = _draw_inputs(encoder_of(model))
     arrays = _torch_arrays(model, description)
     state = {key: torch.tensor(array) for key, array in arrays.items()}
+    # the classes of other families need more than PyTorch
     run = _huggingface if description.naming.family == "huggingface" else _facebook
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     with torch.no_grad():

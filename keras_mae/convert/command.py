@@ -22,9 +22,9 @@ from keras_mae.preprocessing.pretrained_processor import (
     find_processor,
     find_processor_file,
 )
-from keras_mae.utils.class_names import LABELS_FILE, read_labels, write_labels
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.labels_file import LABELS_FILE, read_labels, write_labels
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.save_pretrained import FORMATS, save_pretrained
@@ -120,10 +120,7 @@ def convert(config: Config) -> None:
 
 
 def _find_processor(config):
-    """Loads the image processor that the destination has, else the source's.
-
-    `None` without one, or where it is not supported, of which a note is printed.
-    """
+    """Loads the destination's image processor, else the source's, or `None`."""
     folder = _folder_of(config)
     try:
         if (folder / CONFIG_NAME).exists():

@@ -153,11 +153,9 @@ def random_resized_crop(
 
 
 def center_crop(image, image_size):
-    """Bicubic resize and center crop as in evaluations on ImageNet.
-
-    The crop takes 7/8 of the shorter side, above 224 pixels all of it.
-    """
+    """Bicubic resize and center crop as in evaluations on ImageNet."""
     shape = tf.shape(image)
+    # of the shorter side; above 224 pixels all of it
     share = _CENTER_SHARE if max(image_size) <= _MOST_CROPPED else 1.0
     wanted = tf.constant(image_size, tf.float32) / share
     old = tf.cast(shape[:2], tf.float32)

@@ -24,14 +24,16 @@ from keras_mae.preprocessing.image_processor import MAEImageProcessor
 
 
 class Mixing(NamedTuple):
-    """Label smoothing, mixup and CutMix of a batch; by default none.
+    """MixUp and CutMix of a batch, and label smoothing; by default none.
 
     Args:
-        smoothing: Float, the weight that label smoothing spreads over all classes.
-        mixup: Float, the alpha of mixup, as of `keras_mae.data.mix`; 0 for none.
+        smoothing: Float, the weight that label smoothing spreads over all classes;
+            timm's `label_smoothing`.
+        mixup: Float, the alpha of MixUp, as of `keras_mae.data.mix`; 0 for none.
         cutmix: Float, the alpha of CutMix; 0 for none.
-        switch: Float, the probability of CutMix where both are on.
-        probability: Float, the probability of mixing a batch.
+        switch: Float, the probability of CutMix where both are on; timm's
+            `mixup_switch_prob`.
+        probability: Float, the probability of mixing a batch; timm's `mixup_prob`.
 
     Example:
 

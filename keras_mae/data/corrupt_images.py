@@ -92,20 +92,14 @@ class CorruptImages:
 
 
 class Guard:
-    """Reports corrupt images of a graph to a `CorruptImages`.
-
-    Without one the pipeline itself stops at the default limit.
-    """
+    """Reports corrupt images to a `CorruptImages`, else stops at the default limit."""
 
     def __init__(self, corrupt=None):
         self._strict = corrupt is None
         self.corrupt = CorruptImages() if corrupt is None else corrupt
 
     def read(self, read, items, name):
-        """Reads each item of a batch; returns the results, and which rows are good.
-
-        A row that can't be read is reported by its `name(item)`, and holds zeros.
-        """
+        """Reads a batch's items; returns results, zeros for bad ones, and good rows."""
         count = tf.shape(tf.nest.flatten(items)[0], tf.int64)[0]
         numbered = tf.data.Dataset.from_tensor_slices((tf.range(count), items))
         results = numbered.map(

@@ -13,17 +13,14 @@ _CHECKED = (0, 12)
 
 @contextlib.contextmanager
 def naming_damaged_files(*sources, paths=()):
-    """Raises TensorFlow's error of a damaged record as a `ValueError` with its file.
-
-    That error says only where in a file the record is, so those of the paths and of
-    each `Source` that have a record there are read up to it.
-    """
+    """Raises TensorFlow's error of a damaged record as `ValueError` with the file."""
     try:
         yield
     except tf.errors.DataLossError as error:
         parts = [part for one in sources for part in (one.training, one.held_out)]
         shards = [shard for part in parts for shard in getattr(part, "shards", ())]
         found = re.search(r"record at (\d+)", str(error))
+        # the error says only where in a file it is
         for path in dict.fromkeys([*paths, *(shard.path for shard in shards)]):
             number = found and _record(path, int(found[1]))
             if number is not None:

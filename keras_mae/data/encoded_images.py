@@ -19,7 +19,7 @@ _HELD_OUT_SHARE = 0.02
 
 
 class EncodedImages:
-    """Base class of collections of encoded images, read as grey or RGB.
+    """Base class of collections of encoded images, read as grayscale or RGB.
 
     A subclass defines `__len__`, `training_items`, `held_out_items`, `name`, `encoded`,
     `without`, and `label` where there are labels. Pipelines read several images at a

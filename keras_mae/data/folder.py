@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import IndexedImages
-from keras_mae.utils.class_names import first_names
+from keras_mae.utils.labels_file import first_names
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # of images that are left out
@@ -74,10 +74,7 @@ class ImageFiles(IndexedImages):
 
 
 def load_folder(path, divide=True):
-    """Finds the images in a folder, at any depth: for training, and held out or `None`.
-
-    See `load_source`; `divide` holds some out where the folders don't say which.
-    """
+    """Finds the images below a folder: for training, and held out or `None`."""
     root = Path(path)
     if not root.is_dir():
         raise ValueError(f"folder must be a folder of images. Received: {path}")
@@ -110,10 +107,7 @@ def class_names(root, names):
 
 
 def list_images(root):
-    """Lists the image files below a folder, sorted, without hidden ones.
-
-    Logs how many images of other formats there are.
-    """
+    """Lists the image files below a folder, sorted, without hidden ones."""
     names, others, seen = [], 0, set()
     for folder, folders, files in os.walk(root, followlinks=True):
         # a symbolic link may form a loop

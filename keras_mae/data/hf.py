@@ -71,7 +71,7 @@ class ArrowTable(Table):
             raise ValueError(
                 f"{self.place} must have a label: a ClassLabel, a column named "
                 "'label', or ?label=COLUMN. "
-                f"Received: {list_columns(self._dataset.features)}"
+                f"Received: {_list_columns(self._dataset.features)}"
             )
         column = self._dataset.select_columns([self._label]).with_format("arrow")
         values = column[:][self._label].to_pylist()
@@ -108,11 +108,7 @@ class ArrowTable(Table):
 
 
 def load_hf(name, data_dir=None, divide=True):
-    """Finds a data set's images: for training, and held out or `None`.
-
-    See `load_source`; `name` may end in `?image=COLUMN&label=COLUMN&config=NAME`, and
-    in `streaming=true`, which reads the images anew each epoch and keeps none.
-    """
+    """Finds a data set's images: for training, and held out or `None`."""
     try:
         # slow to import, and of use to this source alone
         import datasets
@@ -256,7 +252,7 @@ def _image_column(features, wanted, place):
     raise ValueError(
         f"{place} must have a single column of images, one named 'image', or "
         f"?image=COLUMN. Received: {f'image={wanted} for ' if wanted else ''}"
-        f"{list_columns(features)}"
+        f"{_list_columns(features)}"
     )
 
 
@@ -279,7 +275,7 @@ def _label_column(features, wanted, place):
     if wanted is not None and not suits(wanted):
         raise ValueError(
             f"{place}: label must be a column of classes: ClassLabel, integers or "
-            f"text. Received: label={wanted} for {list_columns(features)}"
+            f"text. Received: label={wanted} for {_list_columns(features)}"
         )
     if wanted is not None or suits("label"):
         return wanted or "label"
@@ -287,7 +283,7 @@ def _label_column(features, wanted, place):
     return columns[0] if len(columns) == 1 else None
 
 
-def list_columns(features):
+def _list_columns(features):
     """Lists columns and their types, for errors."""
     shown = []
     for key, kind in features.items():

@@ -9,11 +9,7 @@ _NO_LABEL = -1
 
 
 class ImageStream(EncodedImages):
-    """Encoded images that are read one after the other, in shards.
-
-    As of TFRecords, shards are shuffled, and images in a buffer; each worker reads all
-    shards and keeps its images, as no one knows how many a shard has.
-    """
+    """Encoded images that are read one after the other, shuffled as TFRecords are."""
 
     def __init__(
         self,
@@ -42,6 +38,7 @@ class ImageStream(EncodedImages):
         epochs = tf.data.Dataset.counter(epoch)
         items = epochs.flat_map(lambda epoch: self._epoch(epoch, order)).skip(images)
         items = items.enumerate(order.first_step * order.batch_size)
+        # each worker reads all: no one knows how many images a shard has
         return items.filter(
             lambda position, item: (
                 position % order.batch_size // order.share == order.worker

@@ -1,4 +1,4 @@
-"""Encoded images in larger files, read by their number: tar shards, Arrow tables."""
+"""Random access by index to images in tar shards and Arrow tables."""
 
 import hashlib
 from collections.abc import Collection

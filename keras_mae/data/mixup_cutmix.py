@@ -1,4 +1,4 @@
-"""Mixup (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
+"""MixUp (Zhang et al., 2017), CutMix (Yun et al., 2019) and label smoothing of a batch.
 
 As timm's `Mixup` in its mode `batch`: one choice between the two and one weight a
 batch, which on the devices of the published runs has 32 images; here for each 32 rows
@@ -32,7 +32,8 @@ def smoothed_one_hot(
     Args:
         labels: Int tensor of classes, any shape.
         num_classes: Int.
-        smoothing: Float in [0, 1], the weight that is spread over all classes.
+        smoothing: Float in [0, 1], the weight that is spread over all classes; timm's
+            and Keras's `label_smoothing`.
 
     Returns:
         Float32 tensor with a last dimension of `num_classes`, whose sums are 1.
@@ -62,7 +63,7 @@ def mix(
     probability: float = 1.0,
     first_row: Tensor | int = 0,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Applies mixup or CutMix to pairs of neighbours in a batch, and to their labels.
+    """MixUp and CutMix of a batch: mixes pairs of neighbours, and their labels.
 
     Each 32 rows draw one choice between the two and one weight. Only the seed and the
     row decide: parts of a batch are mixed as the whole would be.
@@ -74,8 +75,10 @@ def mix(
         mixup_alpha: Float, the weight of mixup is drawn from Beta(alpha, alpha); 0
             for CutMix only.
         cutmix_alpha: Float, the same for CutMix; 0 for mixup only.
-        switch: Float in [0, 1], the probability of CutMix where both are on.
-        probability: Float in [0, 1], that of mixing 32 rows at all.
+        switch: Float in [0, 1], the probability of CutMix where both are on; timm's
+            `mixup_switch_prob`.
+        probability: Float in [0, 1], that of mixing 32 rows at all; timm's
+            `mixup_prob`.
         first_row: Int, where these rows lie in the batch of all replicas; even.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How many images and batches are worked on at a time.
+"""`num_parallel_calls` and prefetch sizes of the pipelines.
 
 Fixed, as autotuning is off: see `pipeline_options`.
 """

@@ -9,15 +9,9 @@ _TRIES = 10
 
 
 def random_window(shape, seed, scale=(0.2, 1.0), clip_sides=False):
-    """Draws the window of a random resized crop: `(begin, size)`, `(3,)` int32 each.
-
-    As torchvision's `RandomResizedCrop`: the share of the area is uniform in `scale`,
-    the logarithm of the aspect ratio uniform, and the first of ten tries that fits is
-    placed at random; else a window in the middle takes the nearest aspect ratio. With
-    `clip_sides` there is one try, whose sides are clipped to the image's: the crop of
-    the published linear probe.
-    """
+    """Window of torchvision's `RandomResizedCrop`: `(begin, size)`, `(3,)` int32."""
     height, width = tf.unstack(tf.cast(shape[:2], tf.float32))
+    # the published linear probe has one try, and clips its sides to the image's
     tries = 1 if clip_sides else _TRIES
     draws = tf.random.stateless_uniform((tries + 1, 2), seed)  # [0, 1)
     low, high = map(math.log, ASPECT_RATIOS)
@@ -29,6 +23,7 @@ def random_window(shape, seed, scale=(0.2, 1.0), clip_sides=False):
         size, place = tf.minimum(sizes[0], whole), draws[0]
     else:
         fits = tf.reduce_all((sizes > 0) & (sizes <= whole), axis=-1)  # (tries,)
+        # in the middle, of the nearest aspect ratio
         fallback = tf.round(
             tf.minimum(
                 whole,

@@ -50,8 +50,8 @@ def load_source(
             training; copies of them are not.
         data_dir: Path of TensorFlow Datasets' prepared data sets, and of what
             `datasets` keeps; by default their own.
-        num_channels: Int, 1 to read image files as grey, 3 as RGB; by default 3. Those
-            built in have their own.
+        num_channels: Int, 1 to read image files as grayscale, 3 as RGB; by default 3.
+            Those built in have their own.
 
     Returns:
         A `Source`.

@@ -13,11 +13,7 @@ _SHUFFLE_BUFFER, _BUFFER_BYTES = 2048, 2**30
 
 
 class Order(NamedTuple):
-    """A worker's part of an endless stream of global batches.
-
-    Worker `worker` of `workers` takes the rows from `worker * share` to
-    `(worker + 1) * share` of each batch.
-    """
+    """A worker's part of an endless stream of global batches."""
 
     seed: int
     batch_size: int  # global

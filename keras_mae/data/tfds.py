@@ -10,11 +10,7 @@ _HELD_OUT_SHARE = 0.02
 
 
 def load_tfds(name, data_dir=None, divide=True):
-    """Finds a data set's images, prepared if needed: for training, held out or `None`.
-
-    The files are read without decoding them, so that a crop decodes only its window.
-    With `divide` the last images are held out where no split is.
-    """
+    """Finds a data set's images, prepared if needed: for training, and held out."""
     try:
         # slow to import, and of use to this source alone
         import tensorflow_datasets
@@ -38,6 +34,7 @@ def load_tfds(name, data_dir=None, divide=True):
     _check_format(builder, name)
     label_key = _label_key(builder.info.features)
     names = builder.info.features[label_key].names if label_key else None
+    # read undecoded, so that a crop decodes only its window
     return tuple(
         None
         if split is None

@@ -20,7 +20,7 @@ from keras_mae.data.tfrecord_reader import (
     read_records,
     record_offsets,
 )
-from keras_mae.utils.class_names import decode_names
+from keras_mae.utils.labels_file import decode_names
 
 # features of an image and of its class, in order of preference
 _IMAGE_KEYS = ("image/encoded", "image")
@@ -180,10 +180,7 @@ class ImageRecords(EncodedImages):
 
 
 def load_tfrecord(pattern, divide=True):
-    """Finds images in files that match a glob; with `divide` the last is held out.
-
-    Returns `ImageRecords` for training, and held out or `None`.
-    """
+    """Finds images in files that match a glob; with `divide` the last is held out."""
     paths = sorted(
         path
         for path in tf.io.gfile.glob(pattern)
@@ -243,10 +240,7 @@ def _find_keys(path):
 
 
 def class_file(shard, name=None):
-    """Returns the path of the file of class names beside shards.
-
-    `shards/classes-train.txt` for `shards/train-00000-of-00008.tfrecord`.
-    """
+    """Returns the path of class names: `classes-train.txt` beside `train-*` shards."""
     shard = Path(shard)
     name = name or re.sub(r"-\d+-of-\d+$", "", shard.stem)
     return shard.with_name(f"classes-{name}.txt")

@@ -53,11 +53,7 @@ def record_offsets(path):
 
 
 class NeededRecords:
-    """Reads some records of shards; of the others there are only empty strings.
-
-    `needed` is a list of `(shard, record)`. In a pipeline that shuffles, each needed
-    record comes out at the same place as if all had been read.
-    """
+    """Reads some records, `(shard, record)`; of the others there are empty strings."""
 
     def __init__(self, shards, needed):
         numbers, records = np.asarray(needed, "int64").reshape(-1, 2).T
@@ -92,18 +88,14 @@ class NeededRecords:
             ),
             tf.TensorSpec((), tf.string),
         )
+        # a shuffle of both puts each record where it would be among all
         return _numbered(shard, begin - blank, blank, blanks).concatenate(
             _numbered(shard, begin, count, contents.take(count))
         )
 
 
 def _runs(shard, needed):
-    """Divides a shard into runs of needed records, each after unneeded ones.
-
-    Returns an `(N, 5)` int64 array: how many records are left out, the first needed
-    one, how many are needed, where in the file they begin, and their bytes. Offsets
-    are looked up only where the file isn't read from its first record on.
-    """
+    """Divides a shard into runs of needed records, `(N, 5)` int64."""
     begin, end = shard.skip, shard.skip + shard.take
     if not len(needed):
         return np.array([[shard.take, end, 0, 0, 0]], "int64")
@@ -117,6 +109,7 @@ def _runs(shard, needed):
         offsets = np.array(places, "int64")[firsts]
         sizes = np.array(places, "int64")[stops] - offsets
     blanks = firsts - [begin, *stops[:-1]]
+    # how many are left out before, the first, how many, where they begin, their bytes
     rows = np.stack([blanks, firsts, stops - firsts, offsets, sizes], axis=1)
     # the unneeded ones after the last run
     return np.append(rows, [[end - stops[-1], end, 0, 0, 0]], axis=0)

@@ -30,7 +30,7 @@ _BLOCK = 512  # of a tar file
 _THREADS = 8
 
 
-class Member(NamedTuple):
+class _Member(NamedTuple):
     """A file in a tar shard."""
 
     shard: int
@@ -118,10 +118,7 @@ class ShardTable(Table):
 
 
 def load_webdataset(pattern, divide=True):
-    """Finds the images of tar shards: for training, and held out or `None`.
-
-    See `load_source`; `divide` holds some out.
-    """
+    """Finds the images of tar shards: for training, and held out or `None`."""
     images = ImageTable(ShardTable(pattern, _find_shards(pattern)))
     return images.divided() if divide else (images, None)
 
@@ -215,7 +212,7 @@ def _members(shard, path):
                     raise ValueError(f"a header at byte {found.offset} is wrong")
                 end = found.offset
                 if found.isreg() and not found.issparse():
-                    yield Member(shard, found.name, found.offset_data, found.size)
+                    yield _Member(shard, found.name, found.offset_data, found.size)
             # tarfile takes any other header, and the end of the file, for the end
             file.seek(tar.offset)
             if file.read(_BLOCK) != bytes(_BLOCK):

@@ -6,7 +6,7 @@ from keras_mae.export.savedmodel import export_savedmodel
 from keras_mae.export.task_signatures import build_signatures
 from keras_mae.export.verification import verify_savedmodel
 from keras_mae.export.warmup import WARMUP_PATH, sample_inputs
-from keras_mae.utils.class_names import read_labels, write_labels
+from keras_mae.utils.labels_file import read_labels, write_labels
 
 __all__ = [
     "DEFAULT_MAX_PIXELS",

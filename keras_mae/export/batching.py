@@ -1,4 +1,4 @@
-"""How TF Serving is to batch a model's requests: a file in its SavedModel."""
+"""Writes batching_params.pbtxt, TF Serving's batching of requests to one model."""
 
 from pathlib import Path
 

@@ -17,11 +17,8 @@ DEFAULT_MAX_PIXELS = 50_000_000
 
 
 def decode_pixels(image_bytes, processor, max_pixels=DEFAULT_MAX_PIXELS):
-    """Decodes, resizes and normalizes `(B,)` strings, bit-equal to a processor.
-
-    An image whose header announces more than `max_pixels` is an error, undecoded.
-    Except a CMYK JPEG: TensorFlow and Pillow round differently in converting it.
-    """
+    """Decodes, resizes and normalizes `(B,)` strings, bit-equal to a processor."""
+    # but for a CMYK JPEG, which TensorFlow and Pillow round differently
     shape = (*processor.image_size, processor.num_channels)
 
     def decode_one(encoded):
@@ -51,10 +48,8 @@ def decode_examples(examples, processor, max_pixels=DEFAULT_MAX_PIXELS):
 
 
 def unpack_pixels(rows, processor):
-    """Normalizes `(B,)` strings of `H * W * C` uint8 each; NaN those of other lengths.
-
-    They can't fail, and so may share a batch with those of other clients.
-    """
+    """Normalizes `(B,)` strings of `H * W * C` uint8; NaN those of other lengths."""
+    # they can't fail, and so may share a batch with those of other clients
     shape = (*processor.image_size, processor.num_channels)
     rows = tf.ensure_shape(rows, (None,))
     size = math.prod(shape)

@@ -13,7 +13,7 @@ import tensorflow as tf
 _LITERT_FILE = "model.tflite"
 
 
-class Format(NamedTuple):
+class _Format(NamedTuple):
     """A runtime's files."""
 
     write: Callable  # folder, concrete functions by name
@@ -162,7 +162,7 @@ def _load_onnx(files):
 
 
 FORMATS = {
-    "openvino": Format(_write_openvino, _load_openvino, "*.xml", ("openvino",)),
-    "litert": Format(_write_litert, _load_litert, _LITERT_FILE, ("ai_edge_litert",)),
-    "onnx": Format(_write_onnx, _load_onnx, "*.onnx", ("tf2onnx", "onnxruntime")),
+    "openvino": _Format(_write_openvino, _load_openvino, "*.xml", ("openvino",)),
+    "litert": _Format(_write_litert, _load_litert, _LITERT_FILE, ("ai_edge_litert",)),
+    "onnx": _Format(_write_onnx, _load_onnx, "*.onnx", ("tf2onnx", "onnxruntime")),
 }

@@ -16,8 +16,8 @@ from keras_mae.layers.adapted import is_quantized
 from keras_mae.models import MAEClassifier
 from keras_mae.models.loading import without_lora
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
-from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.devices import check_tensorflow_backend
+from keras_mae.utils.labels_file import write_labels
 from keras_mae.utils.typing import PathLike
 
 # a batch of each is compared with the model's

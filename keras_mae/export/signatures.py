@@ -126,10 +126,7 @@ class ModelSignatures:
         }
 
     def computations(self):
-        """Returns a dict from name to function and input names, for other runtimes.
-
-        The functions take and return numbers only, a row for each image.
-        """
+        """Returns functions of numbers, and their input names, for other runtimes."""
         return {"encode": (self.encode, (PIXELS,))}
 
     def by_kind_of_images(self, name, function, finish=dict, *extra):

@@ -22,8 +22,8 @@ from keras_mae.export.signatures import (
 from keras_mae.layers import seeded_noise
 from keras_mae.models import MAEClassifier, MAEEncoder, MAEPretrainer
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
-from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.devices import check_tensorflow_backend
+from keras_mae.utils.labels_file import write_labels
 
 CLASSIFY_METHOD = tf.saved_model.CLASSIFY_METHOD_NAME
 

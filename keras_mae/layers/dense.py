@@ -1,4 +1,4 @@
-"""`keras.layers.Dense`, quantized, and with LoRA that is kept apart."""
+"""`keras.layers.Dense` that saves LoRA's matrices unmerged, and its quantization."""
 
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -11,11 +11,7 @@ _LORA = ("lora_kernel_a", "lora_kernel_b")
 
 
 class Dense(keras.layers.Dense):
-    """A `Dense` layer that saves LoRA's matrices.
-
-    Keras merges LoRA's matrices into the kernel when it saves, and loads them as zeros,
-    from which no gradient leads away. Here they are saved beside the kernel.
-    """
+    """A `Dense` layer that saves LoRA's matrices beside the kernel."""
 
     lora_enabled: bool
 
@@ -57,6 +53,7 @@ class Dense(keras.layers.Dense):
         finally:
             self.lora_enabled = enabled
 
+    # Keras merges them, and loads zeros, from which no gradient leads away
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         with self._without_lora():
             super().save_own_variables(store)

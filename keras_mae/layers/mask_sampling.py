@@ -1,6 +1,15 @@
 """Block-wise and grid-wise choice of the patches to remove, beside the random one.
 
 Each gives noise to sort: the patches of the smallest values stay visible.
+
+Blocks are laid over each other, as BEiT's, until enough patches are covered. A block's
+area is uniform between 8 % of the patches (16 of 14x14) and those that are still to be
+covered, its aspect ratio between 0.3 and 1 / 0.3, uniform by its logarithm, and its
+place uniform. Unlike there, an image loses exactly `num_removed` patches, so that
+shapes are static: the block that would cover too many shrinks towards its centre. The
+number of blocks is fixed as well, where BEiT goes on until it is done: those that come
+after it are ignored. Where 16 don't suffice the last one grows, in about 1 of 6 images
+of 14x14 patches at 0.75, and hardly ever at 0.5.
 """
 
 import functools
@@ -63,10 +72,7 @@ def _places(grid):
 
 
 def grid_noise(seed: Tensor, rows: Tensor, grid: Grid) -> Tensor:
-    """Draws noise `(B, L)` that keeps one patch of every square of four.
-
-    An image keeps the same corner of all its squares; which one is drawn.
-    """
+    """Draws noise `(B, L)` that keeps the same corner of each square of four."""
     length = grid[0] * grid[1]
     draws = seeded_noise(seed, rows, length + 1)  # (B, L + 1)
     row, column = _places(grid)
@@ -76,10 +82,8 @@ def grid_noise(seed: Tensor, rows: Tensor, grid: Grid) -> Tensor:
 
 @functools.lru_cache
 def _block_sizes(grid):
-    """Height and width of blocks by area and aspect ratio, `(L + 1, _ASPECTS)` each.
-
-    A table, because logarithms and roots differ in their last bit between devices.
-    """
+    """Height and width of blocks by area and aspect ratio, `(L + 1, _ASPECTS)` each."""
+    # a table, as logarithms and roots differ in their last bit between devices
     height, width = grid
     area = np.arange(height * width + 1.0)[:, None]
     narrowest, widest = area / width**2, height**2 / np.maximum(area, 1)
@@ -94,10 +98,7 @@ def _block_sizes(grid):
 
 
 def _draw_block(draws, area, grid):
-    """Draws blocks of this area `(B, 1)`: those inside, and distances to the centre.
-
-    Distances are of the maximum norm, in units of the block's sides.
-    """
+    """Draws blocks of this area `(B, 1)`: those inside, and distances to the centre."""
     heights, widths = map(np.ravel, _block_sizes(grid))
     index = area * _ASPECTS + _below(draws[:, :1], _ASPECTS)  # (B, 1)
     height, width = ops.take(heights, index), ops.take(widths, index)  # (B, 1)
@@ -108,23 +109,12 @@ def _draw_block(draws, area, grid):
     down = ops.abs(2 * (row - top) - (height - 1))  # (B, L)
     across = ops.abs(2 * (column - left) - (width - 1))  # (B, L)
     inside = ops.logical_and(down < height, across < width)
+    # of the maximum norm, in units of the block's sides
     return inside, ops.maximum(down * width, across * height)
 
 
 def block_noise(seed: Tensor, rows: Tensor, grid: Grid, num_removed: int) -> Tensor:
-    """Draws noise `(B, L)` that removes blocks, after BEiT (Bao et al. 2021).
-
-    As there, blocks are laid over each other until enough patches are covered. A
-    block's area is uniform between 8 % of the patches (16 of 14x14) and those that are
-    still to be covered, its aspect ratio between 0.3 and 1 / 0.3, uniform by its
-    logarithm, and its place uniform.
-
-    Unlike there, an image loses exactly `num_removed` patches, so that shapes are
-    static: the block that would cover too many shrinks towards its centre. The number
-    of blocks is fixed as well, where BEiT goes on until it is done: those that come
-    after it are ignored. Where 16 don't suffice the last one grows, in about 1 of 6
-    images of 14x14 patches at 0.75, and hardly ever at 0.5.
-    """
+    """Draws noise `(B, L)` that removes blocks, after BEiT (Bao et al. 2021)."""
     length = grid[0] * grid[1]
     smallest = max(1, min(round(_SMALLEST_SHARE * length), num_removed))
     draws = seeded_noise(seed, rows, length + 4 * _BLOCKS)  # (B, L + 4 * blocks)

@@ -94,12 +94,9 @@ def _count_kept(mask, length):
 
 
 class PatchMaskMixin:
-    """Mixin for layers whose `mask` argument means removed patches.
+    """Mixin for layers whose `mask` argument means removed patches."""
 
-    Keras takes an argument of that name for a mask of time steps, and would propagate
-    it to the next layers.
-    """
-
+    # Keras takes it for a mask of time steps, and would propagate it
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None = None) -> None:
         return None
 

@@ -1,4 +1,4 @@
-"""Noise that a seed, a row and a column decide, alike on every backend."""
+"""Stateless random noise by seed, row and column, the same on every backend."""
 
 from keras import ops
 

@@ -231,14 +231,7 @@ def run_blocks(
     first_query: int = 0,
     keep_attentions: bool = False,
 ) -> Any:
-    """Runs blocks in turn; returns the output, `hidden_states` and `attentions`.
-
-    `factors` are those of `StochasticDepth`, `(B, len(blocks), 2)`; the last block
-    leaves out the queries before `first_query`. With `rematerialize` the backward pass
-    recomputes each block: less memory, a third more arithmetic. `hidden_states` are
-    `len(blocks) + 1` tensors, `x` the first; `attentions` are `None` where fused or
-    rematerialized.
-    """
+    """Runs blocks in turn; returns the output, `hidden_states` and `attentions`."""
     hidden_states, attentions = [x], []
     call = LayerTraceCache(TransformerBlock)
     for index, block in enumerate(blocks):
@@ -247,9 +240,10 @@ def run_blocks(
             "keep_attention": keep_attentions,
         }
         if factors is not None:
-            options["factors"] = factors[:, index]
+            options["factors"] = factors[:, index]  # (B, 2), of StochasticDepth
         if first_query and index == len(blocks) - 1:
             options["first_query"] = first_query
+        # less memory, a third more arithmetic
         if rematerialize:
             x, attention = _rematerialize(block, options)(x), None
         else:

@@ -192,7 +192,9 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
                 grid=grid,
             )
         elif noise is not None or seed is not None:
-            raise ValueError("noise and seed draw a mask: give mask_ratio beside them")
+            raise ValueError(
+                "noise and seed need mask_ratio. Received: mask_ratio=None"
+            )
         ids_keep = chosen.pop("ids_keep", None)
         x = self.patch_embedding(patches, ids_keep=ids_keep, grid=grid)
         if training and factors is None and self.stochastic_depth is not None:

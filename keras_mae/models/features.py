@@ -16,11 +16,7 @@ def pooled_tokens(encoder, images, pooling, norm=None, **options):
 
 
 class PooledFeatures(keras.Model):
-    """The features that a fresh `MAEClassifier` around an encoder would see.
-
-    It has no weights beside the encoder's, which it leaves as they are, and those of
-    `norm`: a classifier's norm of the mean token, where it is not a fresh one.
-    """
+    """The features that a fresh `MAEClassifier` around an encoder would see."""
 
     def __init__(self, encoder, pooling="mean", norm=None):
         super().__init__(autocast=False, dtype=encoder.dtype_policy)
@@ -48,11 +44,7 @@ class PooledFeatures(keras.Model):
 
 
 def extract_features(function, batches, steps=None):
-    """Computes features `(N, D)` and class ids `(N,)` of `steps` batches, or of all.
-
-    `function` maps images to features. A batch is `(images, labels)`, ids or one-hot,
-    or `(images, labels, weights)`: images of weight 0 are padding, and left out.
-    """
+    """Computes features `(N, D)` and class ids `(N,)` of `steps` batches, or of all."""
     features, labels = [], []
     for images, targets, *weights in itertools.islice(iter(batches), steps):
         # JAX's steps don't take the tensors of tf.data
@@ -60,6 +52,7 @@ def extract_features(function, batches, steps=None):
         targets = np.asarray(targets)
         one_hot = targets.ndim > 1 and targets.shape[-1] > 1
         ids = targets.argmax(axis=-1) if one_hot else targets.reshape(-1)
+        # images of weight 0 are padding
         real = np.asarray(weights[0]) > 0 if weights else slice(None)
         features.append(value[real])
         labels.append(ids[real])

@@ -13,7 +13,7 @@ from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.preprocessing.pretrained_processor import find_processor
 from keras_mae.presets import PRESETS, SHARED, preset_sizes
-from keras_mae.utils.class_names import LABELS_FILE, read_labels
+from keras_mae.utils.labels_file import LABELS_FILE, read_labels
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.config_readers import class_names, read_settings
 from keras_mae.weights.format_detection import describe_checkpoint
@@ -58,13 +58,7 @@ def load_keras(path):
 
 
 def load_model(source):
-    """Loads the model that a source holds, of the class that the source tells.
-
-    A run or `.keras` file says it itself; of other weights those with a decoder make
-    a `MAEPretrainer`, those with a head a `MAEClassifier`, others a `MAEEncoder`.
-
-    Returns a tuple: the model, and the source's `MAEImageProcessor` or `None`.
-    """
+    """Loads the model that a source holds, and its `MAEImageProcessor` or `None`."""
     if is_run(source):
         path = model_file(source)
         return load_keras(path), find_processor(path)
@@ -139,28 +133,16 @@ def _to_train(model):
 
 
 def copy_encoder(encoder, **changes):
-    """Builds an encoder with the weights of another and some other settings.
-
-    Another `image_size` resizes the positions in two dimensions; kernels of patches are
-    summed over channels and shared out evenly. LoRA is merged into the kernels.
-    """
+    """Builds an encoder with another's weights, LoRA merged, and other settings."""
     encoder = _to_train(encoder)
     copy = MAEEncoder.from_config({**encoder.get_config(), **changes, **_UNFROZEN})
+    # resizes positions, and sums kernels of patches over channels
     copy_weights(copy, encoder)
     return copy
 
 
 def load_pretrainer(source, preset=None, patch_size=None, **changes):
-    """Loads a `MAEPretrainer` to train on, from a run, file or published weights.
-
-    `changes` are `image_size`, `num_channels`, `mask_ratio`, `mask_sampling`,
-    `norm_pix_loss`, `rematerialize`, `residual_dtype`, `dtype` and `seed`. Positions
-    are resized; kernels of patches are summed over channels, predicted pixels averaged.
-    A source without a decoder gets a fresh one, that of the preset of the same encoder,
-    else as the configuration beside it says, else the paper's; one line says so. So
-    does one where a run's encoder, used by its mean, gets a fresh final norm.
-    `preset` and `patch_size` are only checked.
-    """
+    """Loads a `MAEPretrainer` to train on, from a run, file or published weights."""
     if is_run(source):
         model = load_keras(model_file(source))
         sizes, stated = sizes_of(model), {}
@@ -169,6 +151,7 @@ def load_pretrainer(source, preset=None, patch_size=None, **changes):
         checkpoint = open_checkpoint(source)
         description = describe_checkpoint(checkpoint)
         sizes, stated = description.sizes, read_settings(checkpoint, description)
+    # `preset` and `patch_size` are only checked
     _check_same_sizes(source, sizes, preset, patch_size)
     _note_channels(source, sizes, changes)
     if "decoder_depth" not in sizes:
@@ -266,13 +249,8 @@ def _copy_pretrainer(model, **changes):
 
 
 def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
-    """Puts a classifier around the encoder of a run, file or published weights.
-
-    A head that the source has for as many classes is kept, with what normalizes its
-    features: batch statistics that the classifier has no place for go into the head's
-    own weights. `head` holds other arguments of `MAEClassifier`, `changes` those of the
-    encoder.
-    """
+    """Puts a classifier around the encoder of a run, file or published weights."""
+    # `head` has arguments of the classifier, `changes` those of the encoder
     options = {"pooling": pooling, "batch_norm": False, **(head or {})}
     if not is_run(source):
         checkpoint = open_checkpoint(source)

@@ -12,20 +12,18 @@ from keras_mae.layers.freezing import KeepsFrozenParts
 from keras_mae.ops.cast_kernels import CastKernels
 from keras_mae.ops.fusion import fusion_scope, runs_as_cpu_graph, should_fuse
 from keras_mae.ops.tracing import cpu_graph_scope
+from keras_mae.utils.typing import PathLike
 
 # gptq and awq are for language models
 QUANTIZATION_MODES = ("int8", "int4", "float8")
 
 
 class FusedInference:
-    """Mixin: `predict` and `evaluate` use fused ops; `export` knows the image shape.
-
-    A plain call does not fuse: it may be eager, where compiling is not expected, and it
-    is what an exported model traces.
-    """
+    """Mixin: `predict` and `evaluate` use fused ops; `export` knows the image shape."""
 
     _cast_kernels: CastKernels | None = None
 
+    # not of a plain call, which may be eager, and is what an exported model traces
     @contextlib.contextmanager
     def fused_inference(self):
         """Gives the context in which a step of `predict` or `evaluate` runs."""
@@ -38,13 +36,13 @@ class FusedInference:
             yield
 
     # Keras calls these whenever it predicts or evaluates
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Any:
         self._cast_once()
-        return super().make_predict_function(force)
+        return super().make_predict_function(force)  # type: ignore
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Any:
         self._cast_once()
-        return super().make_test_function(force)
+        return super().make_test_function(force)  # type: ignore
 
     def _cast_once(self):
         """Casts the blocks' kernels for all batches to come."""
@@ -57,20 +55,20 @@ class FusedInference:
             # they were traced with a copy that is gone
             self.test_function = self.predict_function = None
 
-    def export(self, filepath, *args, **kwargs):
+    def export(self, filepath: PathLike, *args: Any, **kwargs: Any) -> None:
         """Exports the plain call, as `keras.Model.export` does, of image batches."""
-        encoder = getattr(self, "encoder", self)
+        encoder: Any = getattr(self, "encoder", self)
         shape = (None, *encoder.image_size, encoder.num_channels)
         kwargs.setdefault("input_signature", [keras.InputSpec("float32", shape)])
-        super().export(filepath, *args, **kwargs)
+        super().export(filepath, *args, **kwargs)  # type: ignore
 
-    def predict_step(self, *arguments):
+    def predict_step(self, *arguments: Any) -> Any:
         with self.fused_inference():
-            return super().predict_step(*arguments)
+            return super().predict_step(*arguments)  # type: ignore
 
-    def test_step(self, *arguments):
+    def test_step(self, *arguments: Any) -> Any:
         with self.fused_inference():
-            return super().test_step(*arguments)
+            return super().test_step(*arguments)  # type: ignore
 
 
 def casting_layers(model: keras.Model) -> list[Dense]:
@@ -150,40 +148,35 @@ class Adaptable:
 
 
 def allow_new_layers(model: keras.Model) -> None:
-    """Lets subclasses add layers after `super().__init__()`, which built the model.
-
-    Keras closes a layer to new layers and weights once it is built; ours are built when
-    they are made, so that their weights are there from the beginning.
-    """
+    """Lets subclasses add layers after `super().__init__()`, which built the model."""
+    # Keras closes a layer once it is built, as ours are when they are made
     # Keras has no public way, and calls what a model's own __init__ adds allowed
     model._tracker.unlock()
 
 
 class ExcludesUnusedWeights:
-    """Mixin: layers of a shared encoder that get no gradient are not trained weights.
+    """Mixin: layers of a shared encoder that get no gradient are not trained."""
 
-    They are left out, not frozen: the encoder may be trained as a whole elsewhere.
-    """
-
+    # left out, not frozen: the encoder may be trained as a whole elsewhere
     def unused_layers(self) -> list[keras.Layer]:
         """Lists the layers that are not trained."""
         raise NotImplementedError
 
     @property
-    def trainable_weights(self):
-        return self._without_unused(super().trainable_weights)
+    def trainable_weights(self) -> list[keras.Variable]:
+        return self._without_unused(super().trainable_weights)  # type: ignore
 
     @property
-    def trainable_variables(self):
-        return self._without_unused(super().trainable_variables)
+    def trainable_variables(self) -> list[keras.Variable]:
+        return self._without_unused(super().trainable_variables)  # type: ignore
 
     @property
-    def non_trainable_weights(self):
-        return self._with_unused(super().non_trainable_weights)
+    def non_trainable_weights(self) -> list[keras.Variable]:
+        return self._with_unused(super().non_trainable_weights)  # type: ignore
 
     @property
-    def non_trainable_variables(self):
-        return self._with_unused(super().non_trainable_variables)
+    def non_trainable_variables(self) -> list[keras.Variable]:
+        return self._with_unused(super().non_trainable_variables)  # type: ignore
 
     def _unused(self):
         return {id(one): one for layer in self.unused_layers() for one in layer.weights}

@@ -397,10 +397,7 @@ class MAEPretrainer(
         return self._forward(images, noise=noise, training=False)
 
     def _draw_noise(self, images, seed=None, seen=0):
-        """Draws `(B, L)` noise: this replica's rows of all replicas' batch.
-
-        `seen` counts the rows of the batches before.
-        """
+        """Draws this replica's noise `(B, L)`; `seen` counts rows of batches before."""
         batch = ops.shape(images)[0]
         noise = self.encoder.masking.draw_noise(
             batch,

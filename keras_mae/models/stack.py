@@ -74,8 +74,9 @@ class TransformerStack(Adaptable, KeepsFrozenParts, keras.Model):
             raise ValueError(f"depth must not be negative. Received: {depth}")
         if rematerialize and (dropout_rate or attention_dropout_rate):
             raise ValueError(
-                "rematerialize goes without dropout, which would differ the second "
-                f"time. Received: dropout_rate={dropout_rate}, "
+                "rematerialize=True does not support dropout: the recomputed forward "
+                "pass would draw another dropout mask. Received: "
+                f"dropout_rate={dropout_rate}, "
                 f"attention_dropout_rate={attention_dropout_rate}"
             )
         self.hidden_dim = hidden_dim

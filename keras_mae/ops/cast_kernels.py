@@ -23,10 +23,7 @@ class CastKernels:
         self._pairs: dict[int, tuple[keras.Variable, Any]] = {}
 
     def refresh(self, layers: Sequence[keras.layers.Dense]) -> bool:
-        """Casts kernels anew; graphs that were traced with a copy go on using it.
-
-        Returns whether copies were dropped, those of kernels that are no longer there.
-        """
+        """Casts kernels anew; returns whether copies of others were dropped."""
         import tensorflow as tf
 
         before = self._pairs
@@ -41,6 +38,7 @@ class CastKernels:
                 self._pairs[id(kernel)] = kernel, copy
             else:
                 copy = self._pairs[id(kernel)][1]
+                # graphs that were traced with the copy go on using it
                 copy.assign(tf.cast(kernel.value, dtype))
         return not kept.issuperset(before)
 

@@ -1,4 +1,4 @@
-"""A transformer block for TensorFlow on CPUs, fused between its matrix products.
+"""XLA-fused transformer block for TensorFlow on CPUs (norm, bias, GELU, softmax).
 
 The products are oneDNN's. XLA compiles what is between two of them into one pass,
 forward and backward, and sums over a row are products with ones, which vectorize.
@@ -37,11 +37,8 @@ def fused_block(
     options: BlockOptions,
     factors: Tensor | None = None,
 ) -> Tensor:
-    """Computes a pre-norm transformer block, as `TransformerBlock` describes.
-
-    `weights` are `gamma1`, `beta1`, `qkv`, `proj`, `gamma2`, `beta2`, `fc1` and `fc2`,
-    the norms' in float32, and the biases `qkv_bias`, ..., which may be missing.
-    """
+    """Computes a pre-norm transformer block, as `TransformerBlock` describes."""
+    # `gamma1`, `beta1` (float32), `qkv`, `proj`, ..., and `qkv_bias`, ..., if any
     tensors = {name: to_tf_tensor(value) for name, value in weights.items()}
     scales = (None, None)  # of attention and of the MLP, (B, 1, 1) each
     if factors is not None:
@@ -157,10 +154,7 @@ def _backward(upstream, weights, scales, options, kept):
 
 
 def _attention_gradient(upstream, options, kept):
-    """Returns the gradient of the qkv product's rows, and of its bias.
-
-    That of FlashAttention (Dao et al. 2022, appendix B.2).
-    """
+    """Gradient of qkv and its bias (FlashAttention, Dao et al. 2022, appendix B.2)."""
     batch, _, length, head_dim = tf.unstack(tf.shape(kept.query))
     by_head = (batch, length, options.num_heads, head_dim)
     output = tf.reshape(kept.attended, by_head)

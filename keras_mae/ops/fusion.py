@@ -1,4 +1,4 @@
-"""When XLA compiles a step, or on CPUs what is between its matrix products.
+"""XLA-fused element-wise ops for CPU training, and when XLA compiles a whole step.
 
 On CPUs TensorFlow's matrix products are oneDNN's, which XLA's don't reach, while its
 other kernels each read and write the whole tensor. So only what is between the matrix
@@ -18,13 +18,10 @@ _FUSION = contextvars.ContextVar("fusion", default=False)
 
 
 def auto_jit_compile():
-    """Resolves `jit_compile="auto"`: XLA on GPUs and with JAX.
-
-    On CPUs TensorFlow's first step would be long, and the gain small (in bfloat16 a
-    loss); with PyTorch Keras leaves it to the user.
-    """
+    """Resolves `jit_compile="auto"`: XLA on GPUs and with JAX."""
     if keras.backend.backend() != "tensorflow":
         return keras.backend.backend() == "jax"
+    # on CPUs the first step would be long, and the gain small
     return bool(gpus_in_use())
 
 

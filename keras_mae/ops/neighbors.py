@@ -14,11 +14,7 @@ def knn_scores(
     k=KNN_NEIGHBORS,
     temperature=KNN_TEMPERATURE,
 ):
-    """Returns class scores `(M, num_classes)` of a weighted k-NN; rows sum up to 1.
-
-    Each of the `k` features of highest cosine similarity `s` votes for its class with
-    weight `exp(s / temperature)` (Wu et al. 2018, section 3.4).
-    """
+    """Class scores `(M, num_classes)` of weighted k-NN (Wu et al. 2018, sec. 3.4)."""
     if k < 1 or temperature <= 0:
         raise ValueError(
             f"k and temperature must be positive. Received: {k} and {temperature}"

@@ -120,10 +120,7 @@ def unpatchify(patches: Tensor, patch_size: Size, image_size: Size) -> Tensor:
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns each patch's mean and deviation, float32 `(B, L, 1)`.
-
-    The variance is unbiased, plus 1e-6, as in the reference implementation's targets.
-    """
+    """Returns each patch's mean and deviation, float32 `(B, L, 1)`."""
     count = patches.shape[-1]
     if count < 2:
         raise ValueError(
@@ -134,6 +131,7 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     mean = ops.mean(patches, axis=-1, keepdims=True)
     # keras.ops.var divides by n, torch.var by n - 1
     variance = ops.var(patches, axis=-1, keepdims=True) * (count / (count - 1))
+    # plus 1e-6, as in the reference implementation's targets
     return mean, ops.sqrt(variance + 1e-6)
 
 

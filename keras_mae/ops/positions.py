@@ -54,19 +54,16 @@ def _cubic(distance, a):
 
 
 def bicubic_matrix(old: int, new: int, antialias: bool = False) -> np.ndarray:
-    """Returns the `(new, old)` float64 matrix that resizes one axis bicubically.
-
-    Without antialiasing the kernel has a = -0.75 and the edge is repeated, as in
-    PyTorch; with it, a = -0.5, the kernel widens by the shrinking factor, and weights
-    outside the axis are left out. Pixel centres lie at half-integers.
-    """
+    """Returns the `(new, old)` float64 matrix that resizes one axis bicubically."""
     scale = old / new
+    # pixel centres lie at half-integers
     centers = (np.arange(new) + 0.5) * scale - 0.5
     if antialias:
         stretch = max(scale, 1.0)
         distance = (np.arange(old)[None, :] - centers[:, None]) / stretch
         matrix = _cubic(distance, a=-0.5)  # (new, old)
         return matrix / matrix.sum(axis=1, keepdims=True)
+    # as PyTorch: the edge is repeated
     matrix = np.zeros((new, old))
     for tap in range(-1, 3):
         source = np.floor(centers).astype(int) + tap

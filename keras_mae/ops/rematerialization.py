@@ -6,16 +6,10 @@ from keras_mae.ops.fusion import fusion_enabled, fusion_scope
 
 
 def rematerialized(function):
-    """Wraps a function of one tensor to keep only its input for the backward pass.
-
-    `keras.remat` does so on other backends. On TensorFlow it ties the second
-    computation to the gradient by a comparison that the TPU compiler folds away; it
-    then finds both computations equal, and keeps what the first one made. Here no
-    compiler knows the outcome of the comparison. The function may use variables, but no
-    randomness.
-    """
+    """Gradient checkpointing of a function of one tensor, without randomness."""
     if keras.backend.backend() != "tensorflow":
         return keras.remat(function)
+    # keras.remat's comparison is folded away by the TPU compiler, which then keeps all
     import tensorflow as tf
 
     # the gradient is computed outside of this call's scope

@@ -17,11 +17,8 @@ _CPU_GRAPH = contextvars.ContextVar("cpu_graph", default=False)
 
 @contextlib.contextmanager
 def cpu_graph_scope(enabled: bool) -> Iterator[None]:
-    """Marks the graphs traced in the block as TensorFlow's own, on CPUs.
-
-    XLA must not compile such a graph whole: it inlines functions by itself, and
-    compiles a step with functions in it again and again.
-    """
+    """Marks the graphs traced in the block as TensorFlow's own, on CPUs."""
+    # XLA would inline their functions, and compile the step again and again
     token = _CPU_GRAPH.set(enabled)
     try:
         yield
@@ -40,12 +37,8 @@ def in_cpu_graph() -> bool:
 
 
 def traced_once(function: Callable) -> Callable:
-    """Decorates a function of tensors to be traced once a signature in a CPU graph.
-
-    Tracing costs about a millisecond an operation, and this makes of each further call
-    one operation. The function takes tensors and hashable keyword arguments, and uses
-    no variables or randomness.
-    """
+    """Traces a pure function of tensors once for each signature in a CPU graph."""
+    # tracing takes about a millisecond an operation
 
     @functools.cache
     def traced(**options):
@@ -63,12 +56,7 @@ def traced_once(function: Callable) -> Callable:
 
 
 class LayerTraceCache:
-    """Calls layers of one class, and in a CPU graph traces equal ones only once.
-
-    The others run the same graph on their own weights. Subclasses, layers with a `call`
-    of their own, with sublayers of other libraries, with state, random numbers, LoRA or
-    quantized weights are traced each.
-    """
+    """Calls layers of one class, and in a CPU graph traces equal ones only once."""
 
     def __init__(self, layer_class: type[keras.Layer]) -> None:
         self._layer_class = layer_class

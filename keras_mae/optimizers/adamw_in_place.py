@@ -5,12 +5,7 @@ import tensorflow as tf
 
 
 def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
-    """Updates a weight and its two moments by AdamW, in place.
-
-    The kernel adds epsilon before it corrects the second moment's bias: `epsilon` is
-    PyTorch's times `sqrt(1 - powers[1])` (Loshchilov and Hutter 2019, algorithm 2), and
-    `powers` are the betas to the power of the update's number, from 1.
-    """
+    """Updates a weight and its two moments by AdamW; `powers` are betas^iteration."""
     weight, *moments = (
         one.value if isinstance(one, keras.Variable) else one for one in variables
     )
@@ -27,6 +22,7 @@ def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
         lr=rate,
         beta1=betas[0],
         beta2=betas[1],
+        # added before the bias is corrected: PyTorch's times sqrt(1 - powers[1])
         epsilon=epsilon,
         grad=tf.cast(gradient, "float32"),
     )

@@ -14,13 +14,7 @@ _WARMUP_POWER = 2 / 3
 
 
 class AveragesWeights:
-    """Mixin for a `keras.optimizers.Optimizer`: `use_ema` in float32, with a warm-up.
-
-    Averages stay float32 beside bfloat16 weights, which a step of 1 - `ema_momentum`
-    could not change. With `ema_warmup`, the newest weights count by
-    `(1 + iterations) ** (-2 / 3)` until that is less than `1 - ema_momentum`, as timm
-    warms up; else the first weights would stay in the average for long.
-    """
+    """Mixin for a Keras optimizer: `use_ema` in float32, with a warm-up as timm's."""
 
     # endings of the names of variables that are float32 under every precision
     float32_slots: tuple[str, ...] = ("_average",)
@@ -40,6 +34,7 @@ class AveragesWeights:
         **kwargs: Any,
     ) -> keras.Variable:
         if (kwargs.get("name") or "").endswith(self.float32_slots):
+            # a step of 1 - ema_momentum would not change bfloat16
             dtype = "float32"
         return super().add_variable(  # type: ignore[misc]
             shape, initializer, dtype, **kwargs
@@ -50,6 +45,7 @@ class AveragesWeights:
         share = 1 - self.ema_momentum
         updates = ops.cast(self.iterations, "float32")
         if self.ema_warmup:
+            # else the first weights would stay in the average for long
             return ops.maximum(share, (1 + updates) ** -_WARMUP_POWER)
         return ops.where(updates == 0, 1.0, share)
 

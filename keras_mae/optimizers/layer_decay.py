@@ -16,10 +16,7 @@ _TOKENS = re.compile(r"/patch_embedding/(cls_token|positions/embeddings)$")
 
 
 def lr_scale(path: str, layer_decay: float, depth: int) -> float:
-    """Returns a variable's share of the learning rate, by its path (paper, table 9).
-
-    Raises `ValueError` for a block that an encoder of this depth lacks.
-    """
+    """Returns a variable's share of the learning rate, by its path (paper, table 9)."""
     return layer_decay ** (depth + 1 - _layer_id(path, depth))
 
 

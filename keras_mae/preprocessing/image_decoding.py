@@ -20,10 +20,7 @@ MOST_SIDE = 65_535
 def decode_image(
     image: Any, num_channels: int, exif_orientation: bool = False
 ) -> np.ndarray:
-    """Decodes a path, open file, bytes, PIL image or array to `(H, W, C)` uint8.
-
-    As published, EXIF's orientation is not applied, unless `exif_orientation` is true.
-    """
+    """Decodes a path, open file, bytes, PIL image or array to `(H, W, C)` uint8."""
     if hasattr(image, "read") and not isinstance(image, Image.Image):
         image = image.read()
     if isinstance(image, (str, Path, bytes, bytearray)):

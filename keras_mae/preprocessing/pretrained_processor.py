@@ -12,13 +12,10 @@ CHECKPOINTS_NAME = "checkpoints"
 
 
 def find_processor(source, **reading):
-    """Loads a source's image processor; `None` without one, or offline.
-
-    One that is not supported is an error: no other mean and deviation would do.
-    `reading` are the hub's options, as for `MAEImageProcessor.from_pretrained`.
-    """
+    """Loads a source's image processor; `None` without one, or offline."""
     path = find_processor_file(source, **reading)
     if path is not None:
+        # else raises: no other mean and deviation would do
         return MAEImageProcessor.from_pretrained(path)
     try:
         # what timm's config.json says
@@ -28,10 +25,7 @@ def find_processor(source, **reading):
 
 
 def find_processor_file(source, **reading):
-    """Returns the path of a source's `preprocessor_config.json`, or `None`.
-
-    `reading` are the hub's options, as for `MAEImageProcessor.from_pretrained`.
-    """
+    """Returns the path of a source's `preprocessor_config.json`, or `None`."""
     try:
         place = Location(source, **reading)
         found = place.find(CONFIG_NAME)
@@ -63,12 +57,7 @@ def default_processor(source, model):
 def training_processor(
     source, image_size, channel_mean, channel_std, exif_orientation=None
 ):
-    """Returns a bicubic processor for training, normalized as the source's is.
-
-    `channel_mean` and `channel_std` apply, and a line says so, where the source has no
-    processor, or one for other channels; `exif_orientation` is the source's where it is
-    not given.
-    """
+    """Returns a bicubic processor for training, normalized as the source's is."""
     found = None if source is None else find_processor(source)
     if found is not None and found.num_channels == len(channel_mean):
         channel_mean, channel_std = found.image_mean, found.image_std

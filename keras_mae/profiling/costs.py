@@ -91,11 +91,8 @@ def forward_flops(model):
 
 
 def flops_per_image(model):
-    """FLOPs of a training step per image: matrix products only, backward = 2 x forward.
-
-    A frozen kernel has no gradient, and what lies below the first trained layer no
-    backward pass. Not counted, as MFU asks for, is what rematerialization repeats.
-    """
+    """FLOPs of a training step per image: matrix products, backward = 2 x forward."""
+    # as MFU is defined: what rematerialization repeats is not counted
     total = forward_flops(model)
     for part in _backward_parts(model):
         # the gradients of its input, and of both factors of attention's products
@@ -107,12 +104,7 @@ def flops_per_image(model):
 
 
 def estimate_memory(model, images):
-    """Bytes of a training step of `images` a replica: weights, AdamW, activations.
-
-    Activations are what XLA keeps of a block: six tensors of its width, two of its
-    MLP's, two of attention; with rematerialization its input, and one whole block.
-    Blocks below the first trained layer keep nothing: there is one of them at a time.
-    """
+    """Bytes of a training step of `images` a replica: weights, AdamW, activations."""
     trained = model.trainable_variables
     # the weight, its gradient and two moments; averages are float32
     total = 4 * _bytes(trained) + _bytes(model.non_trainable_variables)
@@ -121,9 +113,11 @@ def estimate_memory(model, images):
     reached = {id(part.layer) for part in _backward_parts(model)}
     for stack, tokens in _stacks(model):
         config = stack.get_config()
+        # what XLA keeps of a block
         block = tokens * (6 * stack.hidden_dim + 2 * config["mlp_dim"])
         block += 2 * config["num_heads"] * tokens**2
         blocks = sum(id(one) in reached for one in stack.blocks)
+        # blocks below the first trained layer keep nothing: there is one at a time
         kept = max(1, blocks) * block
         if stack.rematerialize:
             kept = blocks * tokens * stack.hidden_dim + block
@@ -140,15 +134,13 @@ def _item_size(dtype):
 
 
 def peak_flops(strategy, precision, accelerator=None):
-    """Peak FLOP/s over all replicas: looked up for known GPUs and TPUs, else measured.
-
-    `accelerator` is the TPU's type, such as `"v5litepod-16"`.
-    """
+    """Peak FLOP/s of all replicas: looked up for known GPUs and TPUs, else measured."""
     if keras.backend.backend() == "jax":
         return _peak_flops_on_jax(precision)
     import tensorflow as tf
 
     replicas = strategy.num_replicas_in_sync
+    # of a type such as "v5litepod-16"
     generation = (accelerator or "").split("-")[0]
     if generation in _TPU_PEAKS:
         return replicas * _TPU_PEAKS[generation]

@@ -15,10 +15,7 @@ from pathlib import Path
 
 
 def serve_steps(step, about, backend=None):
-    """Runs a step per line on standard input; prints `about`, then seconds, as JSON.
-
-    `backend` is what runs the step where that may be on an accelerator.
-    """
+    """Runs a step per line on standard input; prints `about`, then seconds, as JSON."""
     begin = time.perf_counter()
     step()
     first = time.perf_counter() - begin
@@ -66,10 +63,7 @@ def _resident_peak():
 
 
 class Worker:
-    """A worker: `about` is its first line, `seconds` of its steps, `peak` in bytes.
-
-    `peak_of` is `"accelerator"` or `"process"`, whose memory it is.
-    """
+    """Runs a command that calls `serve_steps`: `about`, seconds, and peak in bytes."""
 
     def __init__(self, command, environment=()):
         self._process = subprocess.Popen(
@@ -80,6 +74,7 @@ class Worker:
             env={**os.environ, **dict(environment)},
         )
         self.seconds = []
+        # `peak_of` is "accelerator" or "process"
         self.peak, self.peak_of = 0, None
         self.about = self._read()
 
@@ -106,10 +101,7 @@ class Worker:
 
 
 def use_tf32():
-    """Has PyTorch multiply float32 as TF32 on GPUs, as TensorFlow and JAX do unasked.
-
-    Returns PyTorch's setting.
-    """
+    """Has PyTorch multiply as TF32 on GPUs, as others do; returns its setting."""
     import torch
 
     if torch.cuda.is_available():
@@ -127,10 +119,7 @@ def take_turns(workers, warmup, repeats):
 
 
 def compare(ours, theirs):
-    """Returns the speed ratio of the medians (> 1: ours is faster) and its quartiles.
-
-    The quartiles are of the ratios round by round.
-    """
+    """Returns the ratio of medians (> 1: ours is faster), and quartiles over rounds."""
     ratios = [theirs / ours for ours, theirs in zip(ours, theirs, strict=True)]
     if len(ratios) > 1:
         low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")

@@ -24,12 +24,7 @@ def make_step(
     replicas=1,
     **overrides,
 ):
-    """Builds a model with random weights; returns its step, and the step's FLOPs.
-
-    `mode` is `"pretrain-step"`, `"finetune-step"`, `"encode"` or `"reconstruct"`;
-    `overrides` are those of `from_preset`, and `quantize`, a mode of `Model.quantize`
-    for inference.
-    """
+    """Builds a model with random weights; returns its step, and the step's FLOPs."""
     keras.utils.set_random_seed(0)
     training = {"pretrain-step": _pretraining, "finetune-step": _finetuning}
     inference = {"encode": _encoding, "reconstruct": _reconstruction}

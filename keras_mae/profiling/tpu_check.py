@@ -69,11 +69,7 @@ def parse_topology(name):
 
 
 def check(make_model, topology, batch_size, accumulation_steps=1, progress=print):
-    """Compiles a training step for a TPU, with and without rematerialization.
-
-    `make_model(rematerialize)` returns a compiled model; `progress` is called with a
-    line of text per compilation, which may take minutes.
-    """
+    """Compiles a training step for a TPU, with and without rematerialization."""
     require_compiler()
     parts = topology.chips * accumulation_steps
     if batch_size < 1 or batch_size % parts:
@@ -106,11 +102,7 @@ def check(make_model, topology, batch_size, accumulation_steps=1, progress=print
 
 
 def find_largest_batch(compile_at, first, memory, granule=_GRANULE):
-    """Searches the largest batch that fits, to within an eighth, starting at `first`.
-
-    Returns the largest batch found to fit (0: none), and the smallest found not to
-    (`None` if the search ended before).
-    """
+    """Returns the largest batch found to fit, and the smallest found not to."""
     fits, fails = 0, None
     last = first
     for compilations in range(MAX_COMPILATIONS + 1):

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 }
 
 
-def find_devices(topology):
+def _find_devices(topology):
     """Devices of a topology such as `"v5e:4x4"`, to compile for; they run nothing."""
     from jax.experimental import topologies
 
@@ -69,7 +69,7 @@ def compile_step(text, device):
 def main(topology, program=None):
     """Prints the answer as JSON."""
     try:
-        devices = find_devices(topology)
+        devices = _find_devices(topology)
         answer = {"devices": len(devices)}
         if program is not None:
             with open(program) as file:

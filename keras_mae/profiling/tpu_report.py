@@ -46,16 +46,13 @@ class Compiled:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Result with, or without, rematerialization.
-
-    `largest` is the largest batch per chip found to fit (0: none, `None`: not
-    searched), `too_large` the smallest found not to fit.
-    """
+    """Result with, or without, rematerialization."""
 
     rematerialize: bool
     requested: Compiled
+    # batch per chip found to fit; 0: none, `None`: not searched
     largest: int | None = None
-    too_large: int | None = None
+    too_large: int | None = None  # the smallest batch found not to fit
 
 
 @dataclasses.dataclass(frozen=True)

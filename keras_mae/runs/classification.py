@@ -11,8 +11,8 @@ from keras_mae.models.classifier import POOLINGS
 from keras_mae.models.loading import load_classifier
 from keras_mae.runs.training_config import TrainingConfig
 from keras_mae.runs.training_run import Training
-from keras_mae.utils.class_names import write_labels
 from keras_mae.utils.flags import flag
+from keras_mae.utils.labels_file import write_labels
 
 
 def recipe_flag(text, choices=None):
@@ -110,11 +110,8 @@ class ClassifierTraining(Training):
         model.optimizer.build(model.trainable_variables)
 
     def evaluation(self, processor):
-        """Returns distributed batches of all held-out images, and their number.
-
-        The images are center crops where training takes crops, else whole. Raises
-        `ValueError` if none of them can be read.
-        """
+        """Returns distributed batches of all held-out images, and their number."""
+        # raises if none of them can be read
         data.held_out_images(self.source, processor, 1, self.corrupt)
         size, several = self.config.batch_size, self.config.steps_per_execution
         crops = data.Augmentation((self.config.crop_scale, 1.0)).crops

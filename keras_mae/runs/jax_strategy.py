@@ -13,15 +13,12 @@ JAX_STRATEGIES = ("cpu", "gpu", "data_parallel", "model_parallel")
 
 
 class JaxStrategy:
-    """A `keras.distribution`, or none, with the methods of a `tf.distribute.Strategy`.
-
-    TensorFlow only reads and prepares images here. A model replica is a device, or the
-    `model_shards` devices that hold one copy of the weights.
-    """
+    """A `keras.distribution`, or none, with methods of a `tf.distribute.Strategy`."""
 
     def __init__(self, distribution=None):
         self.num_replicas_in_sync, self._shape = 1, None
         if distribution is not None:
+            # a replica has `model_shards` devices
             self.num_replicas_in_sync = distribution.num_model_replicas
             self._shape = distribution.device_mesh.shape
         # not a scope: `fit` and `evaluate` need it as much as what creates variables
@@ -59,13 +56,7 @@ class JaxStrategy:
 
 
 def make_jax_strategy(name, replicas=None, model_shards=None, tpu=None):
-    """Returns the `JaxStrategy` that a script's `--strategy` names.
-
-    `None` stands for `"gpu"` where there is one, else for `"cpu"`.
-    `"data_parallel"` and `"model_parallel"` use all GPUs or TPUs, or as many as
-    `replicas` times `model_shards` are; on CPUs logical devices, by default two
-    replicas.
-    """
+    """Returns the `JaxStrategy` that a script's `--strategy` names."""
     if name is None:
         name = "cpu" if jax.default_backend() == "cpu" else "gpu"
     _check_flags(name, replicas, model_shards, tpu)
@@ -81,6 +72,7 @@ def make_jax_strategy(name, replicas=None, model_shards=None, tpu=None):
             )
         return JaxStrategy()
     shards = model_shards or 1
+    # by default all GPUs or TPUs; on CPUs logical devices, by default two replicas
     devices = _devices(replicas, shards)
     if name == "data_parallel":
         return JaxStrategy(keras.distribution.DataParallel(devices=devices))

@@ -9,11 +9,7 @@ import keras
 
 
 def load_callbacks(names, config):
-    """Makes the callbacks of `module:factory,module:factory`.
-
-    A module is installed or lies in the current folder. Each factory is called with
-    `config`, the dataclass of the script's flags, and returns a Keras callback.
-    """
+    """Makes the callbacks of `module:factory,module:factory`; each takes the flags."""
     return [] if names is None else [_make(n.strip(), config) for n in names.split(",")]
 
 

@@ -40,14 +40,12 @@ def check_scikit_learn():
 
 
 def fit_logistic_regression(features, labels, c=0.1):
-    """Fits scikit-learn's logistic regression on standardized features.
-
-    The default `c`, the inverse of the L2 penalty, suits 128 features and few labels.
-    """
+    """Fits scikit-learn's logistic regression on standardized features."""
     check_scikit_learn()
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # `c`, the inverse of the L2 penalty, suits 128 features and few labels
     regression = LogisticRegression(C=c, max_iter=2000)
     return make_pipeline(StandardScaler(), regression).fit(features, labels)

@@ -31,19 +31,16 @@ def flag_of_run(model, name):
 
 
 class RunFolder:
-    """Paths of a run's files, and checks of what an earlier run left there.
-
-    `model.keras` is the newest model; `best.keras` a classifier's best epoch, its
-    score in `best.json`; `config.json` the flags; `data.json` the number of images.
-    """
+    """Paths of a run's files, and checks of what an earlier run left there."""
 
     def __init__(self, path):
         self.path = Path(path)
-        self.model = self.path / "model.keras"
+        self.model = self.path / "model.keras"  # the newest
+        # a classifier's best epoch; its score is in best.json
         self.best = self.path / "best.keras"
         self.checkpoints = self.path / CHECKPOINTS_NAME
-        self.config = self.path / "config.json"
-        self.data = self.path / "data.json"
+        self.config = self.path / "config.json"  # the flags
+        self.data = self.path / "data.json"  # the number of images
         self.history = self.path / "history.csv"
         self.logs = self.path / "logs"
         self.pictures = self.logs / "pictures"

@@ -22,10 +22,7 @@ def make_processor(source, encoder):
 
 
 def pretrain_encoder(source, seed, epochs, batch_size, jit_compile=True, **overrides):
-    """Pretrains `mae_tiny` on a source, without labels; returns the encoder.
-
-    `overrides` are those of `MAEPretrainer.from_preset`.
-    """
+    """Pretrains `mae_tiny` on a source, without labels; returns the encoder."""
     keras.utils.set_random_seed(seed)
     model = MAEPretrainer.from_preset(
         "mae_tiny",

@@ -26,8 +26,8 @@ class TrainingConfig:
         "folder of prepared data sets, for tfds:NAME and hf:NAME", None
     )
     num_channels: int | None = flag(
-        "1 to read image files as grey, 3 as RGB; default: 3, or those of a built-in "
-        "dataset",
+        "1 to read image files as grayscale, 3 as RGB; default: 3, or those of a "
+        "built-in dataset",
         None,
     )
     exif_orientation: bool | None = flag(

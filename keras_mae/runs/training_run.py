@@ -60,18 +60,14 @@ def _make_strategy(config):
 
 
 class Training:
-    """A training run: checks flags and data, then starts or resumes, and trains.
-
-    `at_least_one`, `may_differ` and `not_saved` name flags of the script's own: those
-    checked to be 1 or more, those a resumed run may change, and those of how to start.
-    Without `trains` there may be fewer images than a batch.
-    """
+    """A training run: checks flags and data, then starts or resumes, and trains."""
 
     def __init__(
         self, config, at_least_one=(), may_differ=(), not_saved=(), trains=True
     ):
         self.config = config
         self.strategy = _make_strategy(config)
+        # flags that a resumed run may change, and those of how to start
         self._may_differ = (*_MAY_DIFFER, *may_differ)
         self._not_saved = (*_NOT_SAVED, *not_saved)
         self._check(("log_every", "steps_per_execution", *at_least_one))
@@ -84,6 +80,7 @@ class Training:
         self.read_by_callbacks = []  # a `Source` each
         self.corrupt = data.CorruptImages(config.corrupt_limit)
         self.run = RunFolder(config.output)
+        # without `trains` there may be fewer images than a batch
         self.steps = self._count_steps(trains)
 
     @property
@@ -175,19 +172,13 @@ class Training:
         )
 
     def fit(self, model, processor, batches, extra=(), validation=None, leading=()):
-        """Starts or resumes the run, and trains a compiled model to the last epoch.
-
-        `batches(input_context, step)` returns the training batches from `step` on;
-        `extra` are callbacks of the process that writes; `validation` is a pair of
-        distributed batches and their number; `leading` are callbacks that every process
-        calls before the others, and whose `on_epoch_begin` sets what belongs to an
-        epoch, as its mask ratio.
-        """
+        """Starts or resumes; trains to the last epoch on `batches(context, step)`."""
         saving = self._saving()
         sometimes = [name for one in extra for name in getattr(one, "log_names", ())]
         callbacks = [*self._callbacks(model, extra, sometimes), saving]
         if validation is not None:
             callbacks.insert(0, Validation(*validation))
+        # on every process, and first: they set what belongs to an epoch
         callbacks = [*leading, *callbacks]
         verbose = 1 if os.isatty(1) else 2
         # a pipeline that fails must do so before an older run is deleted

@@ -34,10 +34,8 @@ def add_part(total: Tensor, gradient: Tensor, variable: Any) -> Tensor:
 def mean_gradients(
     sums: Sequence[Tensor | None], steps: int, variables: Sequence[Any]
 ) -> list[Tensor | None]:
-    """Turns float32 sums over parts of a batch into gradients in variables' dtypes.
-
-    Of what is overwritten they are maxima, which stay.
-    """
+    """Turns float32 sums over parts of a batch into gradients in variables' dtypes."""
+    # of what is overwritten they are maxima, which stay
     means = [
         total if total is None or is_overwritten(variable) else total / steps
         for total, variable in zip(sums, variables, strict=True)

@@ -71,10 +71,8 @@ class BackendStep(BaseStep):
             raise
 
     def _purge_model_variables(self, **kinds):
-        """Leaves variables their values, which a failure before a step would lose.
-
-        They take no memory: a step that JAX compiles is donated their arrays.
-        """
+        """Leaves variables their values, which a failure before a step would lose."""
+        # they take no memory: a step that JAX compiles is donated their arrays
 
     def distribute_rows(self, batch):
         # what chooses patches by whole noise, XLA computes whole on every device

@@ -40,14 +40,12 @@ class ResumableState:
             first = last
 
     def _build_compiled_metrics(self):
-        """Lets `metrics` list those of `compile`, which TensorFlow's `fit` makes late.
-
-        Those given as strings wait for the labels, whose shape chooses among them.
-        """
+        """Lets `metrics` list those of `compile`, which TensorFlow makes late."""
         compiled = self._compile_metrics
         if compiled is None or compiled.built:
             return
         given = [compiled._user_metrics, compiled._user_weighted_metrics]
+        # those given as strings wait for labels, whose shape chooses among them
         if not any(isinstance(one, str) for one in keras.tree.flatten(given)):
             any_shape = keras.KerasTensor((None, None))
             compiled.build(any_shape, any_shape)

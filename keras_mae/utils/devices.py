@@ -6,11 +6,7 @@ import keras
 
 
 def has_accelerator(strategy: Any = None) -> bool:
-    """Whether the backend sees a GPU or a TPU that models run on.
-
-    On TensorFlow a `tf.distribute.Strategy`, by default the current one, may keep to
-    the CPU of a machine with a GPU.
-    """
+    """Whether the backend sees a GPU or a TPU that models run on."""
     if keras.backend.backend() == "jax":
         return jax_platform() != "cpu"
     if keras.backend.backend() == "torch":
@@ -19,6 +15,7 @@ def has_accelerator(strategy: Any = None) -> bool:
         return torch.cuda.is_available() or torch.backends.mps.is_available()
     import tensorflow as tf
 
+    # a strategy may keep to the CPU of a machine with a GPU
     if gpus_in_use(strategy):
         return True
     return not _is_on_cpu(strategy) and bool(tf.config.list_physical_devices("TPU"))

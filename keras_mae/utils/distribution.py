@@ -13,12 +13,7 @@ STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
 
 
 def make_strategy(name, replicas=None, tpu=None):
-    """Returns the `tf.distribute.Strategy` that a script's `--strategy` names.
-
-    `None` stands for `"gpu"` where there is one, else for `"cpu"`.
-    `"mirrored"` uses all GPUs, or `replicas` of them; without GPUs `replicas` logical
-    CPU devices, by default two. `tpu` is the TPU's name or address, or `"local"`.
-    """
+    """Returns the `tf.distribute.Strategy` that a script's `--strategy` names."""
     check_tensorflow_backend("tf.distribute")
     gpus = tf.config.list_physical_devices("GPU")
     if name is None:
@@ -34,6 +29,7 @@ def make_strategy(name, replicas=None, tpu=None):
     if name != "tpu" and tpu is not None:
         raise ValueError(f"Only strategy 'tpu' takes tpu. Received: {name!r}, {tpu!r}")
     if name == "mirrored":
+        # all GPUs, or so many; without GPUs logical CPU devices, by default two
         return tf.distribute.MirroredStrategy(_mirrored_devices(replicas))
     if name == "multiworker":
         read_tf_config()  # raises where TF_CONFIG is wrong
@@ -76,13 +72,10 @@ def is_chief(strategy):
 
 
 def run_on_all_workers(strategy, function):
-    """Runs a function on each worker, and raises on all of them where one raises.
-
-    Else the others would wait for the one that is gone. The function takes no arguments
-    and returns an int of at least 0, the same on all workers.
-    """
+    """Runs a function that returns an int >= 0; where one worker's raises, all do."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return function()
+    # else the others would wait for the one that is gone
     error, value = None, -1
     try:
         value = function()

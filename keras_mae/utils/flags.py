@@ -33,14 +33,11 @@ def flag(
     instead_of: str | None = None,
     fills: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Any:
-    """Returns a `dataclasses.field` that is a flag with this help text.
-
-    On a command line the flag `instead_of`, whose default is `None` as its own, must
-    not stand beside it; in a file of flags it may. `fills` has the values that each
-    value of this flag gives to others: where it is given beside a file of flags, those
-    that the file's value gave don't count.
-    """
+    """Returns a `dataclasses.field` that is a flag with this help text."""
     metadata: dict[str, Any] = {"help": text, "choices": choices}
+    # `instead_of`: not beside this one on a command line, but in a file of flags
+    # `fills`: the values that each value of this flag gives to others; beside a file of
+    # flags, those that the file's value gave don't count
     metadata |= {"positional": positional, "instead_of": instead_of, "fills": fills}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -85,12 +82,8 @@ def _make_parser(config_class, description):
 def parse_flags(
     config_class: type[_Config], description: str, argv: Sequence[str] | None = None
 ) -> _Config:
-    """Parses the command line into a dataclass: a flag for each field.
-
-    Fields are `int`, `float`, `str` or `bool`, or one of these `| None`; a field
-    without a default is a required flag. Where a field is called `config`,
-    `--config=FILE` reads flags from a JSON object first; those of the command line win.
-    """
+    """Parses the command line into a dataclass: a flag for each field."""
+    # `--config=FILE` reads flags from a JSON object; those of the command line win
     parser = _make_parser(config_class, description)
     argv = [
         _with_underscores(word) for word in (sys.argv[1:] if argv is None else argv)
@@ -173,12 +166,7 @@ def run_script(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Parses flags and runs a script's `main`; its errors become exit codes.
-
-    `ValueError`, `OSError` and TensorFlow's `DataLossError` (a checksum is wrong) exit
-    with code 2, `FloatingPointError` (the loss is NaN or infinite) with code 3, and one
-    line on standard error.
-    """
+    """Parses flags and runs a script's `main`; its errors become exit codes."""
     config = parse_flags(config_class, description, argv)
     tune_malloc()
     try:

@@ -27,11 +27,7 @@ class _DlInfo(ctypes.Structure):
 
 
 def tune_malloc() -> bool:
-    """Stops malloc from returning memory to the kernel; says whether it did.
-
-    It leaves malloc alone where `KERAS_MAE_KEEP_MEMORY` is 0, where the user has set
-    these options, under another allocator, and where the C library is not glibc.
-    """
+    """Stops glibc's malloc from returning memory to the kernel; says whether it did."""
     if os.environ.get("KERAS_MAE_KEEP_MEMORY", "1") == "0" or _is_set_by_user():
         return False
     try:

@@ -4,10 +4,8 @@ from typing import Any
 
 
 def serialized(module: Any, value: Any, name: str) -> Any:
-    """Serializes what `module`, such as `keras.initializers`, can read back.
-
-    Several layers are made of the configuration of one object.
-    """
+    """Serializes what `module`, such as `keras.initializers`, can read back."""
+    # several layers are made of the configuration of one object
     try:
         config = module.serialize(module.get(value))
         module.get(config)

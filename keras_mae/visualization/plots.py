@@ -21,10 +21,7 @@ _MOST_INCHES, _MOST_NAMES = 24.0, 150
 def plot_confusion_matrix(
     labels: ArrayLike, predicted: ArrayLike, class_names: Sequence[str]
 ) -> Image.Image:
-    """Draws a confusion matrix, in shares of the true class.
-
-    The names of more than 150 classes, which could not be read, are left out.
-    """
+    """Draws a confusion matrix, in shares of the true class."""
     metrics, pyplot = _import_plotting()
     side = min(max(4.0, 0.45 * len(class_names)), _MOST_INCHES)
     figure, axes = pyplot.subplots(figsize=(side, side))
@@ -53,11 +50,7 @@ def plot_features(
     class_names: Sequence[str],
     method: str = "pca",
 ) -> Image.Image:
-    """Draws features `(N, D)` as points in a plane, coloured by class.
-
-    `method` is `"pca"`, or `"tsne"` (van der Maaten and Hinton 2008), which draws at
-    most 3,000 points, chosen at random, and says so in its title.
-    """
+    """Draws features `(N, D)` by PCA or t-SNE as points, coloured by class."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}. Received: {method!r}")
     _, pyplot = _import_plotting()
@@ -91,11 +84,7 @@ def plot_features(
 def plot_accuracies(
     names: Sequence[str], curves: Mapping[tuple[str, str], Sequence[Sequence[float]]]
 ) -> Image.Image:
-    """Draws accuracies by the number of labels, a panel a method.
-
-    `curves` maps `(method, features)` to lists of accuracies, one list for each name;
-    their mean and standard deviation are drawn.
-    """
+    """Draws accuracies by the number of labels, a panel a method."""
     _, pyplot = _import_plotting()
     methods = list(dict.fromkeys(method for method, _ in curves))
     size = 3.2 * len(methods), 3.0
@@ -103,6 +92,7 @@ def plot_accuracies(
         1, len(methods), figsize=size, sharey=True, squeeze=False
     )
     for method, axes in zip(methods, panels[0], strict=True):
+        # a list for each name, of which mean and deviation are drawn
         for (theirs, features), values in curves.items():
             if theirs == method:
                 means = [100 * np.mean(value) for value in values]
@@ -118,11 +108,7 @@ def plot_accuracies(
 
 
 def plot_scaling(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image:
-    """Draws time and peak memory of a step, a column for each thing that grows.
-
-    `rows` maps its name to points: dicts with a value under that name, `seconds`, and
-    `peak_memory` in bytes.
-    """
+    """Draws time and peak memory of a step, a column for each thing that grows."""
     _, pyplot = _import_plotting()
     size = 2.6 * len(rows), 4.6
     figure, panels = pyplot.subplots(2, len(rows), figsize=size, squeeze=False)
@@ -144,10 +130,7 @@ def plot_scaling(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Image.Image
 def plot_history(
     epochs: Sequence[int], columns: Mapping[str, Sequence[float]]
 ) -> Image.Image:
-    """Draws what a run logged by epoch; NaN where an epoch logged nothing.
-
-    A panel for the losses, and one for all accuracies.
-    """
+    """Draws a run's losses and accuracies by epoch; NaN where nothing was logged."""
     _, pyplot = _import_plotting()
     panels: dict[str, list[str]] = {}
     for name in columns:

@@ -131,11 +131,7 @@ def draw_panels(
     caption: str,
     panel_size: int = 160,
 ) -> Image.Image:
-    """Draws batches of uint8 images as the columns of one RGB image.
-
-    The caption is wrapped to the width. Images are enlarged by a whole factor to at
-    least `panel_size` pixels.
-    """
+    """Draws batches of uint8 images as columns of an RGB image, with a caption."""
     count, height, width, channels = panels[0].shape
     if channels not in (1, 3) or not count:
         raise ValueError(

@@ -14,7 +14,7 @@ _MOST_PROBLEMS = 80  # lines of an error
 
 
 class PortError(ValueError):
-    """Weights can't be read, or their keys and shapes don't match the model.
+    """Conversion of weights failed: unreadable, or their keys or shapes don't match.
 
     `from_pretrained` and `load_weights` raise it; it is a `ValueError`.
 

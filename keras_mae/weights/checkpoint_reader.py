@@ -88,10 +88,7 @@ def open_checkpoint(
     ignore: Sequence[str] = (),
     **options: Any,
 ) -> Checkpoint:
-    """Opens a source of weights; values are read when they are asked for.
-
-    `options` are the hub's; for the others see `Pretrained.from_pretrained`.
-    """
+    """Opens a source of weights; values are read when they are asked for."""
     if isinstance(source, Checkpoint):
         return source
     if isinstance(source, Mapping):
@@ -269,8 +266,8 @@ def _from_content(content, state_key, container, source):
         if not stubs or state_key is not None:
             raise
         raise PortError(
-            f"{error}. It has an object, {stubs[0]!r}, which is not built: nothing of "
-            "a file is executed. Save its state_dict() instead"
+            f"{error}. It holds a pickled Python object ({stubs[0]!r}), which is never "
+            "unpickled: that could run code. Save model.state_dict() instead"
         ) from error
     args = content.get("args")
     # in memory, what a file has as attributes alone

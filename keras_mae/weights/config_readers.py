@@ -121,10 +121,8 @@ _TIMM_ARGS = {
 
 @functools.cache
 def activations() -> dict[str, Any]:
-    """Maps other libraries' activation names to ours, serialized.
-
-    A function: to serialize, Keras imports TensorFlow on every backend.
-    """
+    """Maps other libraries' activation names to ours, serialized."""
+    # a function: to serialize, Keras imports TensorFlow on every backend
     return {
         theirs: keras.activations.serialize(keras.activations.get(ours))
         for theirs, ours in _ACTIVATIONS.items()
@@ -338,8 +336,8 @@ def _check_extent(settings, description, place):
     if sizes["decoder_depth"] > _DEEPEST_DECODER or wanted > most:
         names = ("decoder_depth", "decoder_hidden_dim", "decoder_mlp_dim")
         raise PortError(
-            f"{place}: a decoder that the weights lack must have at most "
-            f"{_DEEPEST_DECODER} blocks and {most} parameters. Received: "
+            f"{place} describes a decoder that the checkpoint does not contain; it may "
+            f"have at most {_DEEPEST_DECODER} blocks and {most} parameters. Received: "
             + shorten(", ".join(f"{name}={sizes[name]}" for name in names))
         )
 
@@ -363,11 +361,7 @@ def find_image_size(
     source: str,
     stated: Size | None = None,
 ) -> tuple[tuple[int, int], str | None]:
-    """Finds the image size of a file's positions, and a note where it is assumed.
-
-    That is the one `stated` by the user, or the configured one; else `wanted`, where it
-    has as many patches, and last a square.
-    """
+    """Finds the image size of a file's positions, and a note where it is assumed."""
     height, width = sizes["patch_size"]
     if "positions" not in sizes:  # they are computed, for any size
         size = stated or sizes.get("image_size") or wanted

@@ -108,14 +108,12 @@ def timm_images(processor: Any) -> dict[str, Any]:
 def to_facebook(
     model: keras.Model, fixed: Iterable[tuple[str, Any]] = ()
 ) -> tuple[Any, list[str]]:
-    """Writes the arguments in facebook's file, and notes, as `to_timm`.
-
-    `fixed` are pairs of settings and the values that a library has instead.
-    """
+    """Writes the arguments in facebook's file, and notes, as `to_timm`."""
     sizes = sizes_of(model)
     notes = _check_fixed(sizes, ["activation", "qkv_bias"])
     if "decoder_hidden_dim" in sizes:
         alike = dict(sizes)
+        # what that library has no setting for
         for name, value in fixed:
             alike[name] = sizes[name.removeprefix("decoder_")]
             if sizes[name] != value:

@@ -25,10 +25,7 @@ _WAY_OUT = "docs/migration.md has the lines"
 
 
 def open_hdf5(path: Path) -> dict[str, LazyTensor]:
-    """Opens a `tf_model.h5`, one of its shards, or what `save_weights("x.h5")` wrote.
-
-    Keys go without the names of layer and model that Keras puts before them.
-    """
+    """Opens a `tf_model.h5`, a shard of one, or what `save_weights("x.h5")` wrote."""
     import h5py
 
     tensors: dict[str, LazyTensor] = {}
@@ -73,7 +70,9 @@ def _walk(path: Path, root: Any) -> Iterator[tuple[str, Any]]:
             item = h5o.open(group, link)
             address = h5o.get_info(item).addr
             if address in seen:
-                raise PortError(f"{path}: {name!r:.60} is another name of an object")
+                raise PortError(
+                    f"{path}: {name!r:.60} is a second hard link to one object"
+                )
             seen.add(address)
             if isinstance(item, h5g.GroupID):
                 groups.append((f"{name}/", item))
@@ -104,7 +103,10 @@ def _tensor(path, key, dataset):
     shape, offset = dataset.shape, dataset.get_offset()
     size = math.prod(shape) * dtype.itemsize
     if offset is None or dataset.get_storage_size() != size:
-        raise PortError(f"{path}: {key!r:.60} {shape} has not the size that it needs")
+        raise PortError(
+            f"{path}: {key!r:.60}: its size in bytes does not match shape and dtype. "
+            f"Received: {dataset.get_storage_size()} bytes for {shape} of {dtype}"
+        )
     if offset + size > os.path.getsize(path):
         raise PortError(f"{path}: {key!r:.60} {shape} reaches beyond the end")
     return mapped_tensor(path, shape, dtype, offset)
@@ -117,10 +119,8 @@ def _without_layer_and_model(name):
 
 
 def shard_key(key: str) -> str:
-    """Turns an index's key into that of a shard, which has no model's name before it.
-
-    TensorFlow's alone differ: `tf_vi_tmae_model/vit/layernorm/beta:0`.
-    """
+    """Turns an index's key into that of a shard, without the model's name before it."""
+    # TensorFlow's alone differ: `tf_vi_tmae_model/vit/layernorm/beta:0`
     return key.partition("/")[2] if key.endswith(":0") else key
 
 

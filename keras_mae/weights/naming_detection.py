@@ -25,7 +25,7 @@ class _Place(NamedTuple):
         return NAMINGS[-self.order]
 
 
-class NamedTensors(NamedTuple):
+class _NamedTensors(NamedTuple):
     """A checkpoint's tensors by the keys of a known naming."""
 
     naming: Naming
@@ -55,7 +55,7 @@ def fits_a_naming(tensors: Mapping[str, LazyTensor]) -> bool:
     return any(True for _ in _places(_without_inserted(tensors, "")))
 
 
-def find_naming(tensors: Mapping[str, LazyTensor], source: str) -> NamedTensors:
+def find_naming(tensors: Mapping[str, LazyTensor], source: str) -> _NamedTensors:
     """Finds the naming that fits, and takes off what stands before its keys."""
     plain = _without_inserted(tensors, source)
     place = _best_place(plain, source)
@@ -68,7 +68,7 @@ def find_naming(tensors: Mapping[str, LazyTensor], source: str) -> NamedTensors:
     inserted = [part for part in _INSERTED if any(part in key for key in tensors)]
     taken_off = [place.prefix] if place.prefix else []
     notes = [f"taken off the keys: {shorten(part)}" for part in inserted + taken_off]
-    return NamedTensors(place.naming, inside, strangers, notes, place.prefix)
+    return _NamedTensors(place.naming, inside, strangers, notes, place.prefix)
 
 
 def without_inserted(key: str) -> str:

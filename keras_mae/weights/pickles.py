@@ -1,4 +1,4 @@
-"""A pickle machine that knows containers, numbers and strings, and calls nothing.
+"""Safe unpickler of containers, numbers and strings only, which calls nothing.
 
 A file's names are never looked up: where one is called, `builders` may have a function
 for it, and every other gives an inert `Stub`. Only strings, short ints and stubs are
@@ -43,11 +43,7 @@ class Attributes(dict[str, Any]):
 
 
 class Unpickler:
-    """Reads the pickles that follow one another in `data`.
-
-    `builders` maps a name such as "torch.Size" to a function of the arguments that the
-    pickle gives; `find_storage` is given the tuple that identifies a tensor's storage.
-    """
+    """Reads the pickles that follow one another in `data`."""
 
     def __init__(
         self,
@@ -57,7 +53,9 @@ class Unpickler:
     ):
         self.data, self.position = data, 0
         self.steps = self.bytes = 0
+        # takes the tuple that identifies a tensor's storage
         self.find_storage = find_storage
+        # take the arguments that the pickle gives
         self.builders = {
             "argparse.Namespace": lambda *_: Attributes(),
             "collections.Counter": self._mapping,
@@ -75,8 +73,8 @@ class Unpickler:
             self.spend(1)
             if code not in _INSTRUCTIONS:
                 raise ValueError(
-                    f"no weights need {_OPCODES.get(code, code)!s}, which is at byte "
-                    f"{self.position - 1}"
+                    f"unsupported pickle opcode {_OPCODES.get(code, code)!s} at byte "
+                    f"{self.position - 1}: only state dicts are read"
                 )
             _INSTRUCTIONS[code](self)
         return self.stack.pop()

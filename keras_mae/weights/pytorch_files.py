@@ -45,10 +45,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_pytorch_file(path: PathLike) -> Any:
-    """Reads what `torch.save` wrote, with a `LazyTensor` for each tensor.
-
-    What is no tensor, container, number or string becomes a `Stub`.
-    """
+    """Reads what `torch.save` wrote as `LazyTensor`s, containers and `Stub`s."""
     try:
         with open(path, "rb") as file:
             if file.peek(2)[:2] == b"PK":

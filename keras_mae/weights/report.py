@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class PortReport:
-    """What loading or saving weights did; `print` it.
+    """Report of a conversion of weights, loaded or saved; `print` it.
 
     Args:
         place: Where the weights came from or went to.

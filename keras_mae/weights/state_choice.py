@@ -25,7 +25,7 @@ class State(NamedTuple):
     others: dict[str, str]  # keys of what is no tensor -> what it is
 
 
-def find_states(content: Any) -> Iterator[State]:
+def _find_states(content: Any) -> Iterator[State]:
     """Yields all dicts that hold tensors, the outermost first."""
     queue: list[tuple[str, Any, int]] = [("", content, 0)]
     seen = {id(content)}
@@ -54,11 +54,8 @@ def choose_state(
     fits: Callable[[Mapping[str, LazyTensor]], bool],
     source: str,
 ) -> tuple[State, list[str]]:
-    """Returns a file's state dict, and notes on which it is.
-
-    `fits` tells whether a dict has the keys of a model that is known.
-    """
-    states = {state.name: state for state in find_states(content)}
+    """Returns a file's state dict, and notes on which it is."""
+    states = {state.name: state for state in _find_states(content)}
     if not states:
         raise PortError(f"{source} does not hold a dict of tensors")
     if state_key in states:

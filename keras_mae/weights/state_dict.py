@@ -161,10 +161,7 @@ def import_weights(
     progress: Callable[[int], object] | None = None,
     source: str = "The source",
 ) -> None:
-    """Fills a model's variables, after all keys and shapes were checked.
-
-    Parts named in `fresh` keep their values; `progress` is called after each row.
-    """
+    """Fills a model's variables, after all keys and shapes were checked."""
     problems = key_differences([key for row in rows for key in row.keys], tensors)
     problems += _unfilled(model, rows, fresh)
     problems += _wrong_shapes(model, tensors, rows, change)
@@ -189,10 +186,7 @@ def _unfilled(model, rows, fresh):
 
 
 def copy_weights(model: keras.Model, source: keras.Model) -> None:
-    """Fills a model from another one, for another image size or number of channels.
-
-    Parts that one of them lacks are left alone. Other sizes must agree.
-    """
+    """Fills a model from one of another image size or number of channels."""
     have, want = contents_of(source), contents_of(model)
     old, new = encoder_of(source), encoder_of(model)
     change = SizeChange(
@@ -203,6 +197,7 @@ def copy_weights(model: keras.Model, source: keras.Model) -> None:
         new_channels=new.num_channels,
         merge="sum",
     )
+    # parts that one of them lacks are left alone
     shared = want._replace(parts=have.parts & want.parts)
     for row in port_rows(shared, HUGGINGFACE):
         value = ops.convert_to_numpy(find_variable(source, row.path))

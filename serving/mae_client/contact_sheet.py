@@ -16,16 +16,7 @@ _COLUMNS = 5
 def draw_sheet(
     query: str | Path, found: Sequence[tuple[str, float]], folder: Path
 ) -> Image.Image:
-    """Draws the query, and each found image with its score and path.
-
-    Args:
-        query: Path of the image that was asked for.
-        found: `(path, score)` of each image; paths are relative to the folder.
-        folder: Path.
-
-    Returns:
-        PIL image, in RGB; an image that cannot be read is a grey tile.
-    """
+    """Draws the query and each found `(path, score)`; unreadable images are grey."""
     tiles = [(Path(query), "query", Path(query).name)]
     tiles += [(folder / path, f"{score:.3f}", path) for path, score in found]
     columns = min(len(tiles), _COLUMNS)

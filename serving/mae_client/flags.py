@@ -112,11 +112,7 @@ def _add_similar(commands, every):
 
 
 def client_arguments(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the arguments of `Client` that the flags give.
-
-    Raises:
-        ValueError: If a header has no name, or there is no such variable.
-    """
+    """Returns the arguments of `Client` that the flags give."""
     names = ("address", "model", "version", "label", "grpc", "timeout", "gzip", "tls")
     arguments = {name: getattr(options, name) for name in names}
     for name in ("ca_file", "cert_file", "key_file"):

@@ -1,4 +1,4 @@
-"""What a method of a client asks for, cut into requests by number and by bytes."""
+"""Splits a client call into batched requests, by number and bytes of images."""
 
 import dataclasses
 import itertools
@@ -29,7 +29,7 @@ _DIGITS_GROWTH = 6
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class _Job:
     """A signature, its images, and further inputs of a row per image."""
 
     result_class: Any
@@ -117,16 +117,16 @@ def _cut(
 Pixels = ArrayLike | None
 
 
-def features(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> Job:
-    return Job(Features, "features", *read_source(images, pixels, pixels_u8))
+def features(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> _Job:
+    return _Job(Features, "features", *read_source(images, pixels, pixels_u8))
 
 
-def embed(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> Job:
-    return Job(Embeddings, "embed", *read_source(images, pixels, pixels_u8))
+def embed(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> _Job:
+    return _Job(Embeddings, "embed", *read_source(images, pixels, pixels_u8))
 
 
-def classify(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> Job:
-    return Job(Classification, "classify", *read_source(images, pixels, pixels_u8))
+def classify(images: Images | None, pixels: Pixels, pixels_u8: Pixels) -> _Job:
+    return _Job(Classification, "classify", *read_source(images, pixels, pixels_u8))
 
 
 def reconstruct(
@@ -136,7 +136,7 @@ def reconstruct(
     noise: Pixels,
     pixels: Pixels,
     pixels_u8: Pixels,
-) -> Job:
+) -> _Job:
     masking: dict[str, Any] = {"seed": seed, "mask": mask, "noise": noise}
     masking = {name: value for name, value in masking.items() if value is not None}
     if len(masking) > 1:
@@ -148,7 +148,7 @@ def reconstruct(
         rows = read_seeds(value, len(items))
     else:
         rows = read_rows(name, value, len(items))
-    return Job(Reconstruction, signature, items, kind, {name: rows})
+    return _Job(Reconstruction, signature, items, kind, {name: rows})
 
 
 def reconstruct_png(
@@ -156,8 +156,8 @@ def reconstruct_png(
     seed: int | Sequence[int] | None,
     pixels: Pixels,
     pixels_u8: Pixels,
-) -> Job:
+) -> _Job:
     items, kind = read_source(images, pixels, pixels_u8)
     seeds = read_seeds(0 if seed is None else seed, len(items))
     signature = "reconstruct_png_bytes"
-    return Job(PngReconstruction, signature, items, kind, {"seed": seeds})
+    return _Job(PngReconstruction, signature, items, kind, {"seed": seeds})

@@ -59,7 +59,7 @@ class Options:
                 "timeout must be positive and retries not negative. Received: "
                 f"timeout={self.timeout}, retries={self.retries}"
             )
-        check_address(self.address, self.grpc)
+        _check_address(self.address, self.grpc)
         self._check_tls()
         self._check_headers()
 
@@ -138,7 +138,7 @@ class Options:
 FILES = ("ca_file", "cert_file", "key_file")
 
 
-def check_address(address: str, grpc: bool) -> None:
+def _check_address(address: str, grpc: bool) -> None:
     if grpc:
         if "://" in address:
             raise ValueError(f"A gRPC address must be host:port. Received: {address}")

@@ -15,13 +15,10 @@ _logger = logging.getLogger("mae_client")
 
 
 class Attempts:
-    """The attempts of one request: its deadline, and when to try again.
-
-    One policy for both protocols: gRPC's retryPolicy ends at 5 attempts and 256 kB,
-    and an HTTP library's timeout starts anew with each attempt.
-    """
+    """The attempts of one request: its deadline, and when to try again."""
 
     def __init__(self, timeout: float, retries: int | None) -> None:
+        # of all attempts: gRPC's retryPolicy ends at 5, HTTP timeouts start anew
         self.deadline = time.monotonic() + timeout
         self._retries = retries
         self._failed = 0

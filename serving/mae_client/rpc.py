@@ -41,7 +41,7 @@ _RESPONSES = {
 }
 
 
-class GrpcRequest(NamedTuple):
+class _GrpcRequest(NamedTuple):
     """A message for a method, and how its response is read."""
 
     method: str
@@ -62,7 +62,7 @@ class GrpcMessages:
 
     def predict(
         self, signature: str, inputs: Mapping[str, np.ndarray], names: Sequence[str]
-    ) -> GrpcRequest:
+    ) -> _GrpcRequest:
         """Asks for an `Answer`."""
         request = messages.PredictRequest(model_spec=self._spec)
         request.model_spec.signature_name = signature
@@ -79,17 +79,17 @@ class GrpcMessages:
                 raise invalid_response(self.address, str(error)) from error
             return Answer(outputs, response.model_spec.version.value)
 
-        return GrpcRequest(_PREDICT, request, read)
+        return _GrpcRequest(_PREDICT, request, read)
 
-    def status(self) -> GrpcRequest:
+    def status(self) -> _GrpcRequest:
         request = messages.GetModelStatusRequest(model_spec=self._spec)
 
         def read(response):
             return read_statuses(map(_to_dict, response.model_version_status))
 
-        return GrpcRequest(_STATUS, request, read)
+        return _GrpcRequest(_STATUS, request, read)
 
-    def metadata(self) -> GrpcRequest:
+    def metadata(self) -> _GrpcRequest:
         def read(response):
             table = messages.SignatureDefMap.FromString(
                 response.metadata["signature_def"].value
@@ -99,7 +99,7 @@ class GrpcMessages:
 
         return self._metadata(read)
 
-    def version(self) -> GrpcRequest:
+    def version(self) -> _GrpcRequest:
         """Asks which version answers."""
         return self._metadata(lambda response: response.model_spec.version.value)
 
@@ -107,7 +107,7 @@ class GrpcMessages:
         request = messages.GetModelMetadataRequest(
             model_spec=self._spec, metadata_field=["signature_def"]
         )
-        return GrpcRequest(_METADATA, request, read)
+        return _GrpcRequest(_METADATA, request, read)
 
 
 class _Grpc:
@@ -161,7 +161,7 @@ class GrpcTransport(_Grpc):
     def close(self) -> None:
         self._channel.close()
 
-    def send(self, request: GrpcRequest, deadline: float) -> Any:
+    def send(self, request: _GrpcRequest, deadline: float) -> Any:
         """Returns a response message; raises `ServingError` without one."""
         try:
             return self._call(request, deadline)
@@ -178,7 +178,7 @@ class AsyncGrpcTransport(_Grpc):
     async def close(self) -> None:
         await self._channel.close()
 
-    async def send(self, request: GrpcRequest, deadline: float) -> Any:
+    async def send(self, request: _GrpcRequest, deadline: float) -> Any:
         """As `GrpcTransport.send`."""
         try:
             return await self._call(request, deadline)

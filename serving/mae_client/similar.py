@@ -24,26 +24,16 @@ _WINDOW = 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageIndex:
-    """Embeddings of the images of a folder.
+    """Embeddings of the images of a folder."""
 
-    Args:
-        paths: `(N,)` array of strings, relative to the folder, with `/`.
-        embeddings: `(N, D)` float32 array.
-        stamps: `(N, 2)` int64 array, of each file its size in bytes and the time of its
-            last change in nanoseconds.
-        model: Name of the model.
-        version: Int, version of the model.
-        folder: Path of the folder, relative to the file that the index is in.
-        signature: Name of the signature that made the embeddings.
-    """
-
-    paths: np.ndarray
-    embeddings: np.ndarray
+    paths: np.ndarray  # (N,) strings, relative to the folder, with `/`
+    embeddings: np.ndarray  # (N, D) float32
+    # (N, 2) int64: bytes of a file, and its last change in nanoseconds
     stamps: np.ndarray
     model: str
     version: int
-    folder: str
-    signature: str = SIGNATURE
+    folder: str  # relative to the file that the index is in
+    signature: str = SIGNATURE  # that made the embeddings
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `.npz` file; an older one is replaced once the new is whole."""
@@ -57,11 +47,7 @@ class ImageIndex:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "ImageIndex":
-        """Reads what `save` wrote.
-
-        Raises:
-            ValueError: If the file is none of an index.
-        """
+        """Reads what `save` wrote; `ValueError` if it is none of an index."""
         names = [field.name for field in dataclasses.fields(cls)]
         try:
             with np.load(path) as file:
@@ -102,13 +88,11 @@ class ImageIndex:
         folder: Path,
         embedding: np.ndarray,
     ) -> None:
-        """Raises ValueError if another model has the same name and version now.
-
-        It asks for an image that the folder still has; `embedding` is of any image.
-        """
+        """Raises `ValueError` if another model has the same name and version now."""
         fits = embedding.shape == self.embeddings.shape[1:]
         paths, stamps = self.paths.tolist(), self.stamps.tolist()
         there = (n for n in range(len(paths)) if _has(folder / paths[n], stamps[n]))
+        # an image that the folder still has is asked for again
         row = next(there, None) if fits else None
         if row is not None:
             fits = _agrees(client, folder, paths[row], self.embeddings[row])
@@ -152,23 +136,7 @@ def index_folder(
     skipped: Callable[[str, Exception], object] = lambda path, error: None,
     unfinished: Callable[[IndexArrays], object] = lambda arrays: None,
 ) -> IndexArrays:
-    """Embeds the images of a folder and of those below it.
-
-    Args:
-        client: `Client` of one version of a model.
-        folder: Path.
-        known: `ImageIndex` of the folder: its embeddings of unchanged files are kept,
-            if the model embeds one of them as before.
-        skipped: Function of a path and an error, called for each file that is no image.
-        unfinished: Function of what would be returned, called before an error is raised
-            that comes after new embeddings.
-
-    Returns:
-        The paths, embeddings and stamps of an `ImageIndex`.
-
-    Raises:
-        ServingError: If the server has no signature `embed`, or doesn't respond.
-    """
+    """Embeds the images below a folder; returns paths, embeddings and stamps."""
     signatures = client.metadata()
     if SIGNATURE not in signatures:
         how = (
@@ -189,6 +157,7 @@ def index_folder(
             vectors.update(_embed(client, Path(folder), batch, skipped))
     except BaseException:  # Ctrl-C among them
         if len(vectors) > kept:
+            # saves what is there before the error
             unfinished(_to_arrays(vectors, files))
         raise
     return _to_arrays(vectors, files)

@@ -49,11 +49,7 @@ def to_proto(array: np.ndarray) -> Any:
 
 
 def from_proto(proto: Any) -> np.ndarray:
-    """Converts a TensorProto to an array; bfloat16 to float32, strings to bytes.
-
-    Raises:
-        ValueError: If the dtype is unknown, or the values don't fill the shape.
-    """
+    """Converts a TensorProto to an array; bfloat16 to float32, strings to bytes."""
     shape = [dim.size for dim in proto.tensor_shape.dim]
     count = math.prod(shape)
     if min(shape, default=0) < 0 or count > _MOST_VALUES:

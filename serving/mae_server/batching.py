@@ -1,4 +1,4 @@
-"""Merges requests that wait at the same time into one run of the model.
+"""Batching: merges concurrent requests into one run of the model.
 
 Like TF Serving's batching session, by the same parameters: requests to a signature are
 collected until they fill a run or the first one has waited long enough. Runs are not
@@ -40,15 +40,13 @@ _FIELDS = {
 
 
 class BatchingParameters(NamedTuple):
-    """How requests are merged; the defaults are those of TensorFlow's scheduler.
-
-    Threads are those of one model's version, where TF Serving has them for all models.
-    """
+    """How requests are merged; the defaults are those of TensorFlow's scheduler."""
 
     max_batch_size: int = 1000  # of a request
     max_execution_batch_size: int = 1000  # of a run
     batch_timeout_micros: int = 0
     max_enqueued_batches: int = 10
+    # of a version; in TF Serving of all models
     num_batch_threads: int = os.cpu_count() or 1
 
 

@@ -1,4 +1,4 @@
-"""Reads the bodies of HTTP requests, bounded one by one and all together.
+"""Reads HTTP request bodies, with limits of size, of time and of memory for all.
 
 Those with `Content-Encoding: gzip` are unpacked, and bounded unpacked.
 """
@@ -72,7 +72,7 @@ class Bodies:
         if len(body) + len(chunk) > MOST_BYTES:
             raise _too_long()
         if self._held + len(chunk) > self._limit:
-            raise BodyError(503, "the bodies of other requests fill the memory")
+            raise BodyError(503, "memory limit for request bodies reached; retry later")
         body += chunk
         self._held += len(chunk)
 

@@ -1,6 +1,6 @@
-"""Refuses what a web page of a stranger makes a browser send.
+"""Cross-origin protection (CSRF, DNS rebinding) and CORS headers.
 
-A page may send requests to any address, though it can't read the answers. It can't
+A web page may send requests to any address, though it can't read the answers. It can't
 choose some headers, though, and a name that it points to this machine stays in `Host`.
 """
 
@@ -11,23 +11,19 @@ from urllib.parse import urlsplit
 
 # a page sends these without asking first, and no client of this protocol does
 _PLAIN = ("text/plain", "multipart/form-data")
+_CROSS_ORIGIN = (
+    "Cross-origin request refused (CORS): --rest_api_enable_cors_support allows them"
+)
 
 
 def allowed_names(host, more=""):
-    """Returns the names by which this server may be called, beside IP addresses.
-
-    They are `localhost`, the machine's own, `host` and those in `more`, which are
-    separated by commas.
-    """
+    """Returns the names by which this server may be called, beside IP addresses."""
     names = (socket.gethostname(), host, *more.replace(",", " ").split())
     return {"localhost", *map(str.lower, names)}
 
 
 def refusal(method, headers, names, any_page=False):
-    """Returns `(status, message)` of a request to refuse, `None` of one to answer.
-
-    With `any_page`, pages of other sites may use this server.
-    """
+    """Returns `(status, message)` of a request to refuse, `None` of one to answer."""
     host = headers.get("host", "")
     if not _is_known(host, names):
         return 403, "Host must be an IP address or a name in --allowed_hosts"
@@ -35,9 +31,9 @@ def refusal(method, headers, names, any_page=False):
         return None
     origin = headers.get("origin")
     if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-        return 403, "a page of another site may not use this server"
+        return 403, _CROSS_ORIGIN
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
-        return 403, "a page of another site may not use this server"
+        return 403, _CROSS_ORIGIN
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if method == "POST" and kind in _PLAIN:
         return 415, "Content-Type must be application/json"

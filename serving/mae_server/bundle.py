@@ -56,10 +56,7 @@ class Bundle:
             raise _load_error(path, options.tags, error) from error
 
     def run(self, signature_name, inputs, outputs, call):
-        """Runs a signature on arrays by name; computes all outputs if none is named.
-
-        Large images are run in parts, between which `call` is looked at.
-        """
+        """Runs a signature on arrays by name; computes all outputs if none is named."""
         signature = self.signatures[signature_name]
         check_names(signature.inputs, inputs)
         for index, (name, info) in enumerate(sorted(signature.inputs.items())):

@@ -1,4 +1,4 @@
-"""A request in hand: until when it is to be answered, and whether anyone waits."""
+"""Deadline and cancellation of a request."""
 
 import threading
 import time
@@ -10,10 +10,7 @@ _FOREVER = 365 * 24 * 3600
 
 
 class Call:
-    """A request's deadline and its cancellation, for threads to look at.
-
-    `seconds` is the time it may take from now on; `None` for any time.
-    """
+    """A request's deadline (`None`: never) and cancellation, for threads to look at."""
 
     def __init__(self, seconds=None):
         # gRPC's word for no deadline is a very late one

@@ -86,14 +86,12 @@ def _plain_rows(array):
 
 
 def _write(negative, nine, exponent, ends):
-    """Writes numbers of nine digits, the first of which counts `10**exponent`.
-
-    A comma follows each, a line's end those in `ends`.
-    """
+    """Writes numbers of nine digits, the first of which counts `10**exponent`."""
     count, places = len(nine), 2 * (10 - _LEAST) + 2
     # a place of each digit from -4 on, each with one for the point behind it
     text = np.full((count, places), ord("0"), "uint8")
     text[:, 2:-1:2] = ord(".")
+    # a comma follows each, a line's end those in `ends`
     text[:, 0], text[:, -1] = ord("-"), np.where(ends, ord("\n"), ord(","))
     text[:, 1 - 2 * _LEAST : 19 - 2 * _LEAST : 2] = nine
     last = 8 - np.argmax(nine[:, ::-1] != ord("0"), axis=1)

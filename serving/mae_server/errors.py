@@ -333,7 +333,7 @@ def not_available(models):
 
 
 def cancelled():
-    return RequestError("CANCELLED", "The caller left")
+    return RequestError("CANCELLED", "Request cancelled by the client")
 
 
 def stopping():

@@ -35,10 +35,7 @@ WITHOUT_EFFECT = frozenset(
 
 
 def for_this_server(arguments, bools):
-    """Returns a command line without the flags above, of which it warns.
-
-    `--NAME=true` and `--NAME=false` of `bools` become `--NAME` and `--no-NAME`.
-    """
+    """Returns a command line without the flags above, and bools as `--[no-]NAME`."""
     kept = []
     for word in arguments:
         name, _, value = word.removeprefix("--").partition("=")
@@ -52,10 +49,7 @@ def for_this_server(arguments, bools):
 
 
 def channel_arguments(text, ints=()):
-    """Parses `name=value,...` to a dict: ints of 32 bits are ints, others texts.
-
-    Raises `ValueError` on a text for one of the names in `ints`.
-    """
+    """Parses `name=value,...` to a dict: ints of 32 bits are ints, others texts."""
     pairs = [word.partition("=") for word in text.split(",") if word]
     if not all(name and equals for name, equals, _ in pairs):
         raise ValueError(

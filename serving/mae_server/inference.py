@@ -27,10 +27,7 @@ def outputs_of(method, signature):
 
 
 def read(method, outputs, count):
-    """Returns `(label, score)` rows of Classify, or the values of Regress.
-
-    `outputs` is a dict of arrays, `count` the number of examples.
-    """
+    """Returns `(label, score)` rows of Classify, or the values of Regress."""
     if method == CLASSIFY:
         return _classes(outputs.get(_CLASSES), outputs.get(_SCORES), count)
     return _values(outputs[_REGRESSED], count)

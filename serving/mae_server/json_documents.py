@@ -16,11 +16,7 @@ from mae_server.errors import invalid
 
 
 def parse(body):
-    """Parses a JSON object as rapidjson does for TF Serving.
-
-    `NaN`, `Inf` and `Infinity` are numbers, strings may be any bytes, and what follows
-    the object is not read.
-    """
+    """Parses a JSON object as rapidjson does for TF Serving."""
     if not body:
         raise invalid(errors.EMPTY_BODY)
     if _memory_of(body) > _MOST_MEMORY:
@@ -30,6 +26,7 @@ def parse(body):
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError:
+        # NaN and Inf, strings of any bytes, and text behind the object are read so
         document = _parse_slowly(body)
     if not isinstance(document, dict):
         raise invalid(errors.NOT_AN_OBJECT, value=text_of(document))
@@ -102,10 +99,7 @@ def kind_of(value):
 
 
 def text_of(value, limit=256):
-    """Formats JSON for a message, at most its beginning: it may be megabytes long.
-
-    As `JsonValueToDebugString`: objects in lines, lists in one.
-    """
+    """Formats the beginning of JSON for a message, as `JsonValueToDebugString`."""
     text = ""
     for piece in _pieces(value, limit):
         if len(text) >= limit:

@@ -23,10 +23,7 @@ def signature_name(document):
 
 
 def read_inputs(document, infos, most_rows=None):
-    """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`.
-
-    More than `most_rows` instances are refused before they are read one by one.
-    """
+    """Converts `instances` (rows) or `inputs` (columns) to arrays, typed by `infos`."""
     if not infos:
         name = document.get("signature_name") or "DEFAULT"
         raise invalid(errors.NO_INPUTS_IN_SIGNATURE, name=name)
@@ -38,6 +35,7 @@ def read_inputs(document, infos, most_rows=None):
             raise invalid(errors.INSTANCES_NOT_A_LIST, value=text_of(document))
         if not document["instances"]:
             raise invalid(errors.EMPTY_INSTANCES, value=text_of(document))
+        # before they are read one by one
         errors.check_batch_size(len(document["instances"]), most_rows)
         return _from_rows(document["instances"], dtypes)
     if "inputs" in document:
@@ -155,10 +153,8 @@ def _cast(array, dtype):
 
 
 def _hold_only(kinds, value):
-    """Whether nested lists hold only items of some types.
-
-    NumPy would convert others, and make every text as long as the longest one.
-    """
+    """Whether nested lists hold only items of some types."""
+    # NumPy would convert others, and make every text as long as the longest one
     found = set(map(type, value))
     if found == {list}:
         return all(_hold_only(kinds, item) for item in value)

@@ -61,7 +61,7 @@ class Counter(Metric):
         yield f"{name}{{{labels}}} {counted}"
 
 
-class Sampler(Metric):
+class _Sampler(Metric):
     """A histogram: counts of numbers below each of the limits, and their sum."""
 
     kind = "histogram"
@@ -93,9 +93,9 @@ class Metrics:
         self._metrics = {
             "request_count": Counter("model_name", "status"),
             "request_example_count_total": Counter("model"),
-            "request_example_counts": Sampler(_COUNTS, "model"),
-            "request_latency": Sampler(_TIMES, "model_name", "API", "entrypoint"),
-            "runtime_latency": Sampler(_TIMES, "model_name", "API", "runtime"),
+            "request_example_counts": _Sampler(_COUNTS, "model"),
+            "request_latency": _Sampler(_TIMES, "model_name", "API", "entrypoint"),
+            "runtime_latency": _Sampler(_TIMES, "model_name", "API", "runtime"),
         }
 
     @contextlib.contextmanager

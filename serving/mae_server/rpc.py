@@ -41,11 +41,7 @@ CHANNEL_OPTIONS = {
 def make_grpc_server(
     service, host, port, options=(), as_content=False, with_health=False
 ):
-    """Returns a `grpc.Server`, not yet started, and its port (0: a free one).
-
-    `options` are pairs of further channel arguments; `as_content` writes the answers'
-    tensors to `tensor_content`; `with_health` adds gRPC's health service.
-    """
+    """Returns a `grpc.Server`, not yet started, and its port (0: a free one)."""
     options = {**CHANNEL_OPTIONS, **dict(options)}
     server = grpc.server(
         futures.ThreadPoolExecutor(service.max_threads),
@@ -82,10 +78,7 @@ def _health():
 
 
 def _counted(method):
-    """Counts a method's requests, as tensorflow_serving's prediction_service_impl.cc.
-
-    It counts Predict, Classify and Regress alone.
-    """
+    """Counts a method's requests, as TF Serving's prediction_service_impl.cc."""
 
     @functools.wraps(method)
     def answer(self, request, call):
@@ -241,11 +234,9 @@ class PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
         return response
 
     def _arrays(self, protos, signature):
-        """Reads the tensors of a signature, whose shapes may be larger than the data.
-
-        Nothing is unpacked before all of them together are known to be bounded.
-        """
+        """Reads a signature's tensors, whose shapes may be larger than the data."""
         check_names(signature.inputs, protos)
+        # nothing is unpacked before all of them together are known to be bounded
         total = 0
         for name, proto in protos.items():
             total += _tried(name, announced_bytes, proto)

@@ -16,11 +16,7 @@ from mae_server.versions import ModelConfig
 
 
 class Service:
-    """Runs requests on `Models`, with TF Serving's checks and error messages.
-
-    `threads` requests run at the same time, `max_enqueued` more wait, and others are
-    refused; a request holds at most `max_batch_size` images.
-    """
+    """Runs requests on `Models`, with TF Serving's checks and error messages."""
 
     def __init__(self, models, threads=4, max_enqueued=100, max_batch_size=1024):
         self.models = models
@@ -28,6 +24,7 @@ class Service:
         self.in_hand = Calls()  # of gRPC, whose server knows only connections
         # each request waits in a thread; four more refuse those that may not wait
         self.max_threads = threads + max_enqueued + 4
+        # the others are refused
         self._slots = threading.BoundedSemaphore(threads + max_enqueued)
         self._running = threading.BoundedSemaphore(threads)
         self.max_batch_size = max_batch_size
@@ -41,19 +38,13 @@ class Service:
         call=None,
         not_found=errors.signature_not_found,
     ):
-        """Runs a signature; returns version, signature name and a dict of arrays.
-
-        Call it, and `classify`, in a `slot`.
-
-        `spec` is `(name, version, label)`; `read` is a function that returns a dict
-        of arrays for the signature, so that nothing is unpacked for another one;
-        `outputs` names those to compute; `not_found` makes the error of a name.
-        """
+        """Runs a signature, in a `slot`; returns version, name and a dict of arrays."""
         name = signature_name or inference.DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
                 raise not_found(name)
             signature = bundle.signatures[name]
+            # only now, so that nothing is unpacked for a signature that is not there
             inputs = read(signature)
             _check_filter(outputs, signature)
             self._check_batch(inputs)
@@ -62,26 +53,16 @@ class Service:
             return version, name, found
 
     def classify(self, spec, signature_name, examples, call=None):
-        """Runs a Classify signature on serialized `tf.train.Example`s.
-
-        Returns version, signature name, and `(label, score)` pairs for each example;
-        `""` and 0 where the signature gives scores or classes alone.
-        """
+        """Returns version, signature, and `(label, score)` pairs for each example."""
         return self._infer(inference.CLASSIFY, spec, signature_name, examples, call)
 
     def regress(self, spec, signature_name, examples, call=None):
-        """Runs a Regress signature on serialized `tf.train.Example`s.
-
-        Returns version, signature name, and a float32 for each example.
-        """
+        """Returns version, signature name, and a float32 for each example."""
         return self._infer(inference.REGRESS, spec, signature_name, examples, call)
 
     def multi_inference(self, tasks, examples, call=None):
-        """Runs Classify and Regress signatures of a model on the same examples.
-
-        `tasks` are `(spec, signature_name, method)`. Returns the version, and for each
-        task its signature's name and what `classify` or `regress` would return.
-        """
+        """Runs Classify and Regress signatures of a model on the same examples."""
+        # each task is `(spec, signature_name, method)`
         spec = tasks[0][0] if tasks else ("", None, None)
         with self.models.use(*spec) as (version, bundle):
             wanted = _check_tasks(tasks, bundle.signatures)
@@ -170,10 +151,7 @@ def _check_filter(outputs, signature):
 
 
 def read_config(config, served=()):
-    """Converts a `ModelServerConfig` to a list of `ModelConfig`.
-
-    `served` are the names of models that are served already.
-    """
+    """Converts a `ModelServerConfig` to a list of `ModelConfig`."""
     if config.WhichOneof("config") != "model_config_list":
         raise invalid(errors.NO_MODEL_CONFIG_LIST)
     return [_model_config(model, served) for model in config.model_config_list.config]

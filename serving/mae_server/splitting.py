@@ -1,7 +1,7 @@
-"""Splits requests of large images, to look at the caller between the parts.
+"""Splits large-image requests, so that cancelled ones stop early.
 
 A run of TensorFlow can't be stopped. So a request is run in parts of few pixels, one
-image at least, and ends after the part in which its caller left.
+image at least, and ends after the part in which its client cancelled.
 """
 
 import io
@@ -27,10 +27,7 @@ _PACKED = "pixels_u8"
 
 
 def split(inputs, check=lambda: None):
-    """Yields `inputs`, a dict of arrays, in parts that follow each other.
-
-    `check` is called before each image's header is read.
-    """
+    """Yields `inputs`, a dict of arrays, in parts that follow each other."""
     sizes = _pixels_per_row(inputs, check)
     if sizes is None or sum(sizes) <= MOST_PIXELS or _has_wrong_rows(inputs, sizes):
         yield inputs
@@ -77,10 +74,7 @@ def _has_wrong_rows(inputs, sizes):
 
 
 def _announced(encoded, check):
-    """Returns the pixels in an image's header; 0 for what is no image.
-
-    An image whose header is long counts as large.
-    """
+    """Returns the pixels in an image's header; 0 for what is no image."""
     check()
     if not isinstance(encoded, bytes):
         return 0
@@ -90,6 +84,7 @@ def _announced(encoded, check):
             return image.width * image.height
     # each reader fails in its own ways, and a bomb is for the graph to refuse
     except Exception:
+        # one whose header is long counts as large
         return MOST_PIXELS if len(encoded) > len(begin) else 0
 
 

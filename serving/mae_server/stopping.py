@@ -1,4 +1,4 @@
-"""Ends a server within its grace, whatever its threads still do."""
+"""Graceful shutdown within --grace_seconds, whatever threads still do."""
 
 import os
 import sys
@@ -28,6 +28,6 @@ class Stopping:
         self._server.stop(self._seconds)  # returns at once
         time.sleep(self._seconds + _NOTICE_SECONDS)
         # a run of TensorFlow can't be stopped
-        print("Requests were cut off at the end of the grace", file=sys.stderr)
+        print("Requests were cut off after --grace_seconds", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)

@@ -36,11 +36,8 @@ def dtype_of(array):
 
 
 def typed_tensor_proto(array):
-    """Makes a `TensorProto` with its values in a typed field, such as `float_val`.
-
-    So answers TF Serving by default: `Tensor::AsProtoField` in
-    tensorflow_serving/servables/tensorflow/predict_util.cc.
-    """
+    """Makes a `TensorProto` with its values in a typed field, such as `float_val`."""
+    # predict_util.cc, Tensor::AsProtoField: so TF Serving answers by default
     array = np.asarray(array)
     dtype = dtype_of(array)
     if dtype not in _FIELDS:
@@ -61,10 +58,7 @@ def typed_tensor_proto(array):
 
 
 def announced_bytes(proto):
-    """Returns what a `TensorProto` takes as an array; its last value may be repeated.
-
-    Raises `ValueError` of a wrong shape, and `TypeError` of an unknown dtype.
-    """
+    """Returns what a `TensorProto` takes as an array; its last value may repeat."""
     dtype = tf.dtypes.as_dtype(proto.dtype)
     sizes = [dimension.size for dimension in proto.tensor_shape.dim]
     # the product of a million sizes would take hours

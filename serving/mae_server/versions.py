@@ -1,4 +1,8 @@
-"""Model versions: folders, version policies, labels and hot reload."""
+"""Model versions: folders, version policies, labels and hot reload.
+
+A new version is available before an old one is unloaded, and one that fails to load
+replaces nothing. A version is unloaded when its last request has ended.
+"""
 
 import contextlib
 import gc
@@ -20,35 +24,27 @@ _MOST_VERSION = 2**63 - 1
 
 
 class ModelConfig(NamedTuple):
-    """How a model is served: its folder, version policy and labels.
-
-    `versions` lists the versions to serve: all for `()`, and the newest `latest` ones
-    for `None`; `labels` maps a label to a version.
-    """
+    """How a model is served: its folder, version policy and labels."""
 
     name: str
     base_path: str
-    versions: tuple | None = None
+    versions: tuple | None = None  # all for `()`, the newest `latest` ones for `None`
     latest: int = 1
-    labels: Mapping[str, int] = MappingProxyType({})
+    labels: Mapping[str, int] = MappingProxyType({})  # from label to version
 
     def aspired(self):
-        """Returns the versions that the policy selects, and their folders' names.
-
-        As `file_system_storage_path_source.cc`: a name that reads as an int64, such as
-        007, is a version; of several with the same number one is served. `None` stands
-        for a folder that can't be read.
-        """
+        """Maps selected versions to folders, as file_system_storage_path_source.cc."""
         with contextlib.suppress(OSError):
             names = sorted(path.name for path in Path(self.base_path).iterdir())
             if self.versions == ():  # here the first of them, else the last
                 names.reverse()
+            # 007 is a version; of several with the same number one is served
             found = {int(name): name for name in names if _is_version(name)}
             selected = sorted(found)[-self.latest :]
             if self.versions is not None:
                 selected = [n for n in found if n in (self.versions or found)]
             return {number: found[number] for number in selected}
-        return None
+        return None  # the folder can't be read
 
 
 def _is_version(name):
@@ -67,31 +63,21 @@ class Status(NamedTuple):
 
 
 class Version:
-    """A version of a model: `START`, `LOADING`, `AVAILABLE`, `UNLOADING` or `END`.
-
-    `code` and `error` say why it was not loaded; `users` counts the requests that hold
-    it.
-    """
+    """A version of a model: `START`, `LOADING`, `AVAILABLE`, `UNLOADING` or `END`."""
 
     def __init__(self, path):
         self.path = Path(path)
         self.state = "START"
-        self.code, self.error = "OK", ""
+        self.code, self.error = "OK", ""  # why it was not loaded
         self.bundle = None
-        self.users = 0
+        self.users = 0  # requests that hold it
 
 
 class Models:
-    """Loads and unloads versions, following their folders.
-
-    A new version is available before an old one is unloaded, and one that fails to load
-    replaces nothing. A version is unloaded when its last request has ended.
-
-    A label names a version that is available. With `labels_may_wait`, a new label may
-    name one that is not there yet. `load_options` are those of every `Bundle`.
-    """
+    """Loads and unloads versions, following their folders."""
 
     def __init__(self, configs, labels_may_wait=False, load_options=LOAD_DEFAULTS):
+        # a new label may name a version that is not there yet
         self._labels_may_wait = labels_may_wait
         self._load_options = load_options
         self._changed = threading.Condition()
@@ -108,12 +94,7 @@ class Models:
             raise ValueError(str(error)) from error
 
     def configure(self, configs):
-        """Replaces the configuration, as TF Serving does (`server_core.cc`).
-
-        One that is refused (a name twice, a label of a version that is not available)
-        changes nothing. Where a model that it adds can't be loaded, it holds and
-        `RequestError` says so.
-        """
+        """Replaces the configuration, as TF Serving does (`server_core.cc`)."""
         names = [config.name for config in configs]
         for name in names:
             if not name:
@@ -123,6 +104,7 @@ class Models:
         with self._polling:
             labels = {config.name: self._checked_labels(config) for config in configs}
             new = [config for config in configs if config.name not in self._configs]
+            # nothing is refused any more: a model that can't be loaded stays configured
             with self._changed:
                 self._configs = {config.name: config for config in configs}
                 self._labels = labels
@@ -201,12 +183,9 @@ class Models:
             return sorted(rows, reverse=True)
 
     def close(self, seconds=1.0):
-        """Stops polling, and unloads every model once its requests have ended.
-
-        A load can't be stopped: returns whether none was running that takes longer
-        than `seconds`, else the models are left as they are.
-        """
+        """Unloads all models once unused; `False` if a load goes on for `seconds`."""
         self._stopped.set()
+        # a load can't be stopped
         while not self._polling.acquire(timeout=seconds):
             # one that unloads waits for requests, too
             if not self._is_in_use():
@@ -287,11 +266,7 @@ class Models:
         return rows or [(config.name, 0, "NOT_FOUND", text)]
 
     def _unload_others(self):
-        """Unloads versions that the policies no longer select and others replace.
-
-        As `availability_preserving_policy.cc`: where none of those selected is there
-        yet, the newest of the others stays.
-        """
+        """Unloads versions, as TF Serving's availability_preserving_policy.cc."""
         for name, known in self._versions.items():
             config = self._configs.get(name)
             aspired = {} if config is None else config.aspired()
@@ -299,6 +274,7 @@ class Models:
                 continue
             available = {n for n, held in known.items() if held.state == "AVAILABLE"}
             others = sorted(available - set(aspired))
+            # none of those selected is there yet: the newest of the others stays
             if aspired and not available & set(aspired):
                 others = others[:-1]
             for number in others:

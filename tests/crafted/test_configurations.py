@@ -133,7 +133,7 @@ def test_a_fresh_decoder_is_of_a_size_that_is_known(change, model, tmp_path):
         ),
         load_pretrainer,
     ):
-        with pytest.raises(PortError, match=r"config\.json: a decoder that the weigh"):
+        with pytest.raises(PortError, match=r"config\.json describes a decoder"):
             read(tmp_path)
 
 

@@ -14,7 +14,7 @@ import keras_mae
 from keras_mae.data.tfrecord import image_example
 from keras_mae.export import build_signatures, export_savedmodel, verify_savedmodel
 from keras_mae.models.loading import find_labels
-from keras_mae.utils.class_names import read_labels, write_labels
+from keras_mae.utils.labels_file import read_labels, write_labels
 from tests.scripts import load, run
 
 LABELS = ("cat", "dog", "gr\u00fcn", "a b", " ", "cat")

@@ -94,7 +94,7 @@ def test_interpolated_sizes_must_be_divisible(make_model):
 
 
 def test_noise_or_seed_alone_is_refused(make_model, images):
-    with pytest.raises(ValueError, match="give mask_ratio beside them"):
+    with pytest.raises(ValueError, match="noise and seed need mask_ratio"):
         make_model().encoder(images, seed=1)
 
 

@@ -257,7 +257,7 @@ def test_rematerialized_blocks_are_computed_twice(make_model, images, monkeypatc
 
 
 def test_what_is_drawn_anew_is_not_rematerialized(make_model):
-    with pytest.raises(ValueError, match=r"without dropout.*dropout_rate=0.1"):
+    with pytest.raises(ValueError, match=r"does not support dropout.*dropout_rate=0.1"):
         make_model(rematerialize=True, dropout_rate=0.1)
 
 

@@ -295,7 +295,7 @@ def test_long_headers_are_not_read_to_their_end():
     assert time.monotonic() - begin < 5  # else 20 s
     call = Call()
     call.cancel()
-    with pytest.raises(RequestError, match="caller left"):
+    with pytest.raises(RequestError, match="cancelled by the client"):
         next(splitting.split({"image_bytes": encoded}, call.check))
 
 
@@ -326,7 +326,10 @@ def test_waiting_for_a_thread_ends_with_the_call():
     with service.slot(Call()):
         timer = threading.Timer(0.1, waiting.cancel)
         timer.start()
-        with pytest.raises(RequestError, match="caller left"), service.slot(waiting):
+        with (
+            pytest.raises(RequestError, match="cancelled by the client"),
+            service.slot(waiting),
+        ):
             pass
         with pytest.raises(RequestError, match="Timed out"), service.slot(Call(0.1)):
             pass
@@ -359,7 +362,7 @@ def test_work_ends_between_images_when_the_caller_leaves(tmp_path, monkeypatch):
         return runs[-1]
 
     monkeypatch.setattr(bundle, "_run", leave_after_two)
-    with pytest.raises(RequestError, match="The caller left"):
+    with pytest.raises(RequestError, match="cancelled by the client"):
         bundle.run("serving_default", inputs, (), call)
     assert len(runs) == 2
     bundle.close()
@@ -495,6 +498,8 @@ def test_pages_of_strangers_are_refused():
     assert status(content_type="application/x-www-form-urlencoded") is None
     assert status(content_type="application/json") is None
     assert browsers.refusal("GET", {"host": "any"}, {"*"}) is None
+    _, text = browsers.refusal("GET", {"sec-fetch-site": "cross-site"}, names)
+    assert "CORS" in text and "--rest_api_enable_cors_support" in text
 
 
 def test_pages_are_let_in_by_a_flag():

@@ -61,7 +61,7 @@ def test_a_crafted_pickle_raises_and_runs_nothing(container, tmp_path):
         zipped(content, path)
     else:
         path.write_bytes(content)
-    with pytest.raises(PortError, match=r"nothing of a file is exec|is not a PyTorch"):
+    with pytest.raises(PortError, match=r"which is never unpickled|is not a PyTorch"):
         keras_mae.MAEEncoder.from_pretrained(path)
     assert not marker.exists()
     # the test can fail: an ordinary reader runs the command
@@ -125,9 +125,9 @@ def test_the_forger_can_write_a_sound_tensor(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     {
-        b"\x80\2(i__main__\nX\n.": "no weights need INST",
-        b"\x80\2\x82\1.": "no weights need EXT1, which is at byte 2",
-        b"\x80\2\xff.": r"no weights need b'.xff'",
+        b"\x80\2(i__main__\nX\n.": "opcode INST at byte 3: only state dicts are read",
+        b"\x80\2\x82\1.": "unsupported pickle opcode EXT1 at byte 2",
+        b"\x80\2\xff.": r"unsupported pickle opcode b'.xff'",
     }.items(),
 )
 def test_what_no_state_dict_needs_is_refused(content, message, tmp_path):
@@ -210,7 +210,7 @@ def test_classes_that_are_not_installed_are_passed_over(name, tmp_path):
 def test_a_whole_model_is_not_built(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(PortError, match=r"Linear>, which is not built.*state_dict\(\)"):
+    with pytest.raises(PortError, match=r"Linear>\), which is never.*state_dict\(\)"):
         open_checkpoint(tmp_path / "model.pth")
 
 
