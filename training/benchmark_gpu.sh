@@ -15,14 +15,21 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # PyTorch, in a process of its own, needs memory beside JAX, and TensorFlow takes none
-export KERAS_BACKEND=jax XLA_PYTHON_CLIENT_PREALLOCATE=false
-export TF_FORCE_GPU_ALLOW_GROWTH=true TF_CPP_MIN_LOG_LEVEL=3
+export KERAS_BACKEND=jax XLA_PYTHON_CLIENT_PREALLOCATE=false \
+    TF_FORCE_GPU_ALLOW_GROWTH=true
 python="${PYTHON:-python}"
+
+# by SECOND COMMAND...: ends a command at that second of this script. What a row
+# leaves of its time, the next ones may use: those of ViT-L compile the longest
+by() {
+    local left=$(($1 - SECONDS))
+    timeout --kill-after=2 "$left" "${@:2}"
+}
 
 date -u "+%F %H:%M UTC"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
     || echo "nvidia-smi: no result"
-"$python" - <<'END'
+by 90 "$python" - <<'END'
 import importlib.metadata
 import importlib.util
 import os
@@ -58,13 +65,6 @@ if jax.default_backend() != "gpu":
 gpu = jax.devices()[0].device_kind
 print(f"{gpu}; JAX sees it, and so does PyTorch, for CUDA {torch.version.cuda}")
 END
-
-# by SECOND COMMAND...: ends a command at that second of this script. What a row
-# leaves of its time, the next ones may use: those of ViT-L compile the longest
-by() {
-    local left=$(($1 - SECONDS))
-    timeout --kill-after=2 "$left" "${@:2}"
-}
 
 # JAX would multiply in TF32
 JAX_DEFAULT_MATMUL_PRECISION=highest by 95 "$python" training/compare_losses.py \
