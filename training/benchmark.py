@@ -11,8 +11,9 @@ PyTorch with SDPA, autocast for bfloat16, the same image size, mask ratio and Ad
 and `onnx` are the encoder in these engines; several go with commas between.
 `--accumulation_steps` and `--rematerialize` are of our side alone. MFU is
 relative to a GPU's published FLOP/s, or to those of a large matrix product in the same
-process. On a GPU, float32 products are TF32 on all sides, and peak memory is the GPU's;
-on a CPU it is the resident memory of the process.
+process; that of transformers is relative to our side's. On a GPU, float32 products are
+TF32 on all sides, and peak memory is the GPU's; on a CPU it is the resident memory of
+the process.
 """
 
 import keras_mae  # first: it imports TensorFlow quietly
@@ -242,8 +243,8 @@ def start_huggingface(config, compiled):
     return Worker(command + ["--compile"] * compiled)
 
 
-def describe(worker, config):
-    """Returns the results of a side as a dict."""
+def describe(worker, config, ours):
+    """Returns the results of a side as a dict; `ours` counts transformers' FLOPs."""
     median = statistics.median(worker.seconds)
     row = {
         **worker.about,
@@ -252,8 +253,10 @@ def describe(worker, config):
         "peak_memory": worker.peak,
         "peak_memory_of": worker.peak_of,
     }
-    if worker.about.get("flops"):
-        row["mfu"] = worker.about["flops"] / median / worker.about["peak_flops"]
+    counted = {name: ours.about[name] for name in ("flops", "peak_flops")}
+    counted |= worker.about
+    if counted["flops"]:
+        row["mfu"] = counted["flops"] / median / counted["peak_flops"]
     return row
 
 
@@ -340,7 +343,7 @@ def main(config):
     with contextlib.ExitStack() as stack:
         workers = [stack.enter_context(start(config)) for start in starters]
         take_turns(workers, config.warmup, config.repeats)
-        rows = [describe(worker, config) for worker in workers]
+        rows = [describe(worker, config, workers[0]) for worker in workers]
     report(rows, config)
     if config.out:
         machine = {

@@ -196,9 +196,8 @@ class BackendStep(BaseStep):
         return replica * batch if rows is None else tf.reduce_sum(rows[:replica])
 
     def local_values(self, value: Tensor) -> Sequence[Tensor]:
-        if self._is_distributed():
-            return self.distribute_strategy.experimental_local_results(value)
-        return [value]
+        # also of one mirrored replica, whose variables NumPy can't read
+        return self.distribute_strategy.experimental_local_results(value)
 
     def count_workers(self) -> int:
         workers = tf.distribute.MultiWorkerMirroredStrategy

@@ -254,6 +254,30 @@ def test_validation_keeps_one_iterator_and_equals_evaluate(make_model, images):
     assert counted.count == 1
 
 
+@pytest.mark.parametrize("kind", ["pretrainer", "classifier"])
+def test_validation_keeps_one_iterator_under_a_strategy(make_model, images, kind):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model, arrays, loss = make_model(depth=1), (images,), None
+        if kind == "classifier":
+            model = keras_mae.MAEClassifier(model.encoder, num_classes=2)
+            arrays = (images, np.array([0, 1, 0, 1]))
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizer=keras.optimizers.SGD(1e-3), loss=loss)
+    batches = tf.data.Dataset.from_tensor_slices(arrays if arrays[1:] else images)
+    distributed = strategy.experimental_distribute_dataset(batches.batch(2).repeat())
+    counted = CountedIterators(distributed)
+    history = model.fit(
+        *arrays,
+        epochs=3,
+        batch_size=4,
+        verbose=0,
+        callbacks=[callbacks.Validation(counted, steps=2)],
+    ).history
+    assert len(history["val_loss"]) == 3 and np.isfinite(history["val_loss"]).all()
+    assert counted.count == 1
+
+
 class FullWriter:
     """Stands for a writer of TensorBoard, on a full disk or of a lost worker."""
 

@@ -50,6 +50,19 @@ def test_float16_trains_with_a_loss_scale(make_model, images):
     assert np.isfinite(logs["loss"]) and change == pytest.approx(0.1, rel=1e-2)
 
 
+@pytest.mark.tensorflow
+def test_a_model_on_one_mirrored_device_is_saved(make_model, images, tmp_path):
+    import tensorflow as tf
+
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = make_model(depth=1)
+        model.compile(optimizer=SGD(0.1))
+    loss = model.fit(images, verbose=0).history["loss"]
+    model.save(tmp_path / "model.keras")
+    total, count = keras.models.load_model(tmp_path / "model.keras").running_metrics
+    assert total / count == pytest.approx(loss[0])
+
+
 @pytest.mark.slow
 def test_accumulation_drops_the_same_branches(make_model, images):
     losses = []

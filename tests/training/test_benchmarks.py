@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -103,6 +104,19 @@ def test_peaks_of_a_gpu_and_a_process_have_no_ratio(capsys):
     benchmark.report([row, other], benchmark.BenchmarkConfig())
     out = capsys.readouterr().out
     assert "peak of the accelerator 1.00 GiB" in out and "of peak memory" not in out
+
+
+def test_transformers_has_the_flops_of_our_side():
+    benchmark = load(TRAINING)
+    counted = {"flops": 6.0, "peak_flops": 12.0}
+    shared = {"peak": 1, "peak_of": "process"}
+    ours = SimpleNamespace(about=counted, seconds=[1.0, 2.0, 1.0], **shared)
+    theirs = SimpleNamespace(about={"torch": "2"}, seconds=[2.0], **shared)
+    config = benchmark.BenchmarkConfig()
+    rows = [benchmark.describe(one, config, ours) for one in (ours, theirs)]
+    assert [row["mfu"] for row in rows] == [0.5, 0.25]
+    counted["flops"] = 0.0  # of --mode=input
+    assert "mfu" not in benchmark.describe(ours, config, ours)
 
 
 def test_encoder_flops(make_model):
@@ -267,6 +281,52 @@ def test_the_gpu_benchmark_passes_flags_that_exist():
     for script, flags in commands:
         known = {field.name for field in dataclasses.fields(config_class(script))}
         assert set(re.findall(r"--(\w+)", flags)) <= known
+
+
+# what the GPU's benchmark calls: they note their arguments, and compute nothing
+STUBS = {
+    "python": '[ "$1" != - ] || exit "$PREFLIGHT"; echo "$@" >> "$CALLS"',
+    "timeout": 'echo "$@" >> "$CALLS"; shift 2; exec "$@"',
+    "nvidia-smi": "exit 9",
+}
+
+
+def gpu_benchmark(folder, preflight):
+    """Runs the GPU's benchmark with stubs; returns its code, and their calls."""
+    for name, text in STUBS.items():
+        (folder / name).write_text(f"#!/bin/bash\n{text}\n")
+        (folder / name).chmod(0o755)
+    calls = folder / "calls"
+    variables = {"CALLS": str(calls), "PREFLIGHT": str(preflight), "PYTHON": "python"}
+    variables["PATH"] = f"{folder}:{os.environ['PATH']}"
+    finished = subprocess.run(
+        ["bash", ROOT / "training/benchmark_gpu.sh"],
+        env={**os.environ, **variables},
+        stdout=subprocess.DEVNULL,
+    )
+    return finished.returncode, calls.read_text().splitlines() if calls.exists() else []
+
+
+def test_the_gpu_benchmark_ends_each_row_within_eight_minutes(tmp_path):
+    code, calls = gpu_benchmark(tmp_path, preflight=0)
+    limits = [line.split()[1] for line in calls if line.startswith("--kill-after=2 ")]
+    rows = [line for line in calls if line.startswith("training/")]
+    assert code == 0 and len(calls) == 11
+    assert [" ".join(re.findall(r"(?:mode|preset)=(\S+)", row)) for row in rows] == [
+        "mae_base",
+        "pretrain-step mae_base",
+        "pretrain-step mae_large",
+        "encode mae_base",
+        "encode mae_large",
+    ]
+    # each may take what the ones before left, here nearly all
+    for limit, end in zip(limits, (90, 95, 175, 325, 385, 475), strict=True):
+        assert end - 30 < int(limit) <= end
+
+
+def test_the_gpu_benchmark_ends_at_once_without_a_gpu(tmp_path):
+    code, calls = gpu_benchmark(tmp_path, preflight=1)
+    assert code == 1 and len(calls) == 1
 
 
 def test_another_engine_is_compared_without_the_flags_of_keras(monkeypatch):
