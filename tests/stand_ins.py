@@ -36,6 +36,8 @@ from tensorflow_serving.apis import (  # noqa: E402
     prediction_service_pb2_grpc,
 )
 
+# seconds after which what a test waits for is taken for lost
+PATIENCE = 120
 PACKAGE = ROOT / "serving" / "mae_client"
 
 
@@ -109,10 +111,42 @@ class Refusal(Exception):
     """A stand-in's error: the code's name and the message."""
 
 
+class Gate:
+    """A `Brain.hold` that lasts until `go` is set; `begun` says that a request came."""
+
+    def __init__(self):
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, _):
+        self.begun.set()
+        assert self.go.wait(PATIENCE)
+        return 0
+
+
+class Together:
+    """A `Brain.hold` for which the first `count` requests wait for one another.
+
+    Each then takes `seconds(level)`, by the level of its first image.
+    """
+
+    def __init__(self, count, seconds):
+        self._seconds, self._lock, self._asked = seconds, threading.Lock(), 0
+        self._first = threading.Barrier(count)
+
+    def __call__(self, inputs):
+        with self._lock:
+            self._asked += 1
+            waits = self._asked <= self._first.parties
+        if waits:
+            self._first.wait(PATIENCE)
+        return self._seconds(level(inputs["image_bytes"][0]))
+
+
 class Brain:
     """What both stand-ins answer; they note what they were asked.
 
-    `refusals` are raised first, one a request; `hold` is how long an answer takes.
+    `refusals` are raised first, one a request; `hold` is how long an answer takes, or
+    a function of the inputs that returns it.
     `headers` are those of each request, names in lower case.
     """
 

@@ -25,6 +25,8 @@ from tests.conformance.conftest import Server
 from tests.scripts import ROOT, environment
 
 FETCHES = {"y": "y:0"}
+# seconds after which what a test waits for is taken for lost
+PATIENCE = 300
 
 
 class Model:
@@ -32,10 +34,11 @@ class Model:
 
     def __init__(self):
         self.sizes = []
-        self.may_run = threading.Event()
+        self.begun, self.may_run = threading.Event(), threading.Event()
 
     def run(self, fetches, feeds, seconds):
-        self.may_run.wait(10)
+        self.begun.set()
+        assert self.may_run.wait(PATIENCE)
         self.sizes.append(len(feeds["x"]))
         if (feeds["x"] < 0).any():
             raise RequestError("INVALID_ARGUMENT", "x must not be negative")
@@ -47,6 +50,21 @@ def ask(batcher, values, call=None):
     return batcher.run(FETCHES, feeds, call or Call())["y"].tolist()
 
 
+def submit(pool, batcher, values, call=None):
+    """Asks in a thread; returns its future once the request is in a batch."""
+    call = call or Call()
+    asked = pool.submit(ask, batcher, values, call)
+    end = time.monotonic() + PATIENCE
+    while call not in in_open_batches(batcher):
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    return asked
+
+
+def in_open_batches(batcher):
+    return [call for batch in list(batcher._open.values()) for call in batch.calls]
+
+
 @pytest.fixture
 def pool():
     with ThreadPoolExecutor(8) as executor:
@@ -54,9 +72,9 @@ def pool():
 
 
 def batcher_of(model, **parameters):
-    # long enough for a slow machine; full runs don't wait for it
+    # runs that are not full wait for as long as they may
     parameters = {
-        **{"batch_timeout_micros": 500_000, "num_batch_threads": 1},
+        **{"batch_timeout_micros": 10**6 * PATIENCE, "num_batch_threads": 1},
         **parameters,
     }
     return Batcher(model.run, BatchingParameters(**parameters))
@@ -64,24 +82,25 @@ def batcher_of(model, **parameters):
 
 def test_waiting_requests_run_together_and_get_their_own_rows(pool):
     model = Model()
-    batcher = batcher_of(model, max_execution_batch_size=8)
     model.may_run.set()
-    asked = [[float(i)] * (1 + i % 2) for i in range(8)]  # 12 rows
+    asked = [[float(i)] * (1 + i % 2) for i in range(8)]
+    # in any order they fill a run, and the last one ends the waiting
+    batcher = batcher_of(model, max_execution_batch_size=12)
     answers = list(pool.map(lambda values: ask(batcher, values), asked))
     assert answers == [[2 * value for value in values] for values in asked]
-    assert sum(model.sizes) == 12 and len(model.sizes) < 8
-    assert max(model.sizes) <= 8
+    assert model.sizes == [12]
 
 
-def test_while_one_batch_runs_the_next_one_grows(pool):
+def test_while_one_batch_runs_the_next_ones_grow(pool):
     model = Model()
     batcher = batcher_of(model, max_execution_batch_size=4, batch_timeout_micros=0)
     first = pool.submit(ask, batcher, [0.0])
-    others = [pool.submit(ask, batcher, [float(i)]) for i in range(1, 5)]
-    threading.Timer(0.3, model.may_run.set).start()
+    assert model.begun.wait(PATIENCE)
+    others = [submit(pool, batcher, [float(i)]) for i in range(1, 7)]
+    model.may_run.set()
     assert first.result() == [0.0]
-    assert [other.result() for other in others] == [[2.0 * i] for i in range(1, 5)]
-    assert sum(model.sizes) == 5 and len(model.sizes) <= 3
+    assert [other.result() for other in others] == [[2.0 * i] for i in range(1, 7)]
+    assert model.sizes[0] == 1 and sorted(model.sizes[1:]) == [2, 4]
 
 
 # tensorflow/core/kernels/batching_util/shared_batch_scheduler.h, Options
@@ -90,7 +109,7 @@ def test_as_many_batches_run_at_once_as_there_are_cores(pool):
     together = threading.Barrier(cores)
 
     def run(fetches, feeds, seconds):
-        together.wait(20)  # an error if the others don't come
+        together.wait(PATIENCE)  # an error if the others don't come
         return {name: feeds["x"] for name in fetches}
 
     batcher = Batcher(run, BatchingParameters(max_execution_batch_size=1))
@@ -157,11 +176,8 @@ def test_a_full_queue_refuses_and_who_left_is_not_waited_for(pool):
         max_enqueued_batches=1,
     )
     first = pool.submit(ask, batcher, [1.0])
-    while batcher._threads._value:  # until it runs
-        time.sleep(0.001)
-    second = pool.submit(ask, batcher, [2.0])
-    while not batcher._waiting:
-        time.sleep(0.001)
+    assert model.begun.wait(PATIENCE)
+    second = submit(pool, batcher, [2.0])
     with pytest.raises(RequestError, match=r"batch scheduling queue .* is full"):
         ask(batcher, [3.0])
     model.may_run.set()
@@ -173,19 +189,29 @@ def test_a_full_queue_refuses_and_who_left_is_not_waited_for(pool):
     assert ask(batcher, [1.0]) == [2.0]
 
 
+class Timed(Call):
+    """A call whose time is over when a test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.over = threading.Event()
+
+    def seconds_left(self):
+        return 0.0 if self.over.is_set() else 3600.0
+
+
 def test_a_batch_that_nobody_waits_for_is_not_run(pool):
     model = Model()
     model.may_run.set()
     # an int64, as in its file: more than a thread can wait
     batcher = batcher_of(model, batch_timeout_micros=2**63 - 1)
-    calls = [Call(), Call(0.5)]
-    asked = [pool.submit(ask, batcher, [1.0], call) for call in calls]
-    while sum(len(batch.calls) for batch in list(batcher._open.values())) < 2:
-        time.sleep(0.001)
-    calls[0].cancel()
+    cancelled, timed = Call(), Timed()
+    asked = [submit(pool, batcher, [1.0], call) for call in (cancelled, timed)]
+    cancelled.cancel()
+    timed.over.set()
     for future in asked:
         with pytest.raises(RequestError):
-            future.result(10)
+            future.result(PATIENCE)
     assert (model.sizes, batcher._waiting, batcher._open) == ([], 0, {})
 
 
@@ -197,13 +223,13 @@ def test_a_run_may_take_as_long_as_its_most_patient_request(pool):
         return {name: feeds["x"] for name in fetches}
 
     parameters = BatchingParameters(
-        batch_timeout_micros=10**7, max_execution_batch_size=2
+        batch_timeout_micros=10**6 * PATIENCE, max_execution_batch_size=2
     )
-    for seconds in ((50, 90), (50, None)):
+    for seconds in ((5000, 9000), (5000, None)):
         batcher = Batcher(run, parameters)
         futures = [pool.submit(ask, batcher, [1.0], Call(s)) for s in seconds]
         assert [future.result() for future in futures] == [[1.0]] * 2
-    assert 80 < given[0] <= 90 and given[1] is None
+    assert 5000 < given[0] <= 9000 and given[1] is None
 
 
 @pytest.mark.parametrize(
@@ -260,6 +286,7 @@ def test_a_server_batches_what_export_made_safe(tmp_path):
     features = np.asarray(model.encoder(processor(levels)))
     flags = [f"--model_base_path={folder}", "--threads=16", "--enable_batching"]
     flags += ["--enable_per_model_batching_parameters"]
+    flags += [f"--rest_api_timeout_in_ms={1000 * PATIENCE}"]
     script = ROOT / "serving/local_server.py"
     with contextlib.ExitStack() as stack:
         server = running(script, *flags, env=environment())

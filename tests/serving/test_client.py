@@ -16,9 +16,9 @@ from tests.stand_ins import (
     PACKAGE,
     GrpcStub,
     RestStub,
+    Together,
     connect,
     grey,
-    level,
     mae_client,
 )
 
@@ -44,7 +44,7 @@ def test_empty_batch_has_the_right_shapes(stub):
 
 def test_long_lists_come_back_in_order(stub):
     # the first batches take the longest
-    stub.brain.hold = lambda inputs: (20 - level(inputs["image_bytes"][0])) * 0.02
+    stub.brain.hold = Together(4, lambda value: (20 - value) * 0.02)
     images = [grey(value) for value in range(20)]
     with connect(stub, batch_size=3, concurrency=4) as asked:
         features = asked.features(images).features

@@ -2,13 +2,21 @@
 
 import asyncio
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from tests import stand_ins
-from tests.stand_ins import GrpcStub, RestHandler, RestStub, grey, level, mae_client
+from tests.stand_ins import (
+    PATIENCE,
+    Gate,
+    GrpcStub,
+    RestHandler,
+    RestStub,
+    Together,
+    grey,
+    mae_client,
+)
 
 ServingError = mae_client.ServingError
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
@@ -64,7 +72,7 @@ def test_methods_are_those_of_the_blocking_client(stub):
 
 
 def test_order_and_number_of_requests_at_once(stub):
-    stub.brain.hold = lambda inputs: (20 - level(inputs["image_bytes"][0])) * 0.01
+    stub.brain.hold = Together(3, lambda value: (20 - value) * 0.01)
     images = [grey(value) for value in range(20)]
 
     async def twice(client):
@@ -76,18 +84,17 @@ def test_order_and_number_of_requests_at_once(stub):
 
 
 def test_the_loop_goes_on_meanwhile(stub):
-    stub.brain.hold = 0.5
+    stub.brain.hold = gate = Gate()
 
     async def beside(client):
         task = asyncio.create_task(client.features(grey(1)))
-        turns = 0
-        while not task.done():
-            await asyncio.sleep(0.01)
-            turns += 1
-        return turns, await task
+        assert await asyncio.to_thread(gate.begun.wait, PATIENCE)
+        # the answer needs a turn of the loop
+        gate.go.set()
+        return await task
 
-    turns, answer = ask(stub, beside)
-    assert turns > 5 and answer.features[0, 0, 0] == 1
+    answer = ask(stub, beside, timeout=3 * PATIENCE)
+    assert answer.features[0, 0, 0] == 1
 
 
 def test_failures_and_retries(stub, monkeypatch):
@@ -101,11 +108,11 @@ def test_failures_and_retries(stub, monkeypatch):
     with pytest.raises(ServingError, match="none") as error:
         ask(stub, asked)
     assert error.value.code == "NOT_FOUND" and len(stub.brain.calls) == 3
-    stub.brain.hold = 30
-    start = time.monotonic()
+    stub.brain.hold = gate = Gate()
     with pytest.raises(ServingError) as error:
         ask(stub, asked, timeout=0.5)
-    assert error.value.code == "DEADLINE_EXCEEDED" and time.monotonic() - start < 20
+    gate.go.set()
+    assert error.value.code == "DEADLINE_EXCEEDED"
     with pytest.raises(ValueError, match="either images or pixels"):
         ask(stub, lambda client: client.features())
 
@@ -115,7 +122,7 @@ def cancelled_after(begun):
 
     async def method(client):
         task = asyncio.create_task(client.features(grey(1)))
-        await asyncio.to_thread(begun.wait, 20)
+        assert await asyncio.to_thread(begun.wait, PATIENCE)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -138,8 +145,8 @@ def test_a_cancelled_task_closes_its_connection():
             self.close_connection = True
 
     with RestStub(handler=Waits) as stub:
-        assert ask(stub, cancelled_after(begun), concurrency=1)
-        assert left.wait(20)
+        assert ask(stub, cancelled_after(begun), concurrency=1, timeout=3 * PATIENCE)
+        assert left.wait(PATIENCE)
 
 
 def test_a_cancelled_task_cancels_its_call(monkeypatch):
@@ -148,9 +155,9 @@ def test_a_cancelled_task_cancels_its_call(monkeypatch):
     def predict(self, request, context):
         context.add_callback(left.set)
         begun.set()
-        left.wait(20)
+        left.wait(PATIENCE)
 
     monkeypatch.setattr(stand_ins.PredictionServicer, "Predict", predict)
     with GrpcStub() as stub:
-        assert ask(stub, cancelled_after(begun), concurrency=1)
-        assert left.wait(20)
+        assert ask(stub, cancelled_after(begun), concurrency=1, timeout=3 * PATIENCE)
+        assert left.wait(PATIENCE)

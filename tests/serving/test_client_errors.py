@@ -5,12 +5,15 @@ import socket
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests import stand_ins
 from tests.stand_ins import (
+    PATIENCE,
+    Gate,
     GrpcStub,
     RestStub,
     connect,
@@ -102,25 +105,33 @@ def test_retries_end(stub, monkeypatch):
 def test_a_server_that_is_away_for_long_is_waited_for(stub, monkeypatch, caplog):
     for name in ("FIRST_PAUSE", "LONGEST_PAUSE"):
         monkeypatch.setattr(mae_client.retries, name, 0.01)
+    now = time.monotonic()
+    stopped = SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr(mae_client.retries, "time", stopped)
     stub.brain.refusals = [("UNAVAILABLE", "it loads")] * 20
-    with connect(stub) as asked:
+    with connect(stub, timeout=600) as asked:
         assert asked.features(grey(3)).features[0, 0, 0] == 3
     assert len(stub.brain.calls) == 21
     (told,) = caplog.messages
-    assert "it loads" in told and "trying again for up to 60 s" in told
+    assert "it loads" in told and "trying again for up to 600 s" in told
 
 
-def test_the_deadline_ends_retries(stub):
+def test_the_deadline_ends_retries(stub, monkeypatch):
+    def clock():
+        """An hour is over once the server was asked three times."""
+        return time.monotonic() + 3600 * (len(stub.brain.calls) > 2)
+
+    monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
+    # of the retries alone: sockets keep the machine's
+    monkeypatch.setattr(mae_client.retries, "time", SimpleNamespace(monotonic=clock))
     stub.brain.refusals = [("UNAVAILABLE", "busy")] * 99
-    start = time.monotonic()
     with (
-        connect(stub, timeout=1) as asked,
+        connect(stub, timeout=600) as asked,
         pytest.raises(ServingError) as error,
     ):
         asked.features(grey(3))
-    # ninety-nine pauses take hours
-    assert time.monotonic() - start < 30
     assert error.value.code == "UNAVAILABLE"
+    assert len(stub.brain.calls) == 3
 
 
 @pytest.mark.parametrize("code", ["INVALID_ARGUMENT", "NOT_FOUND"])
@@ -134,24 +145,21 @@ def test_rejected_requests_are_not_retried(stub, code):
 
 def test_too_many_calls_of_grpc_at_once_are_retried(monkeypatch):
     monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
-    begun, go = threading.Event(), threading.Event()
-
-    def hold(_):
-        begun.set()
-        go.wait(20)
-        return 0
-
-    with GrpcStub(maximum_concurrent_rpcs=1) as stub, connect(stub) as asked:
-        stub.brain.hold = hold
+    gate = Gate()
+    with (
+        GrpcStub(maximum_concurrent_rpcs=1) as stub,
+        connect(stub, timeout=3 * PATIENCE) as asked,
+    ):
+        stub.brain.hold = gate
         first = threading.Thread(target=asked.features, args=(grey(1),))
         first.start()
-        begun.wait(20)
+        assert gate.begun.wait(PATIENCE)
         with connect(stub, retries=0) as other:
             with pytest.raises(ServingError) as error:
                 other.features(grey(2))
             assert error.value.code == "RESOURCE_EXHAUSTED"
             assert error.value.retry_after == 0
-        go.set()
+        gate.go.set()
         first.join()
         # sizes are refused by the same code, for good
         stub.brain.hold = 0
@@ -168,14 +176,14 @@ def test_an_error_in_one_batch_is_raised(stub):
 
 
 def test_deadline_exceeded(stub):
-    stub.brain.hold = 30
-    start = time.monotonic()
+    stub.brain.hold = gate = Gate()
     with connect(stub, timeout=0.5) as asked, pytest.raises(ServingError) as error:
         asked.features(grey(3))
-    assert time.monotonic() - start < 20
     assert error.value.code == "DEADLINE_EXCEEDED"
     assert stub.address in str(error.value)
-    assert len(stub.brain.calls) == 1
+    # on a slow machine none may have come in time; none is sent again
+    assert len(stub.brain.calls) <= 1
+    gate.go.set()
 
 
 def free_port():
@@ -187,7 +195,7 @@ def test_an_unreachable_server_is_named(stub_class, monkeypatch):
     monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.01)
     address = f"127.0.0.1:{free_port()}"
     with (
-        mae_client.Client(address, grpc=stub_class.grpc, timeout=1) as asked,
+        mae_client.Client(address, grpc=stub_class.grpc, retries=3) as asked,
         pytest.raises(ServingError) as error,
     ):
         asked.status()
@@ -195,15 +203,19 @@ def test_an_unreachable_server_is_named(stub_class, monkeypatch):
     assert address in str(error.value) and "refused" in str(error.value)
 
 
-@pytest.mark.slow
-def test_connects_to_a_server_that_starts_later(stub_class):
+def test_connects_to_a_server_that_starts_later(stub_class, monkeypatch):
     port = free_port()
-    started = []
-    timer = threading.Timer(1, lambda: started.append(stub_class(port)))
-    timer.start()
+    started, attempts = [], mae_client.retries.Attempts
+    pause_after = attempts.pause_after
+
+    def start(self, error):
+        if not started:
+            started.append(stub_class(port))
+        return pause_after(self, error)
+
+    monkeypatch.setattr(attempts, "pause_after", start)
     with mae_client.Client(f"127.0.0.1:{port}", grpc=stub_class.grpc) as asked:
         assert asked.features(grey(3)).features[0, 0, 0] == 3
-    timer.join()
     started[0].stop()
 
 
@@ -227,5 +239,5 @@ def test_grpc_connects_over_a_slow_network():
         threading.Thread(target=link, daemon=True).start()
         # a second attempt to connect would find nobody
         address = f"127.0.0.1:{far.getsockname()[1]}"
-        with mae_client.Client(address, grpc=True, timeout=20) as asked:
+        with mae_client.Client(address, grpc=True, timeout=PATIENCE) as asked:
             assert asked.features(grey(3)).features[0, 0, 0] == 3

@@ -237,7 +237,7 @@ class Status(http.server.BaseHTTPRequestHandler):
 
 
 # seconds that the server keeps a connection which its client should close
-STATUS_HOLDS = 30
+STATUS_HOLDS = 300
 
 
 @pytest.fixture

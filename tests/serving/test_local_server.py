@@ -31,25 +31,62 @@ SCRIPT = "serving/local_server.py"
 X = {"inputs": {"x": [[1.0, 2.0]]}}
 
 
-class Slow(tf.Module):
-    """Multiplies matrices for as many milliseconds as it is told."""
+# seconds after which what a test waits for is taken for lost
+PATIENCE = 300
+# for requests that are held
+REST_TIMEOUT = f"--rest_api_timeout_in_ms={1000 * PATIENCE}"
+
+
+class Held(tf.Module):
+    """Answers a number once the folder has a file `NUMBER.end`; 0 at once.
+
+    A file `NUMBER.begun` says that it runs.
+    """
+
+    def __init__(self, folder):
+        super().__init__()
+        self._path = f"{folder}/"
 
     @tf.function(input_signature=[tf.TensorSpec((None,), tf.int64, "n")])
     def work(self, n):
-        begin, matrix = tf.timestamp(), tf.eye(256)
-        while 1000 * (tf.timestamp() - begin) < tf.cast(n[0], tf.float64):
-            matrix = tf.linalg.matmul(matrix, matrix)
-        return {"n": n + tf.cast(matrix[0, 0] - 1, tf.int64)}
+        name = self._path + tf.strings.as_string(n[0])
+        # before the loop, which may keep the only thread
+        with tf.control_dependencies([tf.io.write_file(name + ".begun", "")]):
+            end, turns = name + ".end", tf.constant(0, tf.int64)
+        while n[0] != 0 and tf.size(tf.io.matching_files(end)) == 0:
+            turns += 1
+        # a loop whose result nobody uses would be left out
+        return {"n": n + tf.minimum(turns, 0)}
+
+
+def until(condition):
+    """Waits for what a test can't be told of."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def until_begun(folder, *numbers):
+    for number in numbers:
+        until((folder / f"{number}.begun").exists)
+
+
+def is_closed(address):
+    """Whether nobody listens at a server's address."""
+    host, port = address.split(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) != 0
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with `echo/1` and `slow/1`."""
+    """A folder with `echo/1` and `held/1`, and of the files of `Held`."""
     folder = tmp_path_factory.mktemp("models")
     save_echo(folder / "echo" / "1")
-    slow = Slow()
-    signature = slow.work.get_concrete_function()
-    tf.saved_model.save(slow, str(folder / "slow" / "1"), signatures=signature)
+    held = Held(folder)
+    signature = held.work.get_concrete_function()
+    tf.saved_model.save(held, str(folder / "held" / "1"), signatures=signature)
     return folder
 
 
@@ -79,44 +116,54 @@ def in_background(function, *arguments):
 
 @pytest.mark.slow
 def test_sigterm_finishes_pending_requests(folder, start):
-    process, caller = start(f"--model_base_path={folder / 'slow'}", "--model_name=slow")
-    body = {"inputs": {"n": [7000]}}
-    caller.post("slow:predict", {"inputs": {"n": [1]}})
-    http_thread, http_answers = in_background(caller.post, "slow:predict", body)
-    grpc_thread, grpc_answers = in_background(
-        caller.predict, "slow", {"n": np.int64([3000])}
+    process, caller = start(
+        f"--model_base_path={folder / 'held'}",
+        "--model_name=held",
+        f"--grace_seconds={PATIENCE}",
+        # each of the two that are held keeps a thread busy
+        "--tensorflow_inter_op_parallelism=4",
+        REST_TIMEOUT,
     )
-    time.sleep(1)
-    assert http_thread.is_alive() and grpc_thread.is_alive()
+    body = {"inputs": {"n": [1]}}
+    http_thread, http_answers = in_background(caller.post, "held:predict", body)
+    grpc_thread, grpc_answers = in_background(
+        caller.predict, "held", {"n": np.int64([2])}
+    )
+    until_begun(folder, 1, 2)
     process.send_signal(signal.SIGTERM)
-    http_thread.join()
-    grpc_thread.join()
-    # that of gRPC ended first, and REST still has its grace
-    assert http_answers == [(200, {"outputs": [7000]})]
-    assert grpc_answers[0][0]["n"].tolist() == [3000]
-    assert process.wait(timeout=300) == 0
+    until(lambda: is_closed(caller.server.rest))
+    until(lambda: is_closed(caller.server.grpc))
+    assert http_thread.is_alive() and grpc_thread.is_alive()
+    # that of gRPC ends first, and REST still has its grace
+    for number, thread in ((2, grpc_thread), (1, http_thread)):
+        (folder / f"{number}.end").touch()
+        thread.join()
+    assert http_answers == [(200, {"outputs": [1]})]
+    assert grpc_answers[0][0]["n"].tolist() == [2]
+    assert process.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.slow
 def test_a_full_queue_is_unavailable_and_drains(folder, start):
     _, caller = start(
-        f"--model_base_path={folder / 'slow'}",
-        "--model_name=slow",
+        f"--model_base_path={folder / 'held'}",
+        "--model_name=held",
         "--threads=1",
         "--max_enqueued=1",
+        REST_TIMEOUT,
     )
-    caller.predict("slow", {"n": np.int64([1])})  # connects
-    body = {"inputs": {"n": [3000]}}
-    waiting = [in_background(caller.post, "slow:predict", body) for _ in range(5)]
-    time.sleep(0.3)
+    body = {"inputs": {"n": [3]}}
+    waiting = [in_background(caller.post, "held:predict", body) for _ in range(5)]
+    until(lambda: sum(bool(answers) for _, answers in waiting) == 3)
     with pytest.raises(grpc.RpcError) as caught:
-        caller.predict("slow", {"n": np.int64([1])})
+        caller.predict("held", {"n": np.int64([0])})
     assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+    (folder / "3.end").touch()
     for thread, _ in waiting:
         thread.join()
     statuses = sorted(answers[0][0] for _, answers in waiting)
     assert statuses == [200, 200, 503, 503, 503]
-    assert caller.post("slow:predict", {"inputs": {"n": [1]}})[0] == 200
+    assert caller.post("held:predict", {"inputs": {"n": [0]}})[0] == 200
 
 
 @pytest.mark.slow
@@ -147,81 +194,71 @@ def test_batch_and_body_size_limits(folder, start):
 @pytest.mark.slow
 def test_the_grace_is_kept_whatever_runs(folder):
     """A run of TensorFlow can't be stopped: the process ends without it."""
-    flags = (f"--model_base_path={folder / 'slow'}", "--model_name=slow")
-    with running(ROOT / SCRIPT, *flags, "--grace_seconds=1", env=environment()) as (
-        rest,
-        address,
-        process,
-    ):
+    flags = (f"--model_base_path={folder / 'held'}", "--model_name=held")
+    flags += ("--grace_seconds=1", REST_TIMEOUT)
+    with running(ROOT / SCRIPT, *flags, env=environment()) as (rest, address, process):
         caller = Caller(Server(address, rest, None))
-        caller.post("slow:predict", {"inputs": {"n": [1]}})
-        body = {"inputs": {"n": [400_000]}}
+        body = {"inputs": {"n": [4]}}
 
         def ask():
             # an error, or a connection that ends
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                assert caller.post("slow:predict", body)[0] >= 500
+                assert caller.post("held:predict", body)[0] >= 500
 
         thread, _ = in_background(ask)
-        time.sleep(1)
-        assert thread.is_alive()
+        until_begun(folder, 4)
         process.send_signal(signal.SIGTERM)
-        # far below the 400 s of the request, on the slowest machine
-        assert process.wait(timeout=300) == 1
+        # the request would never end
+        assert process.wait(timeout=PATIENCE) == 1
         thread.join()
 
 
 @pytest.mark.nightly
 def test_sigterm_does_not_wait_for_a_load(folder, tmp_path):
     """Nor is it an error: no request is cut off."""
-    shutil.copytree(folder / "slow", tmp_path / "slow")
-    flags = (f"--model_base_path={tmp_path / 'slow'}", "--model_name=slow")
+    shutil.copytree(folder / "held", tmp_path / "held")
+    flags = (f"--model_base_path={tmp_path / 'held'}", "--model_name=held")
+    # waiting for the load would be its end, with an error
+    flags += ("--grace_seconds=60",)
     options = {"stderr": subprocess.PIPE, "env": environment()}
-    with running(ROOT / SCRIPT, *flags, "--grace_seconds=1", **options) as (
-        rest,
-        address,
-        process,
-    ):
-        # a warm-up of minutes
+    with running(ROOT / SCRIPT, *flags, **options) as (_, _, process):
+        # a warm-up without an end
         warm_up = tmp_path / "2" / "assets.extra" / "tf_serving_warmup_requests"
-        shutil.copytree(folder / "slow" / "1", tmp_path / "2")
+        shutil.copytree(folder / "held" / "1", tmp_path / "2")
         warm_up.parent.mkdir()
         log = prediction_log_pb2.PredictionLog()
         request = log.predict_log.request
-        request.inputs["n"].CopyFrom(tf.make_tensor_proto(np.int64([400_000])))
+        request.inputs["n"].CopyFrom(tf.make_tensor_proto(np.int64([5])))
         with tf.io.TFRecordWriter(str(warm_up)) as writer:
             writer.write(log.SerializeToString())
-        (tmp_path / "2").rename(tmp_path / "slow" / "2")
-        caller = Caller(Server(address, rest, None))
-        end = time.monotonic() + 300
-        while caller.status("slow").get(2) != "LOADING":
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        (tmp_path / "2").rename(tmp_path / "held" / "2")
+        until_begun(folder, 5)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         assert "cut off" not in process.stderr.read()
 
 
 @pytest.mark.slow
 def test_deadlines_and_strangers_over_http(folder, start):
     _, caller = start(
-        f"--model_base_path={folder / 'slow'}",
-        "--model_name=slow",
+        f"--model_base_path={folder / 'held'}",
+        "--model_name=held",
         "--rest_api_timeout_in_ms=500",
         "--threads=1",
         "--enable_batching=true",
         "--enable_serialization_as_tensor_content=true",
     )
-    content = caller.predict("slow", {"n": np.int64([1, 2])})[1].outputs["n"]
+    content = caller.predict("held", {"n": np.int64([0, 2])})[1].outputs["n"]
     assert content.tensor_content and not content.int64_val
-    status, answer = caller.post("slow:predict", {"inputs": {"n": [3000, 1]}})
+    status, answer = caller.post("held:predict", {"inputs": {"n": [6, 0]}})
     assert (status, answer) == (504, {"error": "Timed out waiting for notification"})
+    (folder / "6.end").touch()
     for headers in (
         {"Host": "evil.example"},
         {"Origin": "http://evil.example"},
         {"Content-Type": "text/plain"},
     ):
-        status, answer = caller.http("POST", "/v1/models/slow:predict", b"{}", headers)
+        status, answer = caller.http("POST", "/v1/models/held:predict", b"{}", headers)
         assert status in (403, 415) and "error" in answer
 
 
@@ -250,12 +287,12 @@ def test_half_sent_headers_and_too_many_connections_are_closed(folder, start):
             assert last.recv(100).startswith(b"HTTP/1.1 503")
         for one in many:
             one.close()
-    end = time.monotonic() + 300
-    while True:
+
+    def answers():
         with contextlib.suppress(OSError, ValueError):
-            if caller.post("echo:predict", X)[0] == 200:
-                break
-        assert time.monotonic() < end
+            return caller.post("echo:predict", X)[0] == 200
+
+    until(answers)
     assert process.poll() is None
 
 
@@ -299,16 +336,13 @@ def test_config_file_is_reloaded(folder, start, tmp_path):
         "--model_config_file_poll_wait_seconds=1",
         "--file_system_poll_wait_seconds=0.2",
     )
-    assert caller.get("slow")[0] == 404
+    assert caller.get("held")[0] == 404
     file.write_text("model_config_list { broken")
     time.sleep(1.5)
     assert caller.post("echo:predict", X)[0] == 200
-    more = f'config {{ name: "slow" base_path: "{folder}/slow" {platform} }}'
+    more = f'config {{ name: "held" base_path: "{folder}/held" {platform} }}'
     file.write_text(f"model_config_list {{ {text} {more} }}")
-    end = time.monotonic() + 300
-    while caller.get("slow")[0] == 404:
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    until(lambda: caller.get("held")[0] != 404)
     assert caller.post("echo:predict", X)[0] == 200
 
 

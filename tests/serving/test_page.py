@@ -120,7 +120,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         assert body["signature_name"] == "reconstruct_with_mask"
         answer = server.predict(body)
-        server.may_answer.wait(20)
+        server.may_answer.wait(300)
         server.at_once -= 1
         self.send(400 if "error" in answer else 200, answer)
 
@@ -162,7 +162,7 @@ def page(browser):
     """A page that may neither log an error nor ask another host."""
     context = browser.new_context()
     page = context.new_page()
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(120_000)
     page.errors, page.hosts = [], set()
     page.on("console", lambda m: m.type == "error" and page.errors.append(m.text))
     page.on("pageerror", lambda error: page.errors.append(str(error)))

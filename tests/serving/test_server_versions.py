@@ -142,7 +142,7 @@ def test_polling_survives_unexpected_errors(follow, capfd):
 
     thread = models.keep_polling(0.01, fail)
     for _ in range(2):
-        assert polls.acquire(timeout=10)
+        assert polls.acquire(timeout=300)
     assert thread.is_alive()
     assert "unforeseen" in capfd.readouterr().err
 
@@ -177,14 +177,14 @@ def test_closing_does_not_wait_for_a_load(follow, echo, monkeypatch):
 
     def slow_load(*_):
         begun.set()
-        go.wait(20)
+        assert go.wait(600)
         raise LoadError("UNKNOWN", "stopped")
 
     monkeypatch.setattr(versions, "Bundle", slow_load)
     shutil.copytree(echo, folder / "2")
     polling = threading.Thread(target=models.poll)
     polling.start()
-    assert begun.wait(20)
+    assert begun.wait(300)
     assert not models.close(seconds=0.05)
     # a request in hand is waited for
     with models.use("mae"):
@@ -192,7 +192,7 @@ def test_closing_does_not_wait_for_a_load(follow, echo, monkeypatch):
         closing.start()
         closing.join(0.3)
         assert closing.is_alive()
-    closing.join(20)
+    closing.join(300)
     assert not closing.is_alive()
     go.set()
     polling.join()
