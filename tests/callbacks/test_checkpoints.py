@@ -277,6 +277,7 @@ def test_a_model_of_keras_alone_goes_on_within_an_epoch(tmp_path):
     assert list(checkpoints.list_checkpoints(tmp_path)) == [4]
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_with_its_code(make_model, images, tmp_path):
     class Terminate(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

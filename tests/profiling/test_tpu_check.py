@@ -100,6 +100,7 @@ def test_the_compiler_confirms_the_memory_of_a_chip(generation, tmp_path):
     assert f"available HBM ({tpu_check.USABLE_GIB[generation]}G)" in verdict.error
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_an_operation_without_a_tpu_kernel_is_an_error(tmp_path):
     answer = compile_program(tmp_path, NO_SUCH_OPERATION)

@@ -248,6 +248,7 @@ def test_a_model_of_one_channel_goes_on_with_image_files(make_model, photos, tmp
     assert keras_mae.MAEImageProcessor.from_pretrained(run).image_mean == (0.2,)
 
 
+@pytest.mark.slow
 def test_a_tracker_that_cannot_start_keeps_the_older_run(photos, tmp_path, monkeypatch):
     wandb = stand_in_wandb()
     wandb.down = True
