@@ -32,8 +32,12 @@ def keys(tmp_path_factory):
             folder,
             *("req", "-x509", *new, "-keyout", f"{name}.key", "-out", f"{name}.pem"),
             *("-days", 2, "-subj", f"/CN={name}"),
+            *("-addext", "keyUsage=critical,keyCertSign"),
         )
-    (folder / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    # from Python 3.13 on, a certificate must say which key signed it
+    (folder / "names").write_text(
+        "subjectAltName=IP:127.0.0.1,DNS:localhost\nauthorityKeyIdentifier=keyid\n"
+    )
     for name in ("server", "client"):
         openssl(
             folder,
