@@ -10,6 +10,8 @@ FIRST_PAUSE = 0.2  # seconds before the first retry, doubled for each further on
 LONGEST_PAUSE = 5.0
 # of a longer wait, some three seconds, the log says why
 _TOLD_AFTER = 4
+# of an error that no further attempt mends, by Python or gRPC
+_UNTRUSTED = ("CERTIFICATE_VERIFY_FAILED", "is not in peer certificate")
 
 _logger = logging.getLogger("mae_client")
 
@@ -31,6 +33,7 @@ class Attempts:
         if error.retry_after is not None:
             pause = max(pause, error.retry_after)
         passing = error.code == "UNAVAILABLE" or error.retry_after is not None
+        passing &= not any(text in str(error) for text in _UNTRUSTED)
         late = time.monotonic() + pause > self.deadline
         if not passing or self._failed == self._retries or late:
             raise error

@@ -11,7 +11,7 @@ from tests import stand_ins
 from tests.scripts import load
 from tests.stand_ins import GrpcStub, RestStub, connect, grey, mae_client
 
-ServingError = mae_client.ServingError
+Attempts, ServingError = mae_client.retries.Attempts, mae_client.ServingError
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
 TOKEN = "secret-0123"
 
@@ -84,6 +84,8 @@ def test_the_server_is_verified(stub_class, keys):
             ):
                 asked.features(grey(3))
             assert error.value.code == "UNAVAILABLE" and TOKEN not in str(error.value)
+            with pytest.raises(ServingError):  # not tried again
+                Attempts(timeout=60, retries=None).pause_after(error.value)
     # a token never went to whom wasn't verified
     assert len(stub.brain.headers) == 1
 
