@@ -27,9 +27,9 @@ by() {
 }
 
 date -u "+%F %H:%M UTC"
-nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
+by 30 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
     || echo "nvidia-smi: no result"
-by 90 "$python" - <<'END'
+by 90 "$python" - <<'END' || { echo "Nothing was measured."; exit 1; }
 import importlib.metadata
 import importlib.util
 import os

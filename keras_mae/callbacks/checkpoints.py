@@ -111,7 +111,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     Replaces `keras.callbacks.ModelCheckpoint` and `BackupAndRestore`: it saves by step
     or time, and keeps the last few. It restores nothing: to resume, load the newest one
-    by `keras.models.load_model` and go on with `fit`.
+    by `keras.models.load_model` and go on with `fit`, whose `initial_epoch` is the
+    optimizer's `iterations` divided by the updates of an epoch.
 
     On SIGTERM it finishes the step, saves, and raises `SystemExit` with code 75; not
     where `fit` runs outside of the main thread, which alone may catch signals. A failed

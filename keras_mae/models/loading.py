@@ -142,7 +142,12 @@ def copy_encoder(encoder, **changes):
 
 
 def load_pretrainer(source, preset=None, patch_size=None, **changes):
-    """Loads a `MAEPretrainer` to train on, from a run, file or published weights."""
+    """Loads a `MAEPretrainer` to train on, from a run, file or published weights.
+
+    `changes` are `image_size`, `num_channels`, `mask_ratio`, `mask_sampling`,
+    `norm_pix_loss`, `rematerialize`, `residual_dtype`, `dtype` and `seed`. A source
+    without a decoder gets a fresh one.
+    """
     if is_run(source):
         model = load_keras(model_file(source))
         sizes, stated = sizes_of(model), {}

@@ -15,7 +15,7 @@ def find_processor(source, **reading):
     """Loads a source's image processor; `None` without one, or offline."""
     path = find_processor_file(source, **reading)
     if path is not None:
-        # else raises: no other mean and deviation would do
+        # a file that isn't supported raises: no other mean and deviation would do
         return MAEImageProcessor.from_pretrained(path)
     try:
         # what timm's config.json says

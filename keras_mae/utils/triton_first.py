@@ -6,9 +6,9 @@ already, triton is left to who imports it.
 """
 
 import contextlib
-import importlib.util
 import sys
 
-if "tensorflow" not in sys.modules and importlib.util.find_spec("triton"):
-    with contextlib.suppress(ImportError):
+if "tensorflow" not in sys.modules:
+    # absent, or unusable: that is told where it is used
+    with contextlib.suppress(Exception):
         import triton  # noqa: F401

@@ -39,6 +39,7 @@ class Service:
         not_found=errors.signature_not_found,
     ):
         """Runs a signature, in a `slot`; returns version, name and a dict of arrays."""
+        # `spec` is `(name, version, label)`; `read(signature)` returns the inputs
         name = signature_name or inference.DEFAULT_SIGNATURE
         with self.models.use(*spec) as (version, bundle):
             if name not in bundle.signatures:
@@ -54,6 +55,7 @@ class Service:
 
     def classify(self, spec, signature_name, examples, call=None):
         """Returns version, signature, and `(label, score)` pairs for each example."""
+        # "" or 0 where a signature has scores or classes alone
         return self._infer(inference.CLASSIFY, spec, signature_name, examples, call)
 
     def regress(self, spec, signature_name, examples, call=None):

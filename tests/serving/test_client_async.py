@@ -117,8 +117,8 @@ def test_failures_and_retries(stub, monkeypatch):
         ask(stub, lambda client: client.features())
 
 
-def cancelled_after(begun):
-    """Returns a method that is cancelled once the server has begun."""
+def cancelled_after(begun, left):
+    """Returns a method that is cancelled once the server has begun, until that ends."""
 
     async def method(client):
         task = asyncio.create_task(client.features(grey(1)))
@@ -126,6 +126,8 @@ def cancelled_after(begun):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        # before the client is closed
+        assert await asyncio.to_thread(left.wait, PATIENCE)
         # the client can be used on
         return await client.status()
 
@@ -145,8 +147,8 @@ def test_a_cancelled_task_closes_its_connection():
             self.close_connection = True
 
     with RestStub(handler=Waits) as stub:
-        assert ask(stub, cancelled_after(begun), concurrency=1, timeout=3 * PATIENCE)
-        assert left.wait(PATIENCE)
+        method = cancelled_after(begun, left)
+        assert ask(stub, method, concurrency=1, timeout=3 * PATIENCE)
 
 
 def test_a_cancelled_task_cancels_its_call(monkeypatch):
@@ -155,9 +157,9 @@ def test_a_cancelled_task_cancels_its_call(monkeypatch):
     def predict(self, request, context):
         context.add_callback(left.set)
         begun.set()
-        left.wait(PATIENCE)
+        left.wait(2 * PATIENCE)
 
     monkeypatch.setattr(stand_ins.PredictionServicer, "Predict", predict)
     with GrpcStub() as stub:
-        assert ask(stub, cancelled_after(begun), concurrency=1, timeout=3 * PATIENCE)
-        assert left.wait(PATIENCE)
+        method = cancelled_after(begun, left)
+        assert ask(stub, method, concurrency=1, timeout=3 * PATIENCE)

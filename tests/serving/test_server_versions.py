@@ -182,7 +182,7 @@ def test_closing_does_not_wait_for_a_load(follow, echo, monkeypatch):
 
     monkeypatch.setattr(versions, "Bundle", slow_load)
     shutil.copytree(echo, folder / "2")
-    polling = threading.Thread(target=models.poll)
+    polling = threading.Thread(target=models.poll, daemon=True)
     polling.start()
     assert begun.wait(300)
     assert not models.close(seconds=0.05)
