@@ -34,6 +34,7 @@ def test_a_keras_file_loads_with_its_optimizer(answers):
     assert int(model.optimizer.iterations) == 22
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_end(answers, tmp_path):
     run = shutil.copytree(FOLDER / "run", tmp_path / "run")
     assert json.loads((run / "config.json").read_text())["epochs"] == 3

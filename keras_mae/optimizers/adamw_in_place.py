@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 def adamw_in_place(variables, gradient, rate, betas, powers, epsilon, decay):
-    """Updates a weight and its two moments by AdamW; `powers` are betas^(iterations + 1)."""
+    """Updates weight and moments by AdamW; `powers` are betas^(iterations + 1)."""
     weight, *moments = (
         one.value if isinstance(one, keras.Variable) else one for one in variables
     )

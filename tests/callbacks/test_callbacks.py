@@ -150,6 +150,7 @@ def test_write_errors_do_not_end_training(make_model, images, capsys):
     assert capsys.readouterr().err == "FullDisk failed: no space left\n" * 2
 
 
+@pytest.mark.slow
 def test_every_hook_of_a_wrapped_callback_is_called(make_model, images, capsys):
     heard = []
     hooks = [name for name in dir(keras.callbacks.Callback) if name.startswith("on_")]

@@ -249,6 +249,7 @@ LIES = {
 }
 
 
+@pytest.mark.slow
 def test_lying_pictures(served):
     for name, content in LIES.items():
         ours, theirs = both(served, content, name)

@@ -68,6 +68,7 @@ def in_graph():
     return [tf.function(f, scalar) for f in (orientation_of_file, decode_upright)]
 
 
+@pytest.mark.slow
 def test_all_orientations_are_pillows(in_graph):
     read, decode = in_graph
     for case in CASES:

@@ -202,6 +202,7 @@ def test_held_out_images_are_the_middles_of_some(tmp_path):
         held_out_numbers(source, count=0)
 
 
+@pytest.mark.slow
 def test_held_out_images_are_capped_where_there_are_many(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()

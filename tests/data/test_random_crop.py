@@ -45,7 +45,9 @@ def reference(height, width, low, clip_sides):
     return windows
 
 
-@pytest.mark.parametrize("clip_sides", [False, True])
+@pytest.mark.parametrize(
+    "clip_sides", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("low", [0.2, 0.08])
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_windows_have_the_published_distribution(height, width, low, clip_sides):

@@ -149,6 +149,7 @@ def runtimes_traced(encoder, traced=runtimes._traced):
     return traced(build_signatures(encoder, PROCESSOR))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     encoder = keras_mae.MAEEncoder.from_preset(
         "mae_tiny", patch_size=8, depth=1, dtype="mixed_bfloat16"

@@ -77,6 +77,7 @@ def test_float32_models_have_no_copies():
     assert model._cast_kernels is None
 
 
+@pytest.mark.slow
 def test_kernels_that_are_gone_are_not_kept():
     model = keras_mae.MAEEncoder.from_preset(
         "mae_tiny", depth=1, dtype="mixed_bfloat16"

@@ -27,6 +27,7 @@ def fit(model, images, **options):
     model.fit(images, batch_size=4, epochs=2, verbose=0)
 
 
+@pytest.mark.slow
 def test_a_step_traces_one_block_of_each_kind(make_model, images, traced):
     model = make_model(depth=4, decoder_depth=3)
     traced.clear()

@@ -159,6 +159,7 @@ def test_unknown_topologies_list_the_known_ones(name):
         tpu_check.parse_topology(name)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_unsupported_topology_shape():
     with pytest.raises(ValueError, match=r"'v5e:3x3': .*not divisible"):

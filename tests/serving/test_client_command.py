@@ -110,6 +110,7 @@ def test_errors_of_the_server_are_one_line_and_code_1(stub, picture):
     assert line.endswith("error: INVALID_ARGUMENT: Input is empty.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 1000])
 def test_closed_stdout_exits_with_141(picture, tmp_path, count):
     out = tmp_path / "features.npz"

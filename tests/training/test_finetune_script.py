@@ -346,6 +346,7 @@ def test_eval_without_matplotlib_says_so_before_it_evaluates(measured, monkeypat
         evaluate(measured)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_without_the_files_of_its_model(make_model, tmp_path, capsys):
     checkpoints = tmp_path / "run" / "checkpoints"
     checkpoints.mkdir(parents=True)

@@ -86,6 +86,7 @@ def test_flat_folders_have_no_classes(script, folder, tmp_path):
     assert [path.suffix for path in (tmp_path / "flat").iterdir()] == [".tfrecord"]
 
 
+@pytest.mark.slow
 def test_a_picture_in_no_class_folder_is_named(script, folder, tmp_path, capsys):
     write(script, folder, tmp_path / "all", shards=1)
     assert "\n2 classes\n" in capsys.readouterr().out
@@ -107,6 +108,7 @@ def test_folders_below_a_class_are_part_of_it(script, folder, tmp_path):
         assert label == "ab".index(text(features)[0])
 
 
+@pytest.mark.slow
 def test_train_and_val_are_written_one_by_one(script, folder, tmp_path):
     pictures.write_folder(tmp_path / "pets" / "val", range(4))
     (tmp_path / "pets" / "cat").mkdir()

@@ -27,6 +27,7 @@ def test_plots_are_drawn_for_few_and_many_classes():
         plots.plot_features(features, labels, names, "umap")
 
 
+@pytest.mark.slow
 def test_a_thousand_classes_fit_in_a_picture():
     labels = np.arange(1000)
     names = [f"class {number}" for number in labels]
