@@ -31,6 +31,7 @@ def read(batches, count):
     return [[part.numpy() for part in batch] for batch in batches.take(count)]
 
 
+@pytest.mark.slow
 def test_training_batches_are_mixed_and_repeat(digits, processor):
     first = read(data.labelled_pipeline(digits, processor, 8, 0, mixing=MIXING), 3)
     again = read(data.labelled_pipeline(digits, processor, 8, 0, mixing=MIXING), 3)
@@ -140,6 +141,7 @@ def test_whole_images_are_those_that_the_processor_makes(bordered, training):
         assert seen == {image.tobytes() for image in images}
 
 
+@pytest.mark.slow
 def test_center_crops_leave_the_border_out(bordered):
     processor = pictures.processor_for(bordered, 16)
     ((images, _, _),) = read(data.evaluation_pipeline(bordered, processor, 4), 1)

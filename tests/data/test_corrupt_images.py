@@ -125,6 +125,7 @@ def test_too_many_stop_at_the_check(tmp_path, caplog):
     CorruptImages(limit=4).check()
 
 
+@pytest.mark.slow
 def test_too_many_stop_a_pipeline_that_nobody_checks(tmp_path):
     write(tmp_path, {})
     for number in range(105):

@@ -32,6 +32,7 @@ def test_what_reads_a_source_names_the_file(place, shards, tmp_path):
         list(source.training.held_out_items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 3])
 def test_what_is_read_before_training_names_the_file(number, shards, tmp_path):
     source = data.load_source(shards)

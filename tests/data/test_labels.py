@@ -95,6 +95,7 @@ def test_divided_files_share_the_classes_of_their_folder(folder):
     np.testing.assert_array_equal(np.round(shades) // 10, labels)
 
 
+@pytest.mark.slow
 def test_records_bring_numbers_and_a_file_their_names(tmp_path):
     write_records(tmp_path / "train-00000-of-00002.tfrecord", [0, 1, 2] * 4)
     write_records(tmp_path / "train-00001-of-00002.tfrecord", [2, 1, 0])
@@ -122,6 +123,7 @@ def test_a_label_out_of_range_is_found_before_training(tmp_path):
         data.with_labels(source, num_classes=3)
 
 
+@pytest.mark.slow
 def test_a_label_out_of_range_in_a_later_file_counts_as_corrupt(tmp_path):
     write_records(tmp_path / "a.tfrecord", [0, 1, 2])
     write_records(tmp_path / "b.tfrecord", [0, 9])

@@ -175,6 +175,7 @@ def test_corrupt_images_are_named_and_move_no_other(tmp_path):
     assert sorted(corrupt.names) == [f"{path}:{name}" for name in lost]
 
 
+@pytest.mark.slow
 def test_tar_files_of_every_kind_are_read(tmp_path):
     """Long names, folders, links, hidden files; what belongs to no sample."""
     long = "a" * 120 + "/" + "é" * 90

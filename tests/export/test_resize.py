@@ -52,6 +52,7 @@ def test_resizing_is_pillows_to_the_bit(resample, size):
         np.testing.assert_array_equal(function(image), wanted, str(image.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", MODES)
 def test_a_photo_of_12_megapixels_is_pillows_to_the_bit(resample):
     # black and white: what cubic weights overshoot is cut off

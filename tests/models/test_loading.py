@@ -269,7 +269,7 @@ def test_a_copied_encoder_is_not_frozen(make_model):
     assert all(layer.trainable for layer in copy._flatten_layers())
 
 
-@pytest.fixture(params=["run", "published"])
+@pytest.fixture(params=["run", pytest.param("published", marks=pytest.mark.slow)])
 def saved(request, tmp_path):
     """Saves a model as a run's file, or as published weights; returns the source."""
 

@@ -73,14 +73,15 @@ def test_grpc_without_its_package_is_an_import_error(monkeypatch):
         mae_client.Client(grpc=True)
 
 
-def test_unavailable_is_retried(stub):
+def test_unavailable_is_retried(stub, monkeypatch):
+    monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 0.05)
     stub.brain.refusals = [("UNAVAILABLE", "busy")] * 3
     start = time.monotonic()
     with connect(stub) as asked:
         assert asked.features(grey(3)).features[0, 0, 0] == 3
     assert len(stub.brain.calls) == 4
-    # 0.2 + 0.4 + 0.8 seconds, each times 0.5 to 1.5
-    assert time.monotonic() - start > 0.7
+    # 0.05 + 0.1 + 0.2 seconds, each times 0.5 to 1.5
+    assert time.monotonic() - start > 0.17
 
 
 def test_big_requests_are_retried(stub):
@@ -227,6 +228,7 @@ def delay(source, target, seconds):
             target.sendall(data)
 
 
+@pytest.mark.slow
 def test_grpc_connects_over_a_slow_network():
     with GrpcStub() as stub, socket.create_server(("127.0.0.1", 0)) as far:
 

@@ -79,6 +79,7 @@ def test_the_seed_decides_the_order(script, folder, tmp_path):
     assert sorted(orders[0]) == sorted(orders[2]) != orders[0]
 
 
+@pytest.mark.slow
 def test_flat_folders_have_no_classes(script, folder, tmp_path):
     write(script, folder / "a", tmp_path / "flat", shards=1)
     (shard,) = examples(tmp_path / "flat")
@@ -127,6 +128,7 @@ def test_train_and_val_are_written_one_by_one(script, folder, tmp_path):
     assert data.with_labels(source).class_names == ("a", "b")
 
 
+@pytest.mark.slow
 def test_unreadable_files_are_reported_and_left_out(script, folder, tmp_path, caplog):
     bad = folder / "a" / "notes.jpg"
     bad.write_text("no picture")
