@@ -3,7 +3,6 @@
 import contextlib
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,10 +22,9 @@ from mae_server.process import running
 from tests.conformance.calls import Caller, b64
 from tests.conformance.conftest import Server
 from tests.scripts import ROOT, environment
+from tests.waiting import PATIENCE, until
 
 FETCHES = {"y": "y:0"}
-# seconds after which what a test waits for is taken for lost
-PATIENCE = 300
 
 
 class Model:
@@ -54,10 +52,7 @@ def submit(pool, batcher, values, call=None):
     """Asks in a thread; returns its future once the request is in a batch."""
     call = call or Call()
     asked = pool.submit(ask, batcher, values, call)
-    end = time.monotonic() + PATIENCE
-    while call not in in_open_batches(batcher):
-        assert time.monotonic() < end
-        time.sleep(0.001)
+    until(lambda: call in in_open_batches(batcher))
     return asked
 
 

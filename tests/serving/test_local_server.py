@@ -26,13 +26,10 @@ from tests.conformance.calls import Caller
 from tests.conformance.conftest import Server
 from tests.conformance.models import save_echo
 from tests.scripts import ROOT, environment, refusal, run
+from tests.waiting import PATIENCE, until
 
 SCRIPT = "serving/local_server.py"
 X = {"inputs": {"x": [[1.0, 2.0]]}}
-
-
-# seconds after which what a test waits for is taken for lost
-PATIENCE = 300
 # for requests that are held
 REST_TIMEOUT = f"--rest_api_timeout_in_ms={1000 * PATIENCE}"
 
@@ -57,14 +54,6 @@ class Held(tf.Module):
             turns += 1
         # a loop whose result nobody uses would be left out
         return {"n": n + tf.minimum(turns, 0)}
-
-
-def until(condition):
-    """Waits for what a test can't be told of."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def until_begun(folder, *numbers):
