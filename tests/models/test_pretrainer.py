@@ -1,5 +1,7 @@
 """MAEPretrainer: training by fit, its numbers under every way to run, its pictures."""
 
+import random
+
 import keras
 import numpy as np
 import pytest
@@ -135,6 +137,17 @@ def test_the_same_seed_reconstructs_alike(make_model, images):
     model = make_model()
     first, second = (model.reconstruct(images, seed=5) for _ in range(2))
     np.testing.assert_array_equal(first["pasted"], second["pasted"])
+
+
+@pytest.mark.tensorflow
+def test_a_seed_gives_the_initial_weights_that_it_gave():
+    keras.utils.set_random_seed(0)
+    model = keras_mae.MAEPretrainer.from_preset("mae_tiny", patch_size=8)
+    # Keras takes the seed of each initializer from here
+    assert random.random() == 0.6404234015420902
+    images = np.linspace(0, 1, 2 * 32 * 32 * 3, dtype="float32")
+    loss = model(images.reshape(2, 32, 32, 3), seed=0)["loss"]
+    assert float(loss) == pytest.approx(0.97091055, rel=1e-5)
 
 
 def test_a_loss_over_nothing_is_refused(make_model, images):
