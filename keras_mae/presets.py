@@ -105,7 +105,7 @@ def preset_sizes(preset: str) -> dict[str, int]:
             f"preset must be one of {', '.join(PRESETS)}, or a folder written by "
             f"save_to_preset (other weights: from_pretrained). Received: {preset!r}"
         )
-    return PRESETS[preset]
+    return dict(PRESETS[preset])
 
 
 def _resolve(sizes, overrides, extra=(), decoder=False):

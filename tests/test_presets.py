@@ -51,6 +51,11 @@ def test_counts_are_those_of_the_pytorch_classes(preset):
     assert (count, sum(p.numel() for p in theirs.vit.parameters())) == COUNTS[preset]
 
 
+def test_sizes_are_a_copy():
+    preset_sizes("mae_tiny").clear()
+    assert preset_sizes("mae_tiny")
+
+
 def test_overrides_reach_encoder_and_decoder():
     model = keras_mae.MAEPretrainer.from_preset(
         "mae_tiny",

@@ -39,7 +39,7 @@ from keras_mae.profiling import paired_runs
 from keras_mae.profiling.costs import forward_flops, measured_flops, peak_flops
 from keras_mae.profiling.paired_runs import Worker, compare, take_turns
 from keras_mae.profiling.timed_steps import make_step
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 
 MODES = ("pretrain-step", "encode", "reconstruct", "finetune-step", "input")
 ENGINES = ("keras", "savedmodel", "openvino", "litert", "onnx")
@@ -231,8 +231,8 @@ def start_peer(name, config):
 def start_huggingface(config, compiled):
     """Starts transformers' worker process, with the sizes of the preset."""
     sizes = preset_sizes(config.preset)
-    sizes |= {"image_size": config.image_size or sizes["image_size"]}
-    sizes |= {"depth": config.depth or sizes["depth"]}
+    sizes["image_size"] = config.image_size or sizes["image_size"]
+    sizes["depth"] = config.depth or sizes["depth"]
     command = [
         sys.executable,
         str(Path(__file__).with_name("benchmark_huggingface.py")),
@@ -294,7 +294,7 @@ def default(name):
 def check(config):
     """Returns the names of the peers, or raises where flags don't go together."""
     names = ("batch_size", "repeats", "accumulation_steps", "replicas")
-    check_at_least_one(config, *names)
+    check_at_least(config, 1, *names)
     peers = config.against.split(",") if config.against else []
     if set(peers) - set(PEERS):
         raise ValueError(

@@ -30,6 +30,13 @@ _TPU_PEAKS = {
     "v5p": 459e12,
     "v6e": 918e12,
 }
+# where JAX's name of a device has another than that behind "TPU"
+_TPU_KINDS = {
+    "TPU v5 lite": "v5litepod",
+    "TPU v5e": "v5litepod",
+    "TPU v5": "v5p",
+    "TPU v6 lite": "v6e",
+}
 
 
 class _Part(NamedTuple):
@@ -162,7 +169,9 @@ def _peak_flops_on_jax(precision):
         return measured_flops(precision)  # logical devices share the CPU
     distribution = keras.distribution.distribution()
     devices = distribution.device_mesh.devices.size if distribution else 1
-    return devices * _gpu_peak(jax.devices()[0].device_kind, precision)
+    kind = jax.devices()[0].device_kind
+    generation = _TPU_KINDS.get(kind, kind.removeprefix("TPU "))
+    return devices * (_TPU_PEAKS.get(generation) or _gpu_peak(kind, precision))
 
 
 def _gpu_peak(name, precision):

@@ -166,6 +166,27 @@ def test_peaks_are_looked_up_or_measured():
     assert 1e9 < costs.peak_flops(strategy, "float32") < 1e14
 
 
+@pytest.mark.parametrize(
+    "kind, flops",
+    [
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("NVIDIA H200", 989e12),
+        ("another", 7.0),
+    ],
+)
+def test_peaks_are_looked_up_by_the_names_that_jax_gives(monkeypatch, kind, flops):
+    jax = pytest.importorskip("jax")
+    device = types.SimpleNamespace(device_kind=kind)
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(costs, "measured_flops", lambda precision: 7.0)
+    assert costs.peak_flops(None, "mixed_bfloat16") == flops
+
+
 def test_a_strategy_on_the_cpu_leaves_a_gpu_out(monkeypatch):
     cpu, other = tf.distribute.OneDeviceStrategy("/cpu:0"), tf.distribute.get_strategy()
     found = {"GPU": ["a GPU"], "TPU": []}
