@@ -14,7 +14,6 @@ import keras_mae  # first: it imports TensorFlow quietly
 # isort: split
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import keras
@@ -27,13 +26,13 @@ from keras_mae.optimizers.layer_decay import finetuning_optimizer
 from keras_mae.optimizers.schedules import warmup_cosine
 from keras_mae.recipes import FINE_TUNING
 from keras_mae.runs import probing
+from keras_mae.runs.results_file import format_percent, read_results, write_results
 from keras_mae.runs.short_pretraining import (
     make_processor,
     pretrain_encoder,
     source_features,
 )
-from keras_mae.utils.files import atomic_write
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from keras_mae.visualization.plots import plot_accuracies
 
 LABELS = (1, 5, 20, None)
@@ -55,7 +54,7 @@ class CompareConfig:
 
 def main(config):
     """Computes missing results, and writes table and plot."""
-    check_at_least_one(config, *(dataclasses.asdict(config).keys() - {"output"}))
+    check_at_least(config, 1, *(dataclasses.asdict(config).keys() - {"output"}))
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config) | {"output": None, "seeds": None}
@@ -93,16 +92,8 @@ class Results:
     """Accuracies by `(seed, labels, (method, features))`, saved as JSON."""
 
     def __init__(self, path, settings):
-        self.path, self.settings, self.values = Path(path), settings, {}
-        if not self.path.exists():
-            return
-        content = json.loads(self.path.read_text())
-        if content["settings"] != settings:
-            raise ValueError(
-                f"{path} has results of other settings: {content['settings']}. "
-                f"Received: {settings}; choose another --output"
-            )
-        for seed, labels, method, features, value in content["values"]:
+        self.path, self.settings, self.values = path, settings, {}
+        for seed, labels, method, features, value in read_results(path, settings):
             self.values[seed, labels, (method, features)] = value
 
     def __contains__(self, key):
@@ -115,9 +106,7 @@ class Results:
         print(f"seed {seed}, {text(labels):>3} labels per class, {method:11}, "
               f"{features:10}: {value:.1%}", flush=True)  # fmt: skip
         rows = [[s, n, *case, v] for (s, n, case), v in self.values.items()]
-        with atomic_write(self.path) as part:
-            content = {"settings": self.settings, "values": rows}
-            part.write_text(json.dumps(content) + "\n")
+        write_results(self.path, self.settings, rows)
 
     def over_seeds(self, case):
         """Returns the accuracies of all seeds, for each number of labels."""
@@ -215,10 +204,7 @@ def format_table(results):
         "|---|---|" + "---|" * len(LABELS),
     ]
     for method, features in cases():
-        cells = []
-        for values in results.over_seeds((method, features)):
-            percent = 100 * np.array(values)
-            cells.append(f"{percent.mean():.1f} ± {percent.std():.1f}")
+        cells = map(format_percent, results.over_seeds((method, features)))
         lines.append(f"| {method} | {features} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -14,7 +14,6 @@ import keras_mae  # first: it imports TensorFlow quietly
 
 # isort: split
 import dataclasses
-import json
 import time
 from pathlib import Path
 
@@ -23,9 +22,9 @@ import numpy as np
 from keras_mae import data
 from keras_mae.ops.neighbors import knn_scores, top_accuracies
 from keras_mae.runs import probing
+from keras_mae.runs.results_file import format_percent, read_results, write_results
 from keras_mae.runs.short_pretraining import pretrain_encoder, source_features
-from keras_mae.utils.files import atomic_write
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from keras_mae.visualization import draw_masks
 
 # the paper's top-1 of ViT-L on ImageNet-1K: fine-tuning, linear probing (table 1f)
@@ -49,7 +48,7 @@ class CompareMasksConfig:
 
 def main(config):
     """Pretrains and probes by every strategy; writes results, table and picture."""
-    check_at_least_one(config, "seeds", "epochs", "batch_size")
+    check_at_least(config, 1, "seeds", "epochs", "batch_size")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     source = data.with_labels(data.load_digits())
@@ -57,7 +56,7 @@ def main(config):
         draw(folder / "masks.png")
     path = folder / "results.json"
     settings = {"epochs": config.epochs, "batch_size": config.batch_size}
-    rows, start = read_rows(path, settings), time.perf_counter()
+    rows, start = read_results(path, settings), time.perf_counter()
     for seed in range(config.seeds):
         for mask_sampling, mask_ratio in PAPER:
             choice = [mask_sampling, mask_ratio, seed]
@@ -65,9 +64,7 @@ def main(config):
                 continue
             linear, nearest = measure(source, mask_sampling, mask_ratio, seed, config)
             rows.append([*choice, linear, nearest])
-            with atomic_write(path) as part:
-                content = {"settings": settings, "accuracies": rows}
-                part.write_text(json.dumps(content) + "\n")
+            write_results(path, settings, rows)
             minutes = (time.perf_counter() - start) / 60
             print(
                 f"seed {seed}, {mask_sampling:6} {mask_ratio:.0%}: linear {linear:.1%},"
@@ -77,19 +74,6 @@ def main(config):
     table = format_table(rows)
     (folder / "table.md").write_text(table + "\n")
     print(table)
-
-
-def read_rows(path, settings):
-    """Reads earlier results: rows of strategy, ratio, seed and two accuracies."""
-    if not path.exists():
-        return []
-    content = json.loads(path.read_text())
-    if content["settings"] != settings:
-        raise ValueError(
-            f"{path} has results of other settings: {content['settings']}. "
-            f"Received: {settings}; choose another --output"
-        )
-    return content["accuracies"]
 
 
 def measure(source, mask_sampling, mask_ratio, seed, config):
@@ -123,9 +107,7 @@ def format_table(rows):
     ]
     for choice, (finetuned, linear) in PAPER.items():
         values = [row[3:] for row in rows if tuple(row[:2]) == choice]
-        percent = 100 * np.array(values)  # (seeds, 2)
-        pairs = zip(percent.mean(axis=0), percent.std(axis=0), strict=True)
-        cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in pairs]
+        cells = map(format_percent, zip(*values, strict=True))
         name, ratio = choice
         lines.append(
             f"| {name} | {ratio} | {' | '.join(cells)} | {linear} | {finetuned} |"

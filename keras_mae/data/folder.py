@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import IndexedImages
-from keras_mae.utils.labels_file import first_names
+from keras_mae.utils.text import first_names
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # of images that are left out

@@ -8,7 +8,7 @@ from keras_mae.data.folder import ImageFiles, class_names, class_of
 from keras_mae.data.hf_stream import ImageStream
 from keras_mae.data.image_table import ImageTable
 from keras_mae.data.source import Source
-from keras_mae.utils.labels_file import first_names
+from keras_mae.utils.text import first_names
 
 
 def with_labels(source: Source, num_classes: int | None = None) -> Source:

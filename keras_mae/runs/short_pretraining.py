@@ -34,10 +34,10 @@ def pretrain_encoder(source, seed, epochs, batch_size, jit_compile=True, **overr
         },
     )
     processor = make_processor(source, model.encoder)
+    batches = data.training_pipeline(source, processor, batch_size, seed)
     steps = epochs * (source.epoch_size // batch_size)
     schedule = warmup_cosine(BLR * batch_size / 256, steps, steps // 12)
     model.compile(pretraining_optimizer(schedule), jit_compile=jit_compile)
-    batches = data.training_pipeline(source, processor, batch_size, seed)
     model.fit(batches, epochs=1, steps_per_epoch=steps, verbose=0, shuffle=False)
     return model.encoder
 

@@ -77,8 +77,3 @@ def read_labels(path: PathLike, num_classes: int | None = None) -> tuple[str, ..
             f"Received: {len(lines)} lines"
         )
     return lines
-
-
-def first_names(names):
-    """Lists names, or the first five of more, for messages."""
-    return ", ".join(names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
