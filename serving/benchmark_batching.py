@@ -24,7 +24,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from keras_mae.export import export_savedmodel
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from mae_server.process import running
 
 FOLDER = Path(__file__).parent
@@ -79,7 +79,7 @@ def ask(address, body, clients, seconds):
 
 def main(config):
     """Prints a row per number of clients."""
-    check_at_least_one(config, "rounds")
+    check_at_least(config, 1, "rounds")
     model = keras_mae.MAEEncoder.from_preset(config.preset)
     processor = keras_mae.MAEImageProcessor(model.image_size)
     sizes = [int(size) for size in config.clients.split(",")]

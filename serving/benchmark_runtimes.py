@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mae.export import export_runtime, export_savedmodel, load_runtime
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from mae_server.bundle import Bundle
 from mae_server.calls import Call
 
@@ -70,7 +70,7 @@ def measure(functions, pixels, rounds, calls):
 
 def main(config):
     """Prints a row per batch size and runtime."""
-    check_at_least_one(config, "rounds", "calls")
+    check_at_least(config, 1, "rounds", "calls")
     encoder = keras_mae.MAEEncoder.from_preset(config.preset)
     formats = [name for name in config.formats.split(",") if name]
     rng = np.random.default_rng(0)

@@ -64,7 +64,7 @@ from keras_mae.export.runtime_formats import FORMATS
 from keras_mae.export.signatures import EMBEDDINGS
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 
 
 @dataclasses.dataclass
@@ -123,7 +123,7 @@ class ExportConfig:
 
 def main(config):
     """Exports a model."""
-    check_at_least_one(config, "version", "max_pixels")
+    check_at_least(config, 1, "version", "max_pixels")
     batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
     check_format(config)
     name = str(config.version)

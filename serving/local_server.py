@@ -30,7 +30,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"The server needs: pip install 'keras-mae[serve]'. Received: {error}")
 
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from mae_server.batching import (
     BatchingOptions,
     BatchingParameters,
@@ -296,8 +296,9 @@ def check_flags(config):
             raise ValueError(
                 f"{name} must be in [0, 65535]. Received: {getattr(config, name)}"
             )
-    check_at_least_one(
+    check_at_least(
         config,
+        1,
         *("threads", "max_batch_size", "max_enqueued"),
         *("rest_api_timeout_in_ms", "grace_seconds"),
     )

@@ -21,7 +21,7 @@ from PIL import Image
 
 from keras_mae import data
 from keras_mae.data.tfrecord import image_example
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 
 SIZE = (500, 375)
 SHARDS = 4
@@ -82,7 +82,7 @@ def measure(dataset, config):
 
 def main(config):
     """Prints the median rate of each dataset."""
-    check_at_least_one(config, "batches", "repeats", "images")
+    check_at_least(config, 1, "batches", "repeats", "images")
     with tempfile.TemporaryDirectory() as folder:
         datasets = [config.dataset]
         if config.dataset is None:

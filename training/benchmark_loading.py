@@ -19,7 +19,7 @@ from pathlib import Path
 
 from keras_mae.presets import preset_sizes
 from keras_mae.profiling.costs import GIB
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 
 FILES = {
     "huggingface": "model.safetensors",
@@ -86,7 +86,7 @@ def measure(task, folder, config):
 def main(config):
     """Prints median times and peak memory."""
     preset_sizes(config.preset)  # raises for an unknown one
-    check_at_least_one(config, "repeats")
+    check_at_least(config, 1, "repeats")
     with tempfile.TemporaryDirectory() as folder:
         measure(write, folder, config)
         size = Path(folder, FILES[config.format]).stat().st_size

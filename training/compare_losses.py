@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from keras_mae.presets import preset_sizes
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 
 LEARNING_RATE = 1e-4
 
@@ -134,7 +134,7 @@ def train_ours(config, sizes, folder):
 
 def main(config):
     """Trains both, and compares."""
-    check_at_least_one(config, "batch_size", "steps")
+    check_at_least(config, 1, "batch_size", "steps")
     sizes = preset_sizes(config.preset)
     with tempfile.TemporaryDirectory() as folder:
         theirs = train_theirs(config, sizes, folder)

@@ -29,7 +29,7 @@ from keras_mae import data
 from keras_mae.export import export_savedmodel
 from keras_mae.ops.patches import patchify
 from keras_mae.runs.probing import fit_logistic_regression, mean_features
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from mae_server.process import running
 
 PLAN = """\
@@ -53,7 +53,7 @@ class DemoConfig:
 
 def main(config):
     """Runs every step, and prints the results."""
-    check_at_least_one(config, "epochs")
+    check_at_least(config, 1, "epochs")
     keras.utils.set_random_seed(0)
     output = Path(config.output)
     # as measured on two cores without AVX-512

@@ -28,7 +28,7 @@ from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.data.folder import load_folder
 from keras_mae.preprocessing.image_processor import IMAGENET_MEAN, IMAGENET_STD
 from keras_mae.preprocessing.pretrained_processor import training_processor
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from keras_mae.utils.labels_file import write_labels
 
 # %% [markdown]
@@ -236,7 +236,7 @@ def fine_tune(config, name, encoder, source, processor, held_out):
 # %%
 def main(config):
     """Runs both stages, compares accuracies, and saves the models."""
-    check_at_least_one(config, "pretrain_epochs", "epochs")
+    check_at_least(config, 1, "pretrain_epochs", "epochs")
     keras.utils.set_random_seed(config.seed)
     if config.model is None and config.image_size % 8:
         raise ValueError(

@@ -149,7 +149,9 @@ def main(config):
         )
     training = Training(
         config,
-        at_least_one=("pictures", "validation_images"),
+        at_least_one=(
+            *("pictures", "picture_every", "probe_every", "validation_images"),
+        ),
         may_differ=MAY_DIFFER,
         not_saved=("compile_for",),
     )

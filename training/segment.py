@@ -24,7 +24,7 @@ from PIL import Image
 from keras_mae import data
 from keras_mae.callbacks.stopping import StopOnNonFiniteLoss
 from keras_mae.models.loading import load_run
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from keras_mae.visualization.reconstructions import draw_panels
 
 CLASSES = 11
@@ -64,7 +64,7 @@ class SegmentConfig:
 def main(config):
     """Pretrains, fine-tunes from pretrained and random weights, and evaluates."""
     names = ("unlabelled", "labelled", "held_out", "epochs", "batch_size")
-    check_at_least_one(config, *names)
+    check_at_least(config, 1, *names)
     if (config.pretrain_epochs or 0) < 0:
         raise ValueError(
             f"pretrain_epochs must be at least 0. Received: {config.pretrain_epochs}"

@@ -29,7 +29,7 @@ from keras_mae.data.folder import class_names, class_of, list_images, split_fold
 from keras_mae.data.parallelism import PARALLEL_CALLS
 from keras_mae.data.tfrecord import class_file, image_example
 from keras_mae.utils.files import atomic_write
-from keras_mae.utils.flags import check_at_least_one, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, run_script
 from keras_mae.utils.labels_file import encode_names
 
 
@@ -79,7 +79,8 @@ def main(config):
 
 def check(config):
     """Checks the flags; returns the images' names."""
-    check_at_least_one(config, "shards")
+    check_at_least(config, 1, "shards")
+    check_at_least(config, 0, "corrupt_limit")
     if not config.name or config.name != Path(config.name).name:
         raise ValueError(f"name must be a file name prefix. Received: {config.name!r}")
     older = sorted(Path(config.output).glob(f"{config.name}-*-of-*.tfrecord"))

@@ -30,7 +30,7 @@ from keras_mae.runs.own_callbacks import load_callbacks
 from keras_mae.runs.run_folder import RunFolder, saved_flags
 from keras_mae.utils.devices import has_accelerator
 from keras_mae.utils.distribution import is_chief, make_strategy, run_on_all_workers
-from keras_mae.utils.flags import check_at_least_one
+from keras_mae.utils.flags import check_at_least
 
 # flags of how to start, which config.json leaves out
 _NOT_SAVED = ("config", "resume", "overwrite", "dry_run")
@@ -40,6 +40,9 @@ _MAY_DIFFER = (
     *("jit_compile", "accumulation_steps", "rematerialize", "corrupt_limit"),
     *("log_every", "checkpoint_steps", "checkpoint_minutes", "keep", "keep_every"),
     *("callback", "wandb", "mlflow"),
+)
+_AT_LEAST_ONE = (
+    *("log_every", "steps_per_execution", "checkpoint_steps", "keep", "keep_every"),
 )
 
 
@@ -70,7 +73,7 @@ class Training:
         # flags that a resumed run may change, and those of how to start
         self._may_differ = (*_MAY_DIFFER, *may_differ)
         self._not_saved = (*_NOT_SAVED, *not_saved)
-        self._check(("log_every", "steps_per_execution", *at_least_one))
+        self._check(at_least_one)
         self._trackers = self._make_trackers()
         self._own_callbacks = load_callbacks(config.callback, config)
         keras.utils.set_random_seed(config.seed)
@@ -117,7 +120,13 @@ class Training:
                 "warmup_epochs must be in [0, epochs). Received: "
                 f"warmup_epochs={config.warmup_epochs}, epochs={config.epochs}"
             )
-        check_at_least_one(config, *at_least_one)
+        check_at_least(config, 1, *_AT_LEAST_ONE, *at_least_one)
+        check_at_least(config, 0, "corrupt_limit")
+        if config.checkpoint_minutes is not None and config.checkpoint_minutes <= 0:
+            raise ValueError(
+                "checkpoint_minutes must be positive. "
+                f"Received: {config.checkpoint_minutes}"
+            )
         on_tpu = isinstance(self.strategy, tf.distribute.TPUStrategy)
         if config.steps_per_execution > 1 and self.replicas > 1 and not on_tpu:
             raise ValueError(

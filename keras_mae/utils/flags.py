@@ -151,13 +151,12 @@ def _to_words(flags):
     ]
 
 
-def check_at_least_one(config: Any, *names: str) -> None:
-    """Raises `ValueError` if a numeric flag is below 1."""
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """Raises `ValueError` if a numeric flag that is given is below `least`."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(
-                f"{name} must be at least 1. Received: {getattr(config, name)}"
-            )
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}. Received: {value}")
 
 
 def run_script(

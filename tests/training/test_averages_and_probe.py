@@ -123,7 +123,7 @@ def test_finetuning_evaluates_and_keeps_the_averages(whole, tmp_path):
     "flags, message",
     [
         (["--ema=1"], "ema must be in [0, 1). Received: 1.0"),
-        (["--probe_every=0"], "every must be at least 1. Received: 0"),
+        (["--probe_every=0"], "probe_every must be at least 1. Received: 0"),
         (["--probe_every=1", "--dataset=photos"], "give --probe_dataset"),
         (["--probe_every=1", "--probe_method=svm"], "invalid choice"),
         (["--probe_every=1", "--num_classes=9"], "must be in [0, 9)"),

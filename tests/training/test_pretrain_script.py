@@ -127,12 +127,12 @@ def test_photos_with_mirrored_replicas_in_mixed_bfloat16(tmp_path):
 # found once the model is built
 REFUSED_LATE = [
     ("--crop_scale=2", "crop_scale"),
-    ("--keep=0", "keep must be positive"),
+    ("--keep=0", "keep must be at least 1"),
     ("--log_every=0", "log_every must be at least 1"),
     ("--mask_ratio_schedule=0:0.5", "at least one must be removed"),
-    ("--checkpoint_steps=0", "every_steps must be positive"),
-    ("--checkpoint_minutes=0", "every_minutes must be positive"),
-    ("--picture_every=0", "every must be at least 1"),
+    ("--checkpoint_steps=0", "checkpoint_steps must be at least 1"),
+    ("--checkpoint_minutes=0", "checkpoint_minutes must be positive"),
+    ("--picture_every=0", "picture_every must be at least 1"),
     ("--pictures=0", "pictures must be at least 1"),
     ("--output=/proc/run", "/proc/run"),
 ]
@@ -155,7 +155,7 @@ REFUSED_LATE = [
         ("--dataset=folder:/no", "/no"),
         ("--accumulation_steps=0", "accumulation_steps must be at least 1"),
         ("--validation_images=0", "validation_images must be at least 1"),
-        ("--corrupt_limit=-1", "limit must not be negative"),
+        ("--corrupt_limit=-1", "corrupt_limit must be at least 0"),
         ("--epochs=0", "warmup_epochs must be in [0, epochs)"),
         ("--mask_ratio=0", "at least one must be removed"),
         ("--mask_ratio_schedule=0.5:0.6 --mask_ratio=0.75", "Received: both"),
