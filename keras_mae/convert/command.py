@@ -17,7 +17,6 @@ from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.models.loading import load_keras, model_class
 from keras_mae.ops.patches import as_pair
-from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import (
     find_processor,
     find_processor_file,
@@ -27,6 +26,7 @@ from keras_mae.utils.flags import flag, run_script
 from keras_mae.utils.labels_file import LABELS_FILE, read_labels, write_labels
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.hub import PROCESSOR_FILE
 from keras_mae.weights.save_pretrained import FORMATS, save_pretrained
 from keras_mae.weights.state_dict import encoder_of
 
@@ -123,7 +123,7 @@ def _find_processor(config):
     """Loads the destination's image processor, else the source's, or `None`."""
     folder = _folder_of(config)
     try:
-        if (folder / CONFIG_NAME).exists():
+        if (folder / PROCESSOR_FILE).exists():
             return find_processor(folder)
         return find_processor(config.source, **_place_of(config))
     except ValueError as error:
@@ -133,7 +133,7 @@ def _find_processor(config):
 
 def _write_processor(config, processor):
     """Copies the source's `preprocessor_config.json`, or writes one."""
-    place = _folder_of(config) / CONFIG_NAME
+    place = _folder_of(config) / PROCESSOR_FILE
     if place.exists():
         return
     found = find_processor_file(config.source, **_place_of(config))

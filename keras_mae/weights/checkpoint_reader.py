@@ -25,7 +25,13 @@ from keras_mae.weights.checkpoint import (
 )
 from keras_mae.weights.config_readers import mmengine_settings
 from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
-from keras_mae.weights.hub import HubUnavailableError, Location, read_json
+from keras_mae.weights.hub import (
+    CONFIG_FILE,
+    WEIGHT_ENDINGS,
+    HubUnavailableError,
+    Location,
+    read_json,
+)
 from keras_mae.weights.naming_detection import fits_a_naming
 from keras_mae.weights.pickles import Stub
 from keras_mae.weights.pytorch_files import read_pytorch_file
@@ -41,8 +47,6 @@ WEIGHT_FILES = (
     "tf_model.h5",
     "tf_model.h5.index.json",
 )
-# endings of weights by other names
-_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
 # beginnings of what training leaves beside the weights
 _NO_WEIGHTS = (
     *(
@@ -55,7 +59,6 @@ _NO_WEIGHTS = (
     ),
     *("trainer_state", "adapter_model", "sampler", "zero_pp_rank", "bf16_zero_pp_rank"),
 )
-CONFIG_FILE = "config.json"
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": "float16",
@@ -169,7 +172,7 @@ def _find_weights(location):
     others = [
         name
         for name in files
-        if name.endswith(_ENDINGS) and not name.startswith(_NO_WEIGHTS)
+        if name.endswith(WEIGHT_ENDINGS) and not name.startswith(_NO_WEIGHTS)
     ]
     if len(others) == 1 and others[0] not in WEIGHT_FILES:
         return location.require(others[0])

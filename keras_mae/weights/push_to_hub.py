@@ -10,9 +10,9 @@ from PIL import Image
 
 from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
-from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.checkpoint_reader import WEIGHT_FILES
 from keras_mae.weights.config_readers import FACEBOOK_ARGS, FACEBOOK_EPSILON
-from keras_mae.weights.hub import hub_errors
+from keras_mae.weights.hub import CONFIG_FILE, hub_errors
 from keras_mae.weights.key_mapping import SOLO_LEARN
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 

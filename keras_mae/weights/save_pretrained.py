@@ -12,9 +12,9 @@ import numpy as np
 from keras_mae.utils.files import atomic_write
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
-from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.checkpoint_reader import WEIGHT_FILES
 from keras_mae.weights.format_detection import COUNTER
-from keras_mae.weights.hub import read_json
+from keras_mae.weights.hub import CONFIG_FILE, read_json
 from keras_mae.weights.key_mapping import (
     FACEBOOK,
     HUGGINGFACE,
