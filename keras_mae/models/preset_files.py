@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from keras_mae.presets import CLASSIFIER, check_num_classes
-from keras_mae.utils.files import atomic_write
+from keras_mae.utils.files import atomic_write, make_folder
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.hub import CONFIG_FILE, read_json
 
@@ -26,7 +26,7 @@ def save_to_preset(model: keras.Model, folder: PathLike) -> None:
     folder = Path(folder).expanduser()
     if is_preset_folder(folder):
         _read_config(folder)  # another library's files stay what they are
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = keras.saving.serialize_keras_object(model)
     config = {key: config[key] for key in ("class_name", "registered_name", "config")}
     config["module"] = type(model).__module__

@@ -199,7 +199,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
         (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
         (["{dense}", "out"], "must hold a MAEEncoder or a model around one"),
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
-        (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
+        (["{folder}", "out", "--model=classifier"], "in has no classifier's head"),
         (["{folder}"], "required: destination"),
         (["{dense}", "out.keras"], "SOURCE or DESTINATION must be another format"),
     ],
@@ -226,6 +226,21 @@ def test_as_it_is_typed(make_model, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("model.keras: MAEPretrainer\n")
+
+
+def test_class_names_of_another_model_are_kept(make_model, tmp_path, convert):
+    classifier = MAEClassifier(make_model().encoder, 2, "cls")
+    classifier.class_names = ("cat", "dog")
+    classifier.save_pretrained(tmp_path / "in")
+    labels = tmp_path / "run/labels.txt"
+    for _ in range(2):  # the same again is no other
+        done = convert(tmp_path / "in", tmp_path / "run/model.keras")
+        assert done.returncode == 0 and labels.read_text() == "cat\ndog\n"
+    labels.write_text("crow\nhen\n")
+    done = convert(tmp_path / "in", tmp_path / "run/other.keras")
+    assert done.returncode == 2 and "give another folder" in done.stderr
+    assert labels.read_text() == "crow\nhen\n"
+    assert not (tmp_path / "run/other.keras").exists()
 
 
 @pytest.mark.slow
