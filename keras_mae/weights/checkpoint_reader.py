@@ -6,6 +6,7 @@ import fnmatch
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ _NO_WEIGHTS = (
     ),
     *("trainer_state", "adapter_model", "sampler", "zero_pp_rank", "bf16_zero_pp_rank"),
 )
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": "float16",
@@ -182,6 +184,8 @@ def _find_weights(location):
         for name in files:
             refuse_tensorflow_checkpoint(os.path.join(location.source, name))
     found = f"; name one of {', '.join(others)} as filename" if others else ""
+    if any(_SHARD.search(name) for name in others):
+        found = f"; the index of its shards is missing: {', '.join(others)}"
     if "adapter_config.json" in files:
         found += "; it holds an adapter (LoRA): merge that into its model first"
     elif not others:
