@@ -21,12 +21,13 @@ def read_image_settings(location: Location) -> tuple[Path, dict[str, Any]]:
     if path is not None:
         return path, read_json(path)
     place = location.find(CONFIG_FILE)
-    config = {} if place is None else read_json(place)
-    card = config.get("pretrained_cfg") or config  # flat in older files
-    if isinstance(card, dict) and "mean" in card:
-        converted = _from_timm(card)
-        _note_crop(place, card, converted["size"])
-        return place, converted
+    if place is not None:
+        config = read_json(place)
+        card = config.get("pretrained_cfg") or config  # flat in older files
+        if isinstance(card, dict) and "mean" in card:
+            converted = _from_timm(card)
+            _note_crop(place, card, converted["size"])
+            return place, converted
     raise PortError(
         f"{location.source} has no {PROCESSOR_FILE}. Without one make the processor "
         "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "
