@@ -157,7 +157,7 @@ def test_a_folder_of_another_library_is_refused(make_model, tmp_path):
 def test_a_preset_is_not_replaced_by_another_librarys_files(make_model, tmp_path):
     make_model().save_to_preset(tmp_path)
     before = (tmp_path / "config.json").read_bytes()
-    with pytest.raises(ValueError, match="must not hold a preset"):
+    with pytest.raises(ValueError, match="must not hold a run or a preset"):
         make_model().save_pretrained(tmp_path)
     assert (tmp_path / "config.json").read_bytes() == before
     keras_mae.MAEPretrainer.from_preset(tmp_path)

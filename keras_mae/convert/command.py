@@ -17,16 +17,23 @@ from keras_mae import models
 from keras_mae.convert.check import compare_with_torch
 from keras_mae.models.loading import load_keras, model_class
 from keras_mae.ops.patches import as_pair
-from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.preprocessing.pretrained_processor import (
     find_processor,
     find_processor_file,
 )
-from keras_mae.utils.files import atomic_write
+from keras_mae.utils.files import atomic_write, make_folder
 from keras_mae.utils.flags import flag, run_script
-from keras_mae.utils.labels_file import LABELS_FILE, read_labels, write_labels
+from keras_mae.utils.labels_file import (
+    LABELS_FILE,
+    encode_names,
+    first_names,
+    read_labels,
+    write_labels,
+)
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.format_detection import describe_checkpoint
+from keras_mae.weights.hub import PROCESSOR_FILE
 from keras_mae.weights.save_pretrained import FORMATS, save_pretrained
 from keras_mae.weights.state_dict import encoder_of
 
@@ -103,7 +110,8 @@ def convert(config: Config) -> None:
         print(model.port_report)
     processor = _find_processor(config)
     if destination.suffix == ".keras":
-        destination.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(destination.parent)
+        _check_labels(destination.parent / LABELS_FILE, model)
         with atomic_write(destination) as part:
             model.save(part)
         print(f"{destination}: {type(model).__name__}")
@@ -123,7 +131,7 @@ def _find_processor(config):
     """Loads the destination's image processor, else the source's, or `None`."""
     folder = _folder_of(config)
     try:
-        if (folder / CONFIG_NAME).exists():
+        if (folder / PROCESSOR_FILE).exists():
             return find_processor(folder)
         return find_processor(config.source, **_place_of(config))
     except ValueError as error:
@@ -133,7 +141,7 @@ def _find_processor(config):
 
 def _write_processor(config, processor):
     """Copies the source's `preprocessor_config.json`, or writes one."""
-    place = _folder_of(config) / CONFIG_NAME
+    place = _folder_of(config) / PROCESSOR_FILE
     if place.exists():
         return
     found = find_processor_file(config.source, **_place_of(config))
@@ -144,6 +152,16 @@ def _write_processor(config, processor):
     elif processor is not None:
         processor.save_pretrained(place.parent)
         print(f"{place}: made of what {config.source} says")
+
+
+def _check_labels(path, model):
+    """Raises where class names of another model, such as a run's, would be replaced."""
+    names = getattr(model, "class_names", None)
+    if names and path.is_file() and path.read_bytes() != encode_names(names):
+        raise ValueError(
+            f"{path} must have the names of the classes: give another folder. "
+            f"Received: a file of others than {first_names(names)}"
+        )
 
 
 def _folder_of(config):
@@ -190,6 +208,8 @@ def _part_of(config, model):
 
 def _read(config, checkpoint):
     """Loads `--model`, or what the source contains."""
+    if config.model == "classifier":
+        _check_head(config.source, checkpoint)
     cls = model_class(checkpoint) if config.model is None else MODELS[config.model]
     stated = {
         name: getattr(config, name)
@@ -199,6 +219,15 @@ def _read(config, checkpoint):
     if config.source_image_size is not None:
         stated["source_image_size"] = _read_size(config.source_image_size)
     return cls.from_pretrained(checkpoint, progress=True, **stated)
+
+
+def _check_head(source, checkpoint):
+    if "num_classes" not in describe_checkpoint(checkpoint).sizes:
+        raise ValueError(
+            f"--model must be encoder, or pretrainer with a decoder: {source} has no "
+            "classifier's head; keras-mae-finetune --model=SOURCE draws one. "
+            "Received: classifier"
+        )
 
 
 def _read_size(text):

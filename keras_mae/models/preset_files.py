@@ -7,16 +7,16 @@ from typing import Any
 import keras
 
 from keras_mae.presets import CLASSIFIER, check_num_classes
-from keras_mae.utils.files import atomic_write
+from keras_mae.utils.files import atomic_write, make_folder
 from keras_mae.utils.typing import PathLike
-from keras_mae.weights.hub import read_json
+from keras_mae.weights.hub import CONFIG_FILE, read_json
 
-CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.weights.h5"
+WEIGHTS_FILE = "model.weights.h5"
 _PACKAGE = "keras_mae>"
 
 
 def is_preset_folder(source: PathLike) -> bool:
-    return (Path(source).expanduser() / CONFIG_NAME).is_file()
+    return (Path(source).expanduser() / CONFIG_FILE).is_file()
 
 
 def save_to_preset(model: keras.Model, folder: PathLike) -> None:
@@ -26,13 +26,13 @@ def save_to_preset(model: keras.Model, folder: PathLike) -> None:
     folder = Path(folder).expanduser()
     if is_preset_folder(folder):
         _read_config(folder)  # another library's files stay what they are
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = keras.saving.serialize_keras_object(model)
     config = {key: config[key] for key in ("class_name", "registered_name", "config")}
     config["module"] = type(model).__module__
-    with atomic_write(folder / WEIGHTS_NAME) as part:
+    with atomic_write(folder / WEIGHTS_FILE) as part:
         model.save_weights(part)
-    with atomic_write(folder / CONFIG_NAME) as part:
+    with atomic_write(folder / CONFIG_FILE) as part:
         part.write_text(json.dumps(config, indent=2))
 
 
@@ -44,9 +44,9 @@ def load_preset(
     model = keras.saving.deserialize_keras_object(_read_config(folder))
     if load_weights:
         try:
-            model.load_weights(folder / WEIGHTS_NAME)
+            model.load_weights(folder / WEIGHTS_FILE)
         except (OSError, ValueError, KeyError) as error:
-            raise ValueError(f"{folder / WEIGHTS_NAME} can't be read: {error}") from (
+            raise ValueError(f"{folder / WEIGHTS_FILE} can't be read: {error}") from (
                 error
             )
     encoder = getattr(model, "encoder", model)
@@ -72,13 +72,13 @@ def load_preset(
 
 
 def _read_config(folder):
-    config = read_json(folder / CONFIG_NAME)
+    config = read_json(folder / CONFIG_FILE)
     name = str(config.get("registered_name"))
     if not name.startswith(_PACKAGE) and not _is_ours(name):
         raise ValueError(
             f"{folder} must be a folder of save_to_preset, and a class of your own be "
             "imported first; PyTorch's and Hugging Face's folders are read by "
-            f"from_pretrained. Received: {CONFIG_NAME} with "
+            f"from_pretrained. Received: {CONFIG_FILE} with "
             f"{', '.join(sorted(config)) or 'nothing'}, registered_name {name:.60}"
         )
     return config

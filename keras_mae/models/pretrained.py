@@ -96,8 +96,8 @@ class Pretrained:
             folder: Path of the folder, made where it is missing.
 
         Raises:
-            ValueError: If the folder holds another library's configuration, or the
-                model's class is not registered with Keras.
+            ValueError: If the folder is a file, or holds another library's
+                configuration, or the model's class is not registered with Keras.
 
         Example:
 
@@ -164,7 +164,8 @@ class Pretrained:
                 `"student.state_dict"`, or what the keys of one of several models in it
                 begin with, such as `"teacher.backbone."`. By default the plain weights.
             ignore: Patterns of keys to leave out, such as `("fpn.*", "*.extra")`, as
-                the file has them; `port_report.left_out` lists what they met.
+                the file has them, or behind what `state_key` says that they begin
+                with; `port_report.left_out` lists what they met.
             revision: A branch, tag or commit of the hub repository.
             token: The hub's access token; by default the one that is logged in.
             cache_dir: Where downloads are kept; by default the hub's own cache.
@@ -276,11 +277,12 @@ class Pretrained:
                 preprocessor_config.json, and for timm into config.json.
 
         Returns:
-            A `keras_mae.weights.PortReport`.
+            A `keras_mae.weights.PortReport`, which also notes the settings that the
+            format doesn't store.
 
         Raises:
             ValueError: If the format is unknown, can't hold the model, or the folder
-                has other weights or a preset.
+                has other weights, a run or a preset.
 
         Example:
 

@@ -15,20 +15,14 @@ from keras_mae.ops.patches import as_pair
 from keras_mae.preprocessing.image_decoding import decode_image
 from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import Images, PathLike, Size, Tensor
+from keras_mae.weights.hub import PROCESSOR_FILE, Location
+from keras_mae.weights.image_settings import read_image_settings
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CONFIG_NAME = "preprocessor_config.json"
 _RESAMPLE = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
-}
-
-# what timm does to images, where it does not resize them whole
-_TIMM_CROPS = {
-    "center": "resizes the shorter edge and crops the centre",
-    "border": "resizes the longer edge and pads",
-    "squash": "resizes the whole image and crops the centre",
 }
 
 # raised by a configuration that lacks keys
@@ -255,7 +249,7 @@ class MAEImageProcessor:
             "rescale_factor": 1 / 255,
             "size": {"height": height, "width": width},
         }
-        path = Path(os.path.expanduser(folder), CONFIG_NAME)
+        path = Path(os.path.expanduser(folder), PROCESSOR_FILE)
         path.write_text(json.dumps(config, indent=2) + "\n")
 
     @classmethod
@@ -277,9 +271,7 @@ class MAEImageProcessor:
         Raises:
             ValueError: If the file is missing, invalid or unsupported.
         """
-        from keras_mae.weights.hub import Location
-
-        path, config = _read_config(Location(source, **reading))
+        path, config = read_image_settings(Location(source, **reading))
         try:
             _check_supported(config)
             names = {int(code): name for name, code in _RESAMPLE.items()}
@@ -308,53 +300,6 @@ class MAEImageProcessor:
             ) from error
         except ValueError as error:
             raise ValueError(f"{path}: {shorten(str(error))}") from error
-
-
-def _read_config(location):
-    """Reads `preprocessor_config.json`, or what timm's `config.json` says of images."""
-    from keras_mae.weights.checkpoint import PortError
-    from keras_mae.weights.hub import read_json
-
-    path = location.find(CONFIG_NAME)
-    if path is not None:
-        return path, read_json(path)
-    place = location.find("config.json")
-    config = {} if place is None else read_json(place)
-    card = config.get("pretrained_cfg") or config  # flat in older files
-    if isinstance(card, dict) and "mean" in card:
-        converted = _from_timm(card)
-        _note_crop(place, card, converted["size"])
-        return place, converted
-    raise PortError(
-        f"{location.source} has no {CONFIG_NAME}. Without one make the processor "
-        "by its arguments: MAEImageProcessor(image_size, image_mean, image_std), "
-        "with a mean and a deviation for each channel"
-    )
-
-
-def _from_timm(card):
-    """Turns what timm says of images into the hub's configuration."""
-    size = card.get("input_size") or [3, 224, 224]
-    return {
-        "size": size[1:] if isinstance(size, list) else None,
-        "image_mean": card["mean"],
-        "image_std": card.get("std"),
-        "resample": card.get("interpolation") or "bicubic",
-    }
-
-
-def _note_crop(path, card, size):
-    """Prints what timm does to images instead of resizing them whole."""
-    # an absent value is timm's default
-    part, mode = card.get("crop_pct") or 0.875, card.get("crop_mode") or "center"
-    if mode == "squash" and part == 1:
-        return
-    how = _TIMM_CROPS.get(str(mode), _TIMM_CROPS["center"])
-    size = "x".join(map(str, size or ()))
-    print(
-        f"{path}: timm {how} (crop_pct {shorten(str(part))}); here whole images are "
-        f"resized to {shorten(size)}"
-    )
 
 
 def _check_supported(config):

@@ -3,9 +3,9 @@
 import os
 from pathlib import Path
 
-from keras_mae.preprocessing.image_processor import CONFIG_NAME, MAEImageProcessor
+from keras_mae.preprocessing.image_processor import MAEImageProcessor
 from keras_mae.weights.checkpoint import PortError
-from keras_mae.weights.hub import HubUnavailableError, Location
+from keras_mae.weights.hub import PROCESSOR_FILE, HubUnavailableError, Location
 
 # of a run's folder
 CHECKPOINTS_NAME = "checkpoints"
@@ -28,11 +28,11 @@ def find_processor_file(source, **reading):
     """Returns the path of a source's `preprocessor_config.json`, or `None`."""
     try:
         place = Location(source, **reading)
-        found = place.find(CONFIG_NAME)
+        found = place.find(PROCESSOR_FILE)
         folder = Path(os.path.abspath(place.source))
         if found is None and place.is_folder and folder.name == CHECKPOINTS_NAME:
             # one of a run's checkpoints; the run's folder is above
-            found = Location(folder.parent).find(CONFIG_NAME)
+            found = Location(folder.parent).find(PROCESSOR_FILE)
         return found
     except HubUnavailableError:
         return None  # offline, the cache may not tell whether there is one
@@ -44,11 +44,11 @@ def default_processor(source, model):
     if encoder.num_channels != 3:
         raise ValueError(
             f"A model of {encoder.num_channels} channels needs its "
-            f"{CONFIG_NAME}. Received: {source}, without one"
+            f"{PROCESSOR_FILE}. Received: {source}, without one"
         )
     processor = MAEImageProcessor(encoder.image_size)
     print(
-        f"No {CONFIG_NAME} was found for {source}: images are prepared as for the "
+        f"No {PROCESSOR_FILE} was found for {source}: images are prepared as for the "
         f"published weights ({processor.resample}, ImageNet's mean and deviation)"
     )
     return processor
@@ -63,7 +63,7 @@ def training_processor(
         channel_mean, channel_std = found.image_mean, found.image_std
     elif source is not None:
         print(
-            f"No {CONFIG_NAME} for {len(channel_mean)} channel(s) was found for "
+            f"No {PROCESSOR_FILE} for {len(channel_mean)} channel(s) was found for "
             f"{source}: images are normalized by the data set's mean "
             f"{list(channel_mean)} and deviation {list(channel_std)}"
         )

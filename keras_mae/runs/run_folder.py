@@ -48,11 +48,15 @@ class RunFolder:
     def check_free(self, resume=False, overwrite=False):
         """Raises `ValueError` if a new run can't begin here, with these flags."""
         if not self._has_weights():
-            if self.history.exists():  # maybe somebody else's
-                raise ValueError(
-                    f"{self.history} lies in a folder without a run: move it away, or "
-                    "give another --output"
-                )
+            others = [self.history]
+            if not self.data.exists():  # a run that was killed early has both
+                others.append(self.config)
+            for path in others:
+                if path.exists():  # maybe somebody else's
+                    raise ValueError(
+                        f"{path} lies in a folder without a run: move it away, or give "
+                        "another --output"
+                    )
         elif resume:
             raise ValueError(
                 f"{self.path} holds a model, but no checkpoint to resume from: give "

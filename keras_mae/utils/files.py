@@ -26,6 +26,14 @@ def atomic_write(path: PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def make_folder(path: PathLike) -> None:
+    """Makes a folder and those above it, where they are missing."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{path} must be a folder. Received: {error}") from error
+
+
 def _sync_folder(folder):
     """Writes a folder's names to the disk, where the system can."""
     if not hasattr(os, "O_DIRECTORY"):

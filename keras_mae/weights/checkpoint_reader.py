@@ -6,6 +6,7 @@ import fnmatch
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,13 @@ from keras_mae.weights.checkpoint import (
 )
 from keras_mae.weights.config_readers import mmengine_settings
 from keras_mae.weights.hdf5 import open_hdf5, refuse_tensorflow_checkpoint, shard_key
-from keras_mae.weights.hub import HubUnavailableError, Location, read_json
+from keras_mae.weights.hub import (
+    CONFIG_FILE,
+    WEIGHT_ENDINGS,
+    HubUnavailableError,
+    Location,
+    read_json,
+)
 from keras_mae.weights.naming_detection import fits_a_naming
 from keras_mae.weights.pickles import Stub
 from keras_mae.weights.pytorch_files import read_pytorch_file
@@ -41,8 +48,6 @@ WEIGHT_FILES = (
     "tf_model.h5",
     "tf_model.h5.index.json",
 )
-# endings of weights by other names
-_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
 # beginnings of what training leaves beside the weights
 _NO_WEIGHTS = (
     *(
@@ -55,7 +60,7 @@ _NO_WEIGHTS = (
     ),
     *("trainer_state", "adapter_model", "sampler", "zero_pp_rank", "bf16_zero_pp_rank"),
 )
-CONFIG_FILE = "config.json"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}\.")
 _SAFETENSORS_DTYPES = {
     "BF16": ml_dtypes.bfloat16,
     "F16": "float16",
@@ -169,7 +174,7 @@ def _find_weights(location):
     others = [
         name
         for name in files
-        if name.endswith(_ENDINGS) and not name.startswith(_NO_WEIGHTS)
+        if name.endswith(WEIGHT_ENDINGS) and not name.startswith(_NO_WEIGHTS)
     ]
     if len(others) == 1 and others[0] not in WEIGHT_FILES:
         return location.require(others[0])
@@ -179,6 +184,8 @@ def _find_weights(location):
         for name in files:
             refuse_tensorflow_checkpoint(os.path.join(location.source, name))
     found = f"; name one of {', '.join(others)} as filename" if others else ""
+    if any(_SHARD.search(name) for name in others):
+        found = f"; the index of its shards is missing: {', '.join(others)}"
     if "adapter_config.json" in files:
         found += "; it holds an adapter (LoRA): merge that into its model first"
     elif not others:

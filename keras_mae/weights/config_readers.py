@@ -15,11 +15,7 @@ from keras_mae.ops.patches import as_pair
 from keras_mae.presets import PRESETS
 from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import Size
-from keras_mae.weights.checkpoint import (
-    Checkpoint,
-    PortError,
-    raise_problems,
-)
+from keras_mae.weights.checkpoint import Checkpoint, PortError, raise_problems
 from keras_mae.weights.format_detection import (
     Description,
     count_parameters,
@@ -78,6 +74,7 @@ _MMENGINE: dict[str, tuple[str, Callable[[str], Any]]] = {
     "norm_pix_loss": (r"norm_pix(?:_loss)? *= *(True|False)", "True".__eq__),
     "mask_ratio": (r"mask_ratio *= *(0?\.\d{1,9})", float),
     "decoder_num_heads": (r"decoder_num_heads *= *(\d{1,4})", int),
+    "num_heads": (r"arch *= *dict\([^()]*\bnum_heads *= *(\d{1,4})", int),
 }
 # norm_pix_loss of the published files, where only the file's name tells it
 _NORM_PIX_LOSS_BY_FILE = {
@@ -144,7 +141,7 @@ def read_settings(checkpoint: Checkpoint, description: Description) -> dict[str,
         if is_timm(config):
             settings.update(_from_timm(config, description, path))
         settings.update(_from_name(checkpoint.file))
-        settings.update(_from_args(checkpoint.args, checkpoint.file))
+        settings.update(_from_args(checkpoint))
     elif "model_type" in config:
         settings = _from_huggingface(config, path)
     else:
@@ -275,11 +272,12 @@ def _check_pooling(pool, description, path):
         )
 
 
-def _from_args(args, path):
+def _from_args(checkpoint):
+    args, place = checkpoint.args, checkpoint.file or checkpoint.source
     settings = {}
     for ours, (theirs, like) in FACEBOOK_ARGS.items():
         if args.get(theirs) is not None:
-            value, name = args[theirs], f"{path}: args.{theirs}"
+            value, name = args[theirs], f"{place}: args.{theirs}"
             sized = ours == "image_size"
             if sized and isinstance(value, (list, tuple)) and len(value) == 3:
                 value = value[1:]  # timm's has the channels first

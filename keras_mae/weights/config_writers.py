@@ -1,10 +1,11 @@
 """Writes a model's settings as other libraries' `config.json` and arguments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
 
+from keras_mae.ops.patches import grid_shape
 from keras_mae.presets import SHARED
 from keras_mae.weights.config_readers import (
     FACEBOOK_ARGS,
@@ -12,8 +13,18 @@ from keras_mae.weights.config_readers import (
     HUGGINGFACE,
     HUGGINGFACE_MAE,
     activations,
+    mmengine_settings,
+    num_heads_of_preset,
 )
+from keras_mae.weights.key_mapping import SOLO_LEARN
 from keras_mae.weights.state_dict import contents_of, sizes_of
+
+# formats of weights alone -> settings that are read as the library fixes them
+_WEIGHTS_ALONE: dict[str, dict[str, Any]] = {
+    "mmpretrain": {},
+    "solo-learn": dict(SOLO_LEARN.settings),
+    "lightly": {},
+}
 
 
 def to_huggingface(model: keras.Model) -> dict[str, Any]:
@@ -22,9 +33,11 @@ def to_huggingface(model: keras.Model) -> dict[str, Any]:
     _check_alike(sizes, "decoder" in parts)
     _check_square(sizes)
     if "norm" not in parts or "probe" in parts:
+        mean = "head_norm" in parts and "probe" not in parts
         raise ValueError(
             "format='huggingface' needs a classifier with pooling='cls' and without "
-            "batch_norm, or an encoder with a final norm; try timm or facebook"
+            "batch_norm, or an encoder with a final norm; try "
+            f"{'timm or facebook' if mean else 'facebook'}"
         )
     ours = sizes["activation"]
     names = [theirs for theirs, one in activations().items() if one == ours]
@@ -125,6 +138,44 @@ def to_facebook(
         if ours in sizes
     }
     return args, notes
+
+
+def to_mmengine(sizes: Mapping[str, Any]) -> str:
+    """Writes what no shape tells as mmpretrain's configuration, a Python source."""
+    arch = {
+        "embed_dims": sizes["hidden_dim"],
+        "num_layers": sizes["depth"],
+        "num_heads": sizes["num_heads"],
+        "feedforward_channels": sizes["mlp_dim"],
+    }
+    backbone = f"arch=dict({', '.join(f'{key}={arch[key]}' for key in arch)})"
+    if "mask_ratio" not in sizes:
+        return f"model = dict(backbone=dict({backbone}))"
+    return (
+        f"model = dict(backbone=dict({backbone}, mask_ratio={sizes['mask_ratio']}), "
+        f"neck=dict(decoder_num_heads={sizes['decoder_num_heads']}), "
+        f"head=dict(norm_pix={sizes['norm_pix_loss']}))"
+    )
+
+
+def not_stored(sizes: Mapping[str, Any], format: str) -> dict[str, Any]:
+    """Returns the settings that a format doesn't store, and a read takes otherwise."""
+    if format not in _WEIGHTS_ALONE:
+        return {}
+    epsilons = ("layer_norm_epsilon", "decoder_layer_norm_epsilon")
+    rows, columns = grid_shape(sizes["image_size"], sizes["patch_size"])
+    taken = {
+        # a square
+        "image_size": sizes["image_size"] if rows == columns else None,
+        "num_heads": num_heads_of_preset(sizes)[0],
+        "decoder_num_heads": num_heads_of_preset(sizes, "decoder_")[0],
+        **{name: HUGGINGFACE_MAE[name][1] for name in ("mask_ratio", "norm_pix_loss")},
+        **dict.fromkeys(epsilons, FACEBOOK_EPSILON),
+        **_WEIGHTS_ALONE[format],
+    }
+    if format == "mmpretrain":
+        taken |= mmengine_settings({"cfg": to_mmengine(sizes)})
+    return {n: sizes[n] for n in taken if n in sizes and sizes[n] != taken[n]}
 
 
 def _check_alike(sizes, decoder):

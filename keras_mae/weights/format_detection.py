@@ -25,10 +25,11 @@ from keras_mae.weights.naming_detection import find_naming, markers, without_ins
 # counts the batches that a running mean has seen; nothing is computed from it
 COUNTER = "head.0.num_batches_tracked"
 # keys that may stay unused: a plain ViT may have a pooler, an encoder the token that
-# its pretraining put in place of patches, a model the statistics of its images
+# its pretraining put in place of patches, a model the statistics of its images, an
+# averaged copy of PyTorch's or mmengine's the number of its updates
 _UNUSED = re.compile(
     rf"{re.escape(COUNTER)}|(vit\.)?pooler\.dense\.(weight|bias)"
-    r"|vit/pooler/dense/(kernel|bias):0|(.*\.)?mask_token|n_averaged"
+    r"|vit/pooler/dense/(kernel|bias):0|(.*\.)?mask_token|n_averaged|steps"
 )
 _STATISTICS = re.compile(r"(.*[._])?(mean|std)")
 _MOST_CHANNELS = 64

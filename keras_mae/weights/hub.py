@@ -9,11 +9,15 @@ from typing import Any
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights.checkpoint import PortError
 
+CONFIG_FILE = "config.json"  # of a model
+PROCESSOR_FILE = "preprocessor_config.json"  # of its images
+# endings of files of weights
+WEIGHT_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".h5")
 # owner/name, as the hub spells it
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # an index of a thousand shards takes a few megabytes; deeper nesting can't be printed
 _LONGEST_JSON, _DEEPEST_JSON = 2**25, 50
-_FILE_ENDINGS = (".bin", ".h5", ".json", ".keras", ".pt", ".pth", ".safetensors")
+_FILE_ENDINGS = (*WEIGHT_ENDINGS, ".json", ".keras", ".tar")
 
 
 class HubUnavailableError(PortError):

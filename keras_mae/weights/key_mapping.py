@@ -40,6 +40,8 @@ class Naming(NamedTuple):
     layout: str = "torch"
     unused: str = ""  # keys that MAE has no use for, as a regular expression
     settings: tuple = ()  # pairs of our names and values that the library fixes
+    renamed: tuple = ()  # pairs of names in `_OUTSIDE` and those used instead
+    mark: str = ""  # a key that tells it from another with the same blocks
 
     @property
     def separator(self) -> str:
@@ -89,6 +91,12 @@ MMPRETRAIN = Naming(
     prefix="backbone.",
     decoder_prefix="neck.",
 )
+# fine-tuned by mmselfsup 0.x
+MMSELFSUP = MMPRETRAIN._replace(
+    title="mmselfsup 0.x",
+    renamed=(("backbone.ln2", "backbone.fc_norm"), ("head.fc", "head.head")),
+    mark="head.head.weight",
+)
 # an encoder by itself
 SAPIENS = MMPRETRAIN._replace(title="mmpretrain, bare model (Sapiens)", prefix="")
 SOLO_LEARN = FACEBOOK._replace(
@@ -109,6 +117,7 @@ NAMINGS = (
     HUGGINGFACE_STATE,
     *_BARE,
     HUGGINGFACE_TENSORFLOW,
+    MMSELFSUP,
     MMPRETRAIN,
     SAPIENS,
     SOLO_LEARN,
@@ -362,6 +371,7 @@ def port_rows(contents: Contents, naming: Naming) -> list[Row]:
         if name is None:
             raise ValueError(f"The {naming.family} format has no name for {path}")
         prefix = _PREFIXES.get(path.partition(".")[0], lambda naming: "")(naming)
+        name = dict(naming.renamed).get(name, name)
         name = prefix + name.replace(".", naming.separator)
         rows += _layer_rows(kind, path, [name], naming)
     sides = [("encoder", contents.depth)]

@@ -155,8 +155,9 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
         model: A `MAEPretrainer`, `MAEEncoder` or `MAEClassifier`.
         source: A hub id, the path of a folder or file, or a dict of arrays (say,
             `torch_model.state_dict()`).
-        **options: The other arguments of `Pretrained.from_pretrained`;
-            `allow_missing_decoder` keeps the decoder that the model has.
+        **options: The arguments of `Pretrained.from_pretrained` from
+            `allow_missing_decoder`, which keeps the decoder that the model has, to
+            `local_files_only`; not those of settings, such as `image_size`.
 
     Returns:
         A `PortReport`.
@@ -174,6 +175,13 @@ def load_weights(model: keras.Model, source: Weights, **options: Any) -> PortRep
     ```
     """
     check_plain_weights(model, "load_weights")
+    taken = (*_READING, *_Options._fields)
+    unknown = sorted(set(options) - set(taken))
+    if unknown:
+        raise ValueError(
+            f"load_weights takes {', '.join(taken)}; a model that is there keeps its "
+            f"settings. Received: {', '.join(unknown)}"
+        )
     opened, options = _open_source(type(model), source, options)
     sizes = sizes_of(model)
     for name in ("num_heads", "decoder_num_heads"):

@@ -97,6 +97,8 @@ def _places(tensors: Mapping[str, LazyTensor]) -> Iterator[_Place]:
             if not key.endswith(encoder):
                 continue
             prefix = key.removesuffix(encoder)
+            if naming.mark and prefix + naming.mark not in tensors:
+                continue
             if not prefix or prefix.endswith(naming.separator):
                 yield _Place(prefix + decoder in tensors, -number, prefix)
 
@@ -114,8 +116,11 @@ def _best_place(tensors, source):
     rivals = [place.prefix for place in places if place[:2] == best[:2]]
     if len(rivals) > 1:
         listed = shorten(", ".join(map(repr, sorted(rivals))))
+        advice = "pass one as state_key, or leave the others out by ignore"
+        if "" in rivals:
+            patterns = tuple(f"{prefix}*" for prefix in sorted(rivals) if prefix)
+            advice = f"ignore={shorten(str(patterns))} leaves all but the first out"
         raise PortError(
-            f"{source} holds several models, whose keys begin with {listed}; pass one "
-            "as state_key, or leave the others out by ignore"
+            f"{source} holds several models, whose keys begin with {listed}; {advice}"
         )
     return best

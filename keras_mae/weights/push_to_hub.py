@@ -10,21 +10,14 @@ from PIL import Image
 
 from keras_mae.utils.typing import ArrayLike, PathLike
 from keras_mae.weights.checkpoint import PortError
-from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
-from keras_mae.weights.config_readers import FACEBOOK_ARGS, FACEBOOK_EPSILON
-from keras_mae.weights.hub import hub_errors
-from keras_mae.weights.key_mapping import SOLO_LEARN
+from keras_mae.weights.checkpoint_reader import WEIGHT_FILES
+from keras_mae.weights.config_writers import not_stored
+from keras_mae.weights.hub import CONFIG_FILE, hub_errors
 from keras_mae.weights.state_dict import contents_of, encoder_of, sizes_of
 
 _PICTURE = "reconstruction.png"
 # format -> the hub's name of the library that reads it
 _LIBRARIES = {"huggingface": "transformers", "timm": "timm"}
-# formats that store weights alone -> settings that are read as the library fixes them
-_WEIGHTS_ALONE: dict[str, dict[str, Any]] = {
-    "mmpretrain": {},
-    "solo-learn": dict(SOLO_LEARN.settings),
-    "lightly": {},
-}
 
 
 def push_to_hub(
@@ -79,20 +72,6 @@ def _write_picture(picture, path):
             image.save(path)
 
 
-def _arguments(sizes, format):
-    """Writes the arguments of `from_pretrained` that stand in no file of the format."""
-    if format not in _WEIGHTS_ALONE:
-        return ""
-    epsilons = ("layer_norm_epsilon", "decoder_layer_norm_epsilon")
-    fixed = dict.fromkeys(epsilons, FACEBOOK_EPSILON) | _WEIGHTS_ALONE[format]
-    lines = [
-        f"    {name}={sizes[name]!r},\n"
-        for name in dict.fromkeys((*FACEBOOK_ARGS, *epsilons))
-        if name in sizes and sizes[name] != fixed.get(name)
-    ]
-    return f",\n{''.join(lines)}"
-
-
 def _card(model, repo_id, license, training, format, with_picture):
     """Writes the model card: what it is, how it was trained, how to load it."""
     kind = type(model).__name__
@@ -118,8 +97,10 @@ def _card(model, repo_id, license, training, format, with_picture):
     if library:
         head.append(f"library_name: {library}")
     front = "\n".join(head)
-    arguments = _arguments(sizes, format)
-    call = f'\n    "{repo_id}"{arguments}' if arguments else f'"{repo_id}"'
+    call, missing = f'"{repo_id}"', not_stored(sizes, format)
+    if missing:
+        lines = (f"    {name}={value!r},\n" for name, value in missing.items())
+        call = f"\n    {call},\n{''.join(lines)}"
     return f"""---
 {front}
 ---

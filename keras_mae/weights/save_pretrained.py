@@ -9,12 +9,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_mae.utils.files import atomic_write
+from keras_mae.utils.files import atomic_write, make_folder
+from keras_mae.utils.text import shorten
 from keras_mae.utils.typing import PathLike
 from keras_mae.weights import config_writers
-from keras_mae.weights.checkpoint_reader import CONFIG_FILE, WEIGHT_FILES
+from keras_mae.weights.checkpoint_reader import WEIGHT_FILES
 from keras_mae.weights.format_detection import COUNTER
-from keras_mae.weights.hub import read_json
+from keras_mae.weights.hub import CONFIG_FILE, read_json
 from keras_mae.weights.key_mapping import (
     FACEBOOK,
     HUGGINGFACE,
@@ -27,8 +28,11 @@ from keras_mae.weights.state_dict import (
     check_plain_weights,
     contents_of,
     export_weights,
+    sizes_of,
 )
 
+# the configuration of a library that reads weights has one of them
+_LIBRARY_KEYS = {"architectures", "architecture", "model_type"}
 _SAFETENSORS = "model.safetensors"
 _TORCH = "model.pth"
 
@@ -49,9 +53,13 @@ def save_pretrained(
     folder = Path(folder).expanduser()
     _check_folder(folder, name)
     state, config, left_out, notes = prepare(model)
+    missing = config_writers.not_stored(sizes_of(model), format)
+    if missing:
+        listed = ", ".join(f"{key} {value}" for key, value in missing.items())
+        notes = [*notes, f"not stored: {listed}; pass them to from_pretrained"]
     if format == "timm" and processor is not None:
         config["pretrained_cfg"] |= config_writers.timm_images(processor)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write(state, config, folder)
     target = None
     if hasattr(model, "norm_pix_loss") and not left_out:
@@ -67,17 +75,19 @@ def save_pretrained(
 
 
 def _check_folder(folder, name):
-    """Raises where a folder holds weights by another name than that, or a preset."""
+    """Raises where a folder holds weights by another name, or a run or a preset."""
     others = [other for other in WEIGHT_FILES if (folder / other).exists()]
     if set(others) - {name}:
         raise ValueError(
             f"{folder} must not hold other weights. Received: {', '.join(others)}"
         )
     config = folder / CONFIG_FILE
-    if config.is_file() and "registered_name" in read_json(config):
+    found = read_json(config) if config.is_file() else None
+    if found is not None and not _LIBRARY_KEYS & found.keys():
         raise ValueError(
-            f"{folder} must not hold a preset, which save_to_preset writes: both "
-            f"have a {CONFIG_FILE}. Received: one with registered_name"
+            f"{folder} must not hold a run or a preset, whose {CONFIG_FILE} is not a "
+            "library's: give another folder. Received: one with "
+            f"{shorten(', '.join(sorted(found)) or 'nothing')}"
         )
 
 
@@ -93,8 +103,8 @@ def _prepare_timm(model):
     parts = contents_of(model).parts
     if "probe" in parts or not {"norm", "head_norm"} & parts:
         raise ValueError(
-            "timm's models have a final norm and a linear head. Received: "
-            f"{', '.join(sorted(parts)) or 'an encoder without a final norm'}"
+            "timm's models have a final norm and a linear head; try facebook. "
+            f"Received: {', '.join(sorted(parts)) or 'an encoder without a final norm'}"
         )
     left_out = ()
     if "decoder" in parts:
@@ -116,7 +126,8 @@ def _prepare_facebook(model):
 def _prepare_mmpretrain(model):
     _import_torch()
     _, notes = config_writers.to_facebook(model)
-    return export_weights(model, MMPRETRAIN), {"meta": {}}, (), notes
+    meta = {"cfg": config_writers.to_mmengine(sizes_of(model))}
+    return export_weights(model, MMPRETRAIN), {"meta": meta}, (), notes
 
 
 def _prepare_solo_learn(model):

@@ -13,6 +13,7 @@ _PLAIN = (
     *("model", "state_dict", "model_state_dict", "module", "model_state", "net"),
     "weights",
 )
+_AVERAGED = "an averaged copy of the weights"
 # levels of dicts that are looked into, and how many dicts
 _DEEPEST, _MOST = 3, 10_000
 
@@ -72,12 +73,11 @@ def choose_state(
             f"{_listed(states, found)}"
         )
     chosen = (plain or found)[0]
-    notes = (
-        [f"the weights are the averaged copy, {chosen}"] if _averaged(chosen) else []
-    )
+    kinds, notes = _kinds(content, found), []
+    if kinds[chosen] == _AVERAGED:
+        notes = [f"the weights are the averaged copy, {chosen}"]
     notes += [
-        f"{'an averaged copy of the weights' if _averaged(name) else 'another model'} "
-        f"is there too: state_key={name!r} reads it"
+        f"{kinds[name]} is there too: state_key={name!r} reads it"
         for name in fitting
         if name != chosen
     ]
@@ -107,8 +107,14 @@ def _behind(states, state_key, source):
     )
 
 
-def _averaged(name):
-    return "ema" in re.split(r"[._]", name)
+def _kinds(content, names):
+    """Says what each of a file's state dicts is."""
+    averaged = {name for name in names if "ema" in re.split(r"[._]", name)}
+    kinds = {name: _AVERAGED if name in averaged else "another model" for name in names}
+    if "meta" in content and {"state_dict", "ema_state_dict"} <= kinds.keys():
+        # mmengine's EMAHook swaps the two on saving
+        kinds |= {"state_dict": _AVERAGED, "ema_state_dict": "the model as trained"}
+    return kinds
 
 
 def _listed(states, names):

@@ -56,7 +56,12 @@ def _owner(model):
 
 
 def check_plain_weights(model: keras.Model, name: str) -> None:
-    """Raises where a model's kernels are quantized, or have LoRA beside them."""
+    """Raises where a model is of another class, quantized, or has LoRA."""
+    if not hasattr(model, "port_report"):
+        raise ValueError(
+            f"{name} needs a MAEPretrainer, MAEEncoder or MAEClassifier. "
+            f"Received: {type(model).__name__}"
+        )
     if is_quantized(model) or has_lora(model):
         kind = "a quantized model" if is_quantized(model) else "a model with LoRA"
         raise ValueError(

@@ -447,6 +447,15 @@ def test_a_history_without_weights_is_neither_deleted_nor_continued(tmp_path):
     assert "price" in run.history.read_text()
 
 
+def test_another_librarys_configuration_is_not_replaced(tmp_path):
+    run = RunFolder(tmp_path)
+    run.config.write_text('{"model_type": "vit_mae"}')
+    with pytest.raises(ValueError, match=r"config.json lies .* without a run"):
+        run.check_free(overwrite=True)
+    run.data.touch()  # a run that was killed before it had weights
+    run.check_free()
+
+
 def test_what_cannot_be_resumed_is_not_told_to_resume(tmp_path):
     run = RunFolder(tmp_path)
     run.model.touch()

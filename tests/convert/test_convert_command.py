@@ -13,10 +13,10 @@ from safetensors.numpy import load_file, save_file
 from keras_mae import MAEClassifier, MAEImageProcessor
 from keras_mae.convert import command
 from keras_mae.convert.check import compare_with_torch
-from keras_mae.preprocessing.image_processor import CONFIG_NAME
 from keras_mae.utils.flags import run_script
 from keras_mae.weights import export_weights
 from keras_mae.weights.checkpoint_reader import open_checkpoint
+from keras_mae.weights.hub import PROCESSOR_FILE
 from keras_mae.weights.key_mapping import FACEBOOK, HUGGINGFACE
 from tests.comparison import assert_same_weights
 from tests.scripts import ROOT, environment
@@ -199,7 +199,7 @@ def test_one_format_becomes_another(model, make_model, tmp_path, convert):
         (["gone.pth", "out"], "Received: gone.pth, which does not exist"),
         (["{dense}", "out"], "must hold a MAEEncoder or a model around one"),
         (["{folder}", "out", "--format=onnx"], "invalid choice: 'onnx'"),
-        (["{folder}", "out", "--model=classifier"], "num_classes must be given"),
+        (["{folder}", "out", "--model=classifier"], "in has no classifier's head"),
         (["{folder}"], "required: destination"),
         (["{dense}", "out.keras"], "SOURCE or DESTINATION must be another format"),
     ],
@@ -228,18 +228,33 @@ def test_as_it_is_typed(make_model, tmp_path):
     assert done.stdout.endswith("model.keras: MAEPretrainer\n")
 
 
+def test_class_names_of_another_model_are_kept(make_model, tmp_path, convert):
+    classifier = MAEClassifier(make_model().encoder, 2, "cls")
+    classifier.class_names = ("cat", "dog")
+    classifier.save_pretrained(tmp_path / "in")
+    labels = tmp_path / "run/labels.txt"
+    for _ in range(2):  # the same again is no other
+        done = convert(tmp_path / "in", tmp_path / "run/model.keras")
+        assert done.returncode == 0 and labels.read_text() == "cat\ndog\n"
+    labels.write_text("crow\nhen\n")
+    done = convert(tmp_path / "in", tmp_path / "run/other.keras")
+    assert done.returncode == 2 and "give another folder" in done.stderr
+    assert labels.read_text() == "crow\nhen\n"
+    assert not (tmp_path / "run/other.keras").exists()
+
+
 @pytest.mark.slow
 def test_the_image_processor_comes_along(make_model, tmp_path, convert):
     theirs, ours, again = tmp_path / "in", tmp_path / "conv", tmp_path / "out"
     make_model().save_pretrained(theirs)
     MAEImageProcessor(32, (0.1,) * 3).save_pretrained(theirs)
-    wanted = (theirs / CONFIG_NAME).read_text()
+    wanted = (theirs / PROCESSOR_FILE).read_text()
     done = convert(theirs / "model.safetensors", ours / "mae.keras")
     assert done.returncode == 0, done.stderr
-    assert f"{CONFIG_NAME}: copied from " in done.stdout
-    assert (ours / CONFIG_NAME).read_text() == wanted
+    assert f"{PROCESSOR_FILE}: copied from " in done.stdout
+    assert (ours / PROCESSOR_FILE).read_text() == wanted
     convert(ours / "mae.keras", again)
-    assert (again / CONFIG_NAME).read_text() == wanted
+    assert (again / PROCESSOR_FILE).read_text() == wanted
 
 
 @pytest.mark.slow
@@ -249,7 +264,7 @@ def test_an_image_processor_that_is_there_stays(make_model, tmp_path, convert):
         (tmp_path / name).mkdir(exist_ok=True)
         MAEImageProcessor(size).save_pretrained(tmp_path / name)
     done = convert(tmp_path / "in", tmp_path / "conv/mae.keras")
-    assert CONFIG_NAME not in done.stdout
+    assert PROCESSOR_FILE not in done.stdout
     kept = MAEImageProcessor.from_pretrained(tmp_path / "conv")
     assert kept.image_size == (48, 48)
 
@@ -265,23 +280,23 @@ def test_timms_processor_comes_along(make_model, tmp_path, convert):
     path.write_text(json.dumps(config))
     done = convert(theirs, ours / "mae.keras")
     assert done.returncode == 0, done.stderr
-    assert f"{CONFIG_NAME}: made of what {theirs} says" in done.stdout
+    assert f"{PROCESSOR_FILE}: made of what {theirs} says" in done.stdout
     wanted = MAEImageProcessor(32, (0.5,) * 3, (0.2,) * 3).get_config()
     assert MAEImageProcessor.from_pretrained(ours).get_config() == wanted
     done = convert(ours / "mae.keras", again, "--format=timm")
     assert done.returncode == 0, done.stderr
     written = json.loads((again / "config.json").read_text())["pretrained_cfg"]
     assert written.items() >= {**card, "crop_pct": 1.0, "crop_mode": "squash"}.items()
-    (again / CONFIG_NAME).unlink()  # timm does not read it
+    (again / PROCESSOR_FILE).unlink()  # timm does not read it
     assert MAEImageProcessor.from_pretrained(again).get_config() == wanted
 
 
 def test_an_unsupported_processor_stops_no_conversion(make_model, tmp_path, convert):
     make_model().encoder.save_pretrained(tmp_path / "in")
-    (tmp_path / "in" / CONFIG_NAME).write_text('{"do_center_crop": true}')
+    (tmp_path / "in" / PROCESSOR_FILE).write_text('{"do_center_crop": true}')
     done = convert(tmp_path / "in", tmp_path / "out", "--format=timm")
     assert done.returncode == 0, done.stderr
     assert "note: " in done.stdout and "do_center_crop must be False" in done.stdout
-    assert "do_center_crop" in (tmp_path / "out" / CONFIG_NAME).read_text()
+    assert "do_center_crop" in (tmp_path / "out" / PROCESSOR_FILE).read_text()
     card = json.loads((tmp_path / "out/config.json").read_text())["pretrained_cfg"]
     assert "mean" not in card

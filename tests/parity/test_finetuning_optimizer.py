@@ -109,5 +109,5 @@ def test_twenty_updates_by_the_published_recipe_are_equal(pair, given):
             got, wanted = (
                 np.delete(x, np.s_[third : 2 * third]) for x in (got, wanted)
             )
-        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6, err_msg=name)
         assert not np.array_equal(after[name], before[name]), name

@@ -353,6 +353,14 @@ def test_a_missing_shard_is_named(tmp_path):
         open_checkpoint(tmp_path)
 
 
+def test_a_missing_index_is_named(tmp_path):
+    for number in (1, 2):
+        (tmp_path / f"model-0000{number}-of-00002.safetensors").touch()
+    wanted = r"; the index of its shards is missing: model-00001-of-00002\.safetensors"
+    with pytest.raises(PortError, match=wanted):
+        open_checkpoint(tmp_path)
+
+
 def test_a_key_twice_in_one_header_is_named(tmp_path):
     entries = [f'"a":{{"dtype":"F32","shape":[1],"data_offsets":[{i},{i + 4}]}}'
                for i in (0, 4)]  # fmt: skip

@@ -169,7 +169,7 @@ def test_a_hub_that_cannot_be_reached_is_named(hub, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["missing.pth", "a/b/c", "runs/gone.safetensors"])
+@pytest.mark.parametrize("source", ["missing.pth", "a/b/c", "runs/gone.ckpt"])
 def test_a_path_that_does_not_exist_is_no_hub_id(source, hub):
     with pytest.raises(PortError, match=rf"Received: {source}, which does not exist"):
         keras_mae.MAEEncoder.from_pretrained(source)

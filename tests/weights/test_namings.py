@@ -24,6 +24,11 @@ MMPRETRAIN = {
     r"\.mlp\.fc1\.": ".ffn.layers.0.0.",
     r"\.mlp\.fc2\.": ".ffn.layers.1.",
 }
+MMSELFSUP = {
+    **MMPRETRAIN,
+    r"^fc_norm\.": "backbone.fc_norm.",
+    r"^head\.": "head.head.",
+}
 SAPIENS = {**MMPRETRAIN, r"^backbone\.": ""}
 SOLO_LEARN = {r"^(mask_token|decoder)": r"decoder.\1", r"^(?!decoder\.)": "backbone."}
 LIGHTLY = {r"^(mask_token|decoder)": r"decoder.\1", r"^(?!decoder\.)": "backbone.vit."}
@@ -97,12 +102,15 @@ def test_encoders_are_read(rules, model):
     assert same_weights(loaded, model.encoder)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-def test_classifiers_of_mmpretrain_are_read(pooling, model):
+@pytest.mark.parametrize(
+    ("rules", "pooling"),
+    [(MMPRETRAIN, "mean"), (MMPRETRAIN, "cls"), (MMSELFSUP, "mean")],
+)
+def test_classifiers_of_mmpretrain_are_read(rules, pooling, model):
     classifier = keras_mae.MAEClassifier(model.encoder, num_classes=5, pooling=pooling)
     classifier.head.kernel.assign(np.random.rand(16, 5))
-    state = renamed(export_weights(classifier, FACEBOOK), MMPRETRAIN)
-    assert "head.fc.weight" in state
+    state = renamed(export_weights(classifier, FACEBOOK), rules)
+    assert {"head.fc.weight", "head.head.weight"} & state.keys()
     loaded = keras_mae.MAEClassifier.from_pretrained(state, num_heads=2)
     assert loaded.pooling == pooling
     assert same_weights(loaded, classifier)
@@ -125,6 +133,48 @@ def test_they_are_written_back(library, rules, model, tmp_path):
     assert same_weights(loaded, model)
 
 
+def settings(model):
+    decoder = model.decoder.blocks[0].attention
+    heads = model.encoder.blocks[0].attention.num_heads, decoder.num_heads
+    return heads, model.encoder.image_size, model.norm_pix_loss, model.mask_ratio
+
+
+CHANGED = {
+    "image_size": (16, 64),
+    "mask_ratio": 0.6,
+    "norm_pix_loss": True,
+    "num_heads": 4,
+}
+
+
+def test_mmpretrains_files_tell_what_no_shape_does(make_model, tmp_path):
+    pytest.importorskip("torch")
+    model = make_model(**CHANGED, layer_norm_epsilon=1e-6)
+    report = model.save_pretrained(tmp_path, format="mmpretrain")
+    wanted = "not stored: image_size (16, 64); pass them to from_pretrained"
+    assert report.notes == (wanted,)
+    loaded = keras_mae.MAEPretrainer.from_pretrained(tmp_path, image_size=(16, 64))
+    assert settings(loaded) == settings(model)
+    (tmp_path / "model.pth").unlink()
+    model.encoder.save_pretrained(tmp_path, format="mmpretrain")
+    encoder = keras_mae.MAEEncoder.from_pretrained(tmp_path)
+    assert encoder.blocks[0].attention.num_heads == 4
+
+
+@pytest.mark.parametrize("library", ["solo-learn", "lightly"])
+def test_what_a_format_does_not_tell_is_noted(library, make_model, tmp_path):
+    pytest.importorskip("torch")
+    model = make_model(**CHANGED, layer_norm_epsilon=1e-6)
+    notes = model.save_pretrained(tmp_path, format=library).notes
+    for name in ("image_size (16, 64)", "mask_ratio 0.6", "norm_pix_loss True"):
+        assert name in notes[-1]
+    assert "num_heads 4, decoder_num_heads 2" in notes[-1]
+    plain = make_model(layer_norm_epsilon=1e-6)
+    note = plain.save_pretrained(tmp_path, format=library).notes[-1]
+    assert "num_heads 2" in note
+    assert not any(name in note for name in set(CHANGED) - {"num_heads"})
+
+
 def test_a_head_on_batch_statistics_has_no_name_there(model, tmp_path):
     pytest.importorskip("torch")
     classifier = keras_mae.MAEClassifier(model.encoder, num_classes=5, batch_norm=True)
@@ -138,7 +188,9 @@ def test_solo_learn_s_epsilon_survives_the_round_trip(model, tmp_path):
     assert "decoder_layer_norm_epsilon is 1e-06; that library uses 1e-05" in str(report)
     loaded = keras_mae.MAEPretrainer.from_pretrained(tmp_path / "one", **HEADS)
     report = loaded.save_pretrained(tmp_path / "two", format="solo-learn")
-    assert report.notes == ()
+    assert report.notes == (
+        "not stored: num_heads 2, decoder_num_heads 2; pass them to from_pretrained",
+    )
 
 
 @pytest.mark.parametrize("library", ["solo-learn", "lightly"])

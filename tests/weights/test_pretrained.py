@@ -350,6 +350,22 @@ def test_a_model_that_is_there_keeps_its_heads(saved, make_model):
     assert isinstance(load_weights(make_model(), folder), PortReport)
 
 
+def test_a_model_that_is_there_keeps_its_settings(make_model):
+    model = make_model()
+    state = export_weights(model)
+    with pytest.raises(ValueError, match=r"takes filename, .*Received: image_size, x"):
+        load_weights(model, state, image_size=64, x=1, progress=False)
+
+
+@pytest.mark.parametrize("wrong", [None, "decoder", "sequential"])
+def test_other_models_are_refused_by_name(wrong, make_model):
+    model = {"decoder": make_model().decoder, "sequential": keras.Sequential()}
+    name = {"decoder": "MAEDecoder", "sequential": "Sequential"}.get(wrong, "NoneType")
+    for call in (export_weights, lambda model: load_weights(model, {})):
+        with pytest.raises(ValueError, match=rf"needs a MAEPre.* Received: {name}"):
+            call(model.get(wrong))
+
+
 @pytest.mark.slow
 def test_channels_of_half_precision_are_merged_in_float32(saved):
     from safetensors.numpy import save_file
@@ -428,6 +444,24 @@ def test_an_older_save_is_replaced_and_other_weights_are_kept(saved, make_model)
     assert sorted(path.name for path in folder.iterdir()) == before
 
 
+@pytest.mark.parametrize("format", ["huggingface", "timm"])
+def test_the_flags_of_a_run_are_kept(format, make_model, tmp_path):
+    text = '{"epochs": 3, "preset": "mae_tiny"}'
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"a run or.* another folder.*epochs, preset"):
+        make_model().save_pretrained(tmp_path, format)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("way", ["save_pretrained", "save_to_preset"])
+def test_a_file_is_no_folder(way, make_model, tmp_path):
+    (tmp_path / "file").touch()
+    for place in ("file", "file/inside"):
+        with pytest.raises(ValueError, match=rf"{place} must be a folder\. Received"):
+            getattr(make_model(), way)(tmp_path / place)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("build", "format", "message"),
@@ -463,7 +497,9 @@ def test_what_a_format_cannot_hold_is_refused(
     ("head", "format", "message"),
     [
         ({"pooling": "mean"}, "huggingface", r"pooling='cls'"),
+        ({"pooling": "mean"}, "huggingface", r"try timm or facebook"),
         ({"pooling": "cls", "batch_norm": True}, "huggingface", r"without batch_norm"),
+        ({"pooling": "cls", "batch_norm": True}, "huggingface", r"; try facebook"),
         ({"pooling": "cls", "batch_norm": True}, "timm", r"a linear head"),
     ],
 )

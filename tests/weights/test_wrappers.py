@@ -71,6 +71,18 @@ def test_plain_weights_go_before_averaged_ones(state):
     assert_holds(loaded, shifted(state))
 
 
+def test_mmengine_stores_the_averaged_copy_as_the_weights(state):
+    torch = pytest.importorskip("torch")
+    plain = prefixed(shifted(state), "module.") | {"steps": torch.tensor(9)}
+    content = {"meta": {}, "state_dict": state, "ema_state_dict": plain}
+    loaded = read(content)
+    assert_holds(loaded, state)
+    report = str(loaded.port_report)
+    assert "the weights are the averaged copy, state_dict" in report
+    assert "the model as trained is there too: state_key='ema_state_dict'" in report
+    assert_holds(read(content, state_key="ema_state_dict"), shifted(state))
+
+
 def test_another_model_beside_the_weights_is_named(state):
     loaded = read({"teacher": shifted(state), "model": state})
     assert_holds(loaded, state)
@@ -125,6 +137,8 @@ def test_a_dict_in_memory_is_read_as_the_same_in_a_file(state, tmp_path):
         loaded = read(source)
         assert_holds(loaded, state)
         assert loaded.norm_pix_loss
+    with pytest.raises(PortError, match=r"^state dict: args\.norm_pix_loss must be"):
+        read(content | {"args": {"norm_pix_loss": 3}})
 
 
 def test_timm_writes_three_sizes_of_an_image(make_model):
@@ -177,6 +191,13 @@ def test_two_models_in_one_state_dict_are_told_apart(state):
     with pytest.raises(PortError, match=r"begin with 'student\.', 'teacher\.'; pass"):
         read(both)
     assert_holds(read(both, state_key="teacher."), shifted(state))
+
+
+def test_a_model_without_a_prefix_is_read_beside_another(state):
+    both = state | prefixed(shifted(state), "teacher.")
+    with pytest.raises(PortError, match=r"'', 'teacher\.'; ignore=\('teacher\.\*',\) "):
+        read(both)
+    assert_holds(read(both, ignore=("teacher.*",)), state)
 
 
 def write_without_dicts(state, container, folder):
