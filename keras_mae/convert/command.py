@@ -26,10 +26,10 @@ from keras_mae.utils.flags import flag, run_script
 from keras_mae.utils.labels_file import (
     LABELS_FILE,
     encode_names,
-    first_names,
     read_labels,
     write_labels,
 )
+from keras_mae.utils.text import first_names
 from keras_mae.weights.checkpoint import Checkpoint
 from keras_mae.weights.checkpoint_reader import open_checkpoint
 from keras_mae.weights.format_detection import describe_checkpoint
