@@ -160,6 +160,20 @@ def check_at_least_one(config: Any, *names: str) -> None:
             )
 
 
+def parse_ints(config: Any, name: str) -> list[int]:
+    """Returns the ints of a flag, separated by commas or spaces; each at least 1."""
+    text = getattr(config, name)
+    try:
+        numbers = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ValueError(
+            f"{name} must be ints of at least 1, such as 1,8. Received: {text!r}"
+        )
+    return numbers
+
+
 def run_script(
     main: Callable[[_Config], object],
     config_class: type[_Config],
