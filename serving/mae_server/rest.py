@@ -21,7 +21,9 @@ from mae_server.tensor_protos import with_context
 _WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _FLAGS = re.IGNORECASE | re.ASCII
 _PATHS = {
-    "POST": re.compile(rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS),
+    "POST": re.compile(
+        rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS
+    ),
     "GET": re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", _FLAGS),
 }
 
