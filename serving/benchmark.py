@@ -425,7 +425,8 @@ def main(config):
     """Benchmarks, or runs the soak test."""
     if (config.endpoint is None) != (config.rest_endpoint is None):
         raise ValueError("Give both --endpoint and --rest_endpoint, or neither")
-    loads = [parse_ints(config, name) for name in ("batch_sizes", "concurrency")]
+    batch_sizes = parse_ints("batch_sizes", config.batch_sizes)
+    concurrency = parse_ints("concurrency", config.concurrency)
     with tempfile.TemporaryDirectory() as folder:
         base_path = find_model(config, Path(folder))
         if config.soak_minutes:
@@ -435,7 +436,7 @@ def main(config):
             flags.append(f"--model_name={config.model_name}")
             with serve(config, flags) as (rest, address, _):
                 addresses = {"rest": rest, "grpc": address}
-                rows = measure(config, *loads, base_path, addresses)
+                rows = measure(config, batch_sizes, concurrency, base_path, addresses)
     if config.out:
         Path(config.out).write_text(json.dumps(rows, indent=1) + "\n")
 

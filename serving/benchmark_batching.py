@@ -80,7 +80,7 @@ def ask(address, body, clients, seconds):
 def main(config):
     """Prints a row per number of clients."""
     check_at_least_one(config, "rounds")
-    sizes = parse_ints(config, "clients")
+    sizes = parse_ints("clients", config.clients)
     model = keras_mae.MAEEncoder.from_preset(config.preset)
     processor = keras_mae.MAEImageProcessor(model.image_size)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

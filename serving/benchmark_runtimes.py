@@ -71,7 +71,7 @@ def measure(functions, pixels, rounds, calls):
 def main(config):
     """Prints a row per batch size and runtime."""
     check_at_least_one(config, "rounds", "calls")
-    batch_sizes = parse_ints(config, "batch_sizes")
+    batch_sizes = parse_ints("batch_sizes", config.batch_sizes)
     encoder = keras_mae.MAEEncoder.from_preset(config.preset)
     formats = [name for name in config.formats.split(",") if name]
     rng = np.random.default_rng(0)

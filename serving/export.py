@@ -126,7 +126,7 @@ def main(config):
     check_at_least_one(config, "version", "max_pixels")
     batch_sizes = []
     if config.warmup_batch_sizes:
-        batch_sizes = parse_ints(config, "warmup_batch_sizes")
+        batch_sizes = parse_ints("warmup_batch_sizes", config.warmup_batch_sizes)
     check_format(config)
     name = str(config.version)
     if config.format != "savedmodel":

@@ -160,9 +160,8 @@ def check_at_least_one(config: Any, *names: str) -> None:
             )
 
 
-def parse_ints(config: Any, name: str) -> list[int]:
+def parse_ints(name: str, text: str) -> list[int]:
     """Returns the ints of a flag, separated by commas or spaces; each at least 1."""
-    text = getattr(config, name)
     try:
         numbers = [int(word) for word in text.replace(",", " ").split()]
     except ValueError:
