@@ -45,7 +45,7 @@ from tensorflow_serving.apis import (
 from tensorflow_serving.config import model_server_config_pb2
 
 from keras_mae.export import export_savedmodel
-from keras_mae.utils.flags import flag, run_script
+from keras_mae.utils.flags import flag, parse_ints, run_script
 from mae_server.bundle import Bundle
 from mae_server.calls import Call
 from mae_server.process import running
@@ -216,7 +216,7 @@ def run_session(bundle, inputs, users, seconds):
     return summarize(latencies, users)
 
 
-def measure(config, base_path, addresses):
+def measure(config, batch_sizes, concurrency, base_path, addresses):
     """Prints and returns a row per request kind, batch size and concurrency."""
     bundle = Bundle(newest(base_path))
     rows = []
@@ -225,9 +225,9 @@ def measure(config, base_path, addresses):
         "| p50 | p95 | p99 |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    for batch_size in map(int, config.batch_sizes.split(",")):
+    for batch_size in batch_sizes:
         requests = Requests(bundle, config.model_name, batch_size)
-        for users in map(int, config.concurrency.split(",")):
+        for users in concurrency:
             baseline = None
             for kind in ("session", "grpc_bytes", "rest_bytes", "rest_pixels"):
                 if kind == "session":
@@ -425,6 +425,8 @@ def main(config):
     """Benchmarks, or runs the soak test."""
     if (config.endpoint is None) != (config.rest_endpoint is None):
         raise ValueError("Give both --endpoint and --rest_endpoint, or neither")
+    batch_sizes = parse_ints("batch_sizes", config.batch_sizes)
+    concurrency = parse_ints("concurrency", config.concurrency)
     with tempfile.TemporaryDirectory() as folder:
         base_path = find_model(config, Path(folder))
         if config.soak_minutes:
@@ -434,7 +436,7 @@ def main(config):
             flags.append(f"--model_name={config.model_name}")
             with serve(config, flags) as (rest, address, _):
                 addresses = {"rest": rest, "grpc": address}
-                rows = measure(config, base_path, addresses)
+                rows = measure(config, batch_sizes, concurrency, base_path, addresses)
     if config.out:
         Path(config.out).write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -24,7 +24,7 @@ import tensorflow as tf
 from tensorflow_serving.apis import predict_pb2
 
 from keras_mae.export import export_savedmodel
-from keras_mae.utils.flags import check_at_least, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, parse_ints, run_script
 from mae_server.process import running
 
 FOLDER = Path(__file__).parent
@@ -80,9 +80,9 @@ def ask(address, body, clients, seconds):
 def main(config):
     """Prints a row per number of clients."""
     check_at_least(config, 1, "rounds")
+    sizes = parse_ints("clients", config.clients)
     model = keras_mae.MAEEncoder.from_preset(config.preset)
     processor = keras_mae.MAEImageProcessor(model.image_size)
-    sizes = [int(size) for size in config.clients.split(",")]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         export_savedmodel(model, processor, Path(folder, "mae", "1"), batching=True)
         flags = [f"--model_base_path={Path(folder, 'mae')}", f"--threads={max(sizes)}"]

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_mae.export import export_runtime, export_savedmodel, load_runtime
-from keras_mae.utils.flags import check_at_least, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, parse_ints, run_script
 from mae_server.bundle import Bundle
 from mae_server.calls import Call
 
@@ -71,6 +71,7 @@ def measure(functions, pixels, rounds, calls):
 def main(config):
     """Prints a row per batch size and runtime."""
     check_at_least(config, 1, "rounds", "calls")
+    batch_sizes = parse_ints("batch_sizes", config.batch_sizes)
     encoder = keras_mae.MAEEncoder.from_preset(config.preset)
     formats = [name for name in config.formats.split(",") if name]
     rng = np.random.default_rng(0)
@@ -78,7 +79,7 @@ def main(config):
         functions = load(encoder, Path(folder), formats)
         print("| runtime | batch size | ms | images/s | of SavedModel |")
         print("|---|---|---|---|---|")
-        for size in map(int, config.batch_sizes.split(",")):
+        for size in batch_sizes:
             shape = (size, *encoder.image_size, encoder.num_channels)
             pixels = rng.standard_normal(shape).astype("float32")
             medians = measure(functions, pixels, config.rounds, config.calls)

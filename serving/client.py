@@ -7,6 +7,7 @@ NumPy, Pillow and httpx2; --grpc needs grpcio and protobuf.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import numpy as np
 from mae_client import Client, ServingError
 from mae_client.contact_sheet import draw_sheet
 from mae_client.flags import client_arguments, parse
-from mae_client.similar import ImageIndex, index_folder
+from mae_client.similar import ImageIndex, check_writable, index_folder
 
 
 def _features(client, options):
@@ -38,8 +39,11 @@ def _embed(client, options):
 
 def _index(client, options):
     out, folder, skipped = Path(options.out), Path(options.folder), []
-    if not out.parent.is_dir():
-        raise NotADirectoryError(f"There is no folder {out.parent}")
+    for place in (folder, out.parent):
+        if not place.is_dir():
+            raise NotADirectoryError(f"There is no folder {place}")
+    check_writable(out)
+    old = _index_to_renew(options)
 
     def skip(path, error):
         skipped.append(path)
@@ -54,24 +58,37 @@ def _index(client, options):
         relative = os.path.relpath(folder.resolve(), out.parent.resolve())
         ImageIndex(*arrays, options.model, version, relative).save(out)
 
-    def keep(arrays):
-        save(arrays)
-        count = len(arrays[0])
-        print(f"kept {count} images in {out}; run again for the rest", file=sys.stderr)
+    def keep(arrays, kept):
+        if old is not None and not kept:
+            # a part must not replace what is whole
+            told = f"kept nothing new; {out} stays as it was, of version {old.version}"
+        else:
+            save(arrays)
+            told = f"kept {len(arrays[0])} images in {out}; run again for the rest"
+        print(told, file=sys.stderr)
 
     with _pinned(options, version) as client:
-        known = None
-        if out.exists():
-            known = ImageIndex.load(out)
-            same = (known.model, known.version) == (options.model, version)
-            if not same or not _is_same(_folder_of(out, known), folder):
-                known = None
+        known = old if old is not None and old.version == version else None
         arrays = index_folder(client, folder, known, skip, keep)
     count = len(arrays[0])
     if not count:
         raise ValueError(f"{folder} has no image that can be read")
     save(arrays)
     yield f"{count} images of {folder}, {len(skipped)} skipped; saved to {out}"
+
+
+def _index_to_renew(options):
+    """Returns the index that --out has, or None; it must be of the same images."""
+    if not os.path.exists(options.out):
+        return None
+    old = ImageIndex.load(options.out)
+    folder = _folder_of(options.out, old)
+    if old.model != options.model or not _is_same(folder, Path(options.folder)):
+        raise ValueError(
+            f"{options.out} is the index of {folder} by model {old.model}; give "
+            f"another --out. Received: {options.folder}, model {options.model}"
+        )
+    return old
 
 
 def _similar(client, options):
@@ -152,8 +169,14 @@ def _reconstruct_png(client, options):
     folder = Path(options.png_folder)
     # a name of its own: the folder may be that of the images
     names = [f"{Path(path).stem}-reconstruction.png" for path in options.images]
-    if len(set(names)) < len(names):
-        raise ValueError("--png_folder needs images of different names")
+    made_of = {}
+    for name, path in zip(names, options.images, strict=True):
+        if name in made_of:
+            raise ValueError(
+                "--png_folder needs images of different names, endings aside. "
+                f"Received: {made_of[name]} and {path}, both for {name}"
+            )
+        made_of[name] = path
     answer = client.reconstruct_png(options.images, seed=options.seed)
     folder.mkdir(parents=True, exist_ok=True)
     for name, png, loss in zip(names, answer.png_bytes, answer.loss, strict=True):
@@ -163,8 +186,9 @@ def _reconstruct_png(client, options):
 
 def _read_mask(path):
     try:
-        return np.load(path)
-    except (ValueError, EOFError) as error:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file)
+    except ValueError as error:
         raise ValueError(
             f"--mask must be a .npy file. Received: {path}: {error}"
         ) from error
@@ -209,8 +233,10 @@ def main(argv=None):
             # all lines before the first is printed: files are written in any case
             lines = list(_COMMANDS[options.command](client, options))
         print(*lines, sep="\n", flush=True)
-    except KeyboardInterrupt:
-        sys.exit(130)  # as a shell reports SIGINT
+    except KeyboardInterrupt as error:
+        # as a shell reports a signal
+        (number,) = error.args or (signal.SIGINT,)
+        sys.exit(128 + number)
     except BrokenPipeError:
         # Python flushes standard output again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -230,9 +256,24 @@ def _fail(error, code):
     sys.exit(code)
 
 
+def _interrupt(number, _):
+    raise KeyboardInterrupt(number)
+
+
 def cli():
-    """Runs the command line."""
-    main()
+    """Runs the command line; SIGTERM and SIGHUP end it as Ctrl-C does."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        # nohup has it ignored
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _interrupt)
+    try:
+        main()
+    except SystemExit as end:
+        if end.code in (129, 130, 143):
+            # Python would wait for a thread that is still connecting
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ from keras_mae.export.runtime_formats import FORMATS
 from keras_mae.export.signatures import EMBEDDINGS
 from keras_mae.models.loading import find_labels, load_model, with_precision
 from keras_mae.preprocessing.pretrained_processor import default_processor
-from keras_mae.utils.flags import check_at_least, flag, run_script
+from keras_mae.utils.flags import check_at_least, flag, parse_ints, run_script
 
 
 @dataclasses.dataclass
@@ -124,7 +124,9 @@ class ExportConfig:
 def main(config):
     """Exports a model."""
     check_at_least(config, 1, "version", "max_pixels")
-    batch_sizes = parse_batch_sizes(config.warmup_batch_sizes)
+    batch_sizes = []
+    if config.warmup_batch_sizes:
+        batch_sizes = parse_ints("warmup_batch_sizes", config.warmup_batch_sizes)
     check_format(config)
     name = str(config.version)
     if config.format != "savedmodel":
@@ -198,16 +200,6 @@ def check_model(config, model):
 
 def _is_given(config, name):
     return getattr(config, name) != getattr(ExportConfig, name)
-
-
-def parse_batch_sizes(text):
-    """Parses ints separated by commas or spaces."""
-    try:
-        return [int(word) for word in text.replace(",", " ").split()]
-    except ValueError as error:
-        raise ValueError(
-            f"warmup_batch_sizes must be ints, such as 1,8. Received: {text!r}"
-        ) from error
 
 
 def choose_labels(config, model):

@@ -82,8 +82,9 @@ class ServerConfig:
     )
     rest_api_timeout_in_ms: int = flag("milliseconds to answer a REST request", 30_000)
     allowed_hosts: str = flag(
-        "names by which browsers may call this server, separated by commas, beside IP "
-        "addresses, localhost, this machine's name and --host; *: any",
+        "names by which REST clients may call this server (HTTP's Host), separated by "
+        "commas, beside IP addresses, localhost, this machine's name and --host; "
+        "*: any",
         "",
     )
     rest_api_enable_cors_support: bool = flag(

@@ -159,6 +159,19 @@ def check_at_least(config: Any, least: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {least}. Received: {value}")
 
 
+def parse_ints(name: str, text: str) -> list[int]:
+    """Returns the ints of a flag, separated by commas or spaces; each at least 1."""
+    try:
+        numbers = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ValueError(
+            f"{name} must be ints of at least 1, such as 1,8. Received: {text!r}"
+        )
+    return numbers
+
+
 def run_script(
     main: Callable[[_Config], object],
     config_class: type[_Config],

@@ -1,8 +1,9 @@
 """`Client`: asks a server with blocking calls."""
 
 import concurrent.futures
+import contextlib
 import itertools
-import time
+import threading
 from collections.abc import Sequence
 from typing import Self
 
@@ -43,7 +44,8 @@ class Client(Connection):
         version: Int, the model version. Defaults to the newest.
         label: Version label on the server, instead of `version`.
         grpc: Whether to use gRPC instead of REST.
-        timeout: Seconds for each request, retries included.
+        timeout: Seconds for each request, retries included. Over REST an attempt may
+            last longer: connecting, sending and a stalled answer have as long each.
         retries: Int, the largest number of retries of a request. Defaults to as many
             as `timeout` leaves time for.
         batch_size: Int, the most images per request; fewer if they are large.
@@ -76,6 +78,7 @@ class Client(Connection):
         self._executor = concurrent.futures.ThreadPoolExecutor(
             self._options.concurrency
         )
+        self._closed = threading.Event()
 
     def __enter__(self) -> Self:
         return self
@@ -84,9 +87,15 @@ class Client(Connection):
         self.close()
 
     def close(self) -> None:
-        """Closes the connections; the client cannot be used afterwards."""
-        self._executor.shutdown(cancel_futures=True)
+        """Closes the connections; the client cannot be used afterwards.
+
+        Calls that other threads still wait for end with a `ServingError` of code
+        `"CANCELLED"`.
+        """
+        self._closed.set()
         self._transport.close()
+        # a thread that is connecting can't be woken: it is not waited for
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def features(
         self,
@@ -329,14 +338,27 @@ class Client(Connection):
                 for part in job.parts(start, self._options.batch_size)
             ]
 
-        batches = self._executor.map(ask, job.starts(self._options.batch_size))
-        return job.join(itertools.chain.from_iterable(batches))
+        with self._while_open():
+            batches = self._executor.map(ask, job.starts(self._options.batch_size))
+            return job.join(itertools.chain.from_iterable(batches))
 
     def _ask(self, request):
         attempts = Attempts(self._options.timeout, self._options.retries)
-        while True:
-            try:
-                return request.read(self._transport.send(request, attempts.deadline))
-            except ServingError as error:
-                pause = attempts.pause_after(error)
-            time.sleep(pause)
+        with self._while_open():
+            while True:
+                try:
+                    response = self._transport.send(request, attempts.deadline)
+                    return request.read(response)
+                except ServingError as error:
+                    pause = attempts.pause_after(error)
+                self._closed.wait(pause)
+
+    @contextlib.contextmanager
+    def _while_open(self):
+        """Turns what a call fails by when the client is closed into one error."""
+        try:
+            yield
+        except Exception as error:
+            if self._closed.is_set():
+                raise ServingError("The client was closed", "CANCELLED") from error
+            raise

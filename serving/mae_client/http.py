@@ -1,8 +1,12 @@
 """Sends REST requests: HTTP and HTTPS, blocking and for asyncio."""
 
 import asyncio
+import contextlib
 import gzip
+import socket
+import threading
 import time
+import weakref
 import zlib
 from typing import Any
 
@@ -14,6 +18,8 @@ from .rest import HttpRequest, Response, RestMessages
 
 # of an answer, inflated: as much as gRPC is told to receive
 MAX_ANSWER = 512 * 2**20
+# events of httpx2's extension `trace`
+_CONNECTED = ("connection.connect_tcp.complete", "connection.start_tls.complete")
 # bytes of a request below which compressing it doesn't pay
 _SMALL = 8 * 2**10
 
@@ -87,13 +93,31 @@ class HttpTransport(_Http):
     def __init__(self, options: Options, messages: RestMessages) -> None:
         super().__init__(options, messages)
         self._client = httpx2.Client(**self._arguments)
+        self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def close(self) -> None:
-        self._client.close()
+        """Ends requests on their way, and the connections."""
+        with self._lock:
+            # closing a socket would not wake a thread that waits for it
+            for each in self._sockets:
+                with contextlib.suppress(OSError):
+                    each.shutdown(socket.SHUT_RDWR)
+            self._client.close()
+
+    def _trace(self, event, info):
+        """Notes the sockets that httpx2 opens; refuses those that come too late."""
+        if event not in _CONNECTED:
+            return
+        with self._lock:
+            if self._client.is_closed:
+                raise unavailable(self._messages.address, "the client was closed")
+            self._sockets.add(info["return_value"].get_extra_info("socket"))
 
     def send(self, request: HttpRequest, deadline: float) -> Response:
         """Returns a response of any status; raises `ServingError` without one."""
         built = self._build(self._client, request, deadline)
+        built.extensions["trace"] = self._trace
         data = bytearray()
         try:
             response = self._client.send(built, stream=True)

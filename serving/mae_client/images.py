@@ -39,7 +39,9 @@ def _is_decodable(head):
     if head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")):
         return True
     if head.startswith(b"RIFF"):
-        return head[8:12] == b"WEBP"
+        # of an animation TensorFlow reads the first frame only if it has alpha
+        animated = head[12:16] == b"VP8X" and len(head) > 20 and head[20] & 2
+        return head[8:12] == b"WEBP" and not animated
     # 24 bits, uncompressed: TensorFlow fails on other BMPs, or ignores their palette
     return head.startswith(b"BM") and head[28:34] == b"\x18\0\0\0\0\0"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 _HEADER_VALUE = re.compile(r"[!-~]([ -~]*[!-~])?")
+# seconds, 23 days: sockets wait for less than 2**31 milliseconds
+_LONGEST = 2_000_000
 # how a message is sent, which the transport says
 _FRAMING = frozenset(
     (
@@ -54,11 +56,13 @@ class Options:
                     f"{name} must be at least 1. Received: {getattr(self, name)}"
                 )
         # written so that NaN fails as well
-        if not (self.timeout > 0 and (self.retries is None or self.retries >= 0)):
+        if not 0 < self.timeout <= _LONGEST:
             raise ValueError(
-                "timeout must be positive and retries not negative. Received: "
-                f"timeout={self.timeout}, retries={self.retries}"
+                f"timeout must be above 0 and at most {_LONGEST} seconds. Received: "
+                f"{self.timeout}"
             )
+        if self.retries is not None and self.retries < 0:
+            raise ValueError(f"retries must not be negative. Received: {self.retries}")
         _check_address(self.address, self.grpc)
         self._check_tls()
         self._check_headers()

@@ -34,6 +34,11 @@ _CODES = {
 }
 # JSON has no dtypes; outputs that are not listed are float32
 _DTYPES = {"class_ids": "int64", "labels": "str", "patch_size": "int32"}
+# what reading may raise of an answer that is another JSON than it should be
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, RecursionError),
+)
 
 
 class Response(NamedTuple):
@@ -92,7 +97,7 @@ class RestMessages:
             check_names(self.address, outputs, names)
             try:
                 found = {name: _from_json(name, outputs[name]) for name in names}
-            except (ValueError, TypeError, KeyError) as error:
+            except _UNREADABLE as error:
                 raise invalid_response(self.address, str(error)) from error
             return Answer(found)
 
@@ -113,7 +118,7 @@ class RestMessages:
             answer = self._read(response, key)
             try:
                 return convert(answer)
-            except (KeyError, ValueError, TypeError, AttributeError) as error:
+            except _UNREADABLE as error:
                 raise invalid_response(
                     self.address, f"cannot read its {key}: {error!r}"
                 ) from error
@@ -145,7 +150,7 @@ class RestMessages:
             if response.status == 200:
                 return answer[key]
             message = answer["error"]
-        except (ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             message = f"HTTP {response.status} {response.reason}"
             if response.status == 200:
                 raise invalid_response(self.address, f"no {key}") from error
@@ -170,11 +175,11 @@ def _seconds(retry_after):
         return None
     try:
         return max(float(int(retry_after)), 0.0)
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
         then = email.utils.parsedate_to_datetime(retry_after).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(then - time.time(), 0.0)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import grpc
 import numpy as np
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from . import messages
 from .errors import (
@@ -24,6 +25,8 @@ from .tensors import from_proto, to_proto
 _OPTIONS = {
     "grpc.max_send_message_length": 512 * 2**20,
     "grpc.max_receive_message_length": 512 * 2**20,
+    # the address alone says where a request goes, not the environment
+    "grpc.enable_http_proxy": 0,
     # milliseconds: the default of a second would outlast the first retries. The minimum
     # backoff keeps its default, which is also the timeout of connecting
     "grpc.initial_reconnect_backoff_ms": 100,
@@ -91,9 +94,11 @@ class GrpcMessages:
 
     def metadata(self) -> _GrpcRequest:
         def read(response):
-            table = messages.SignatureDefMap.FromString(
-                response.metadata["signature_def"].value
-            )
+            data = response.metadata["signature_def"].value
+            try:
+                table = messages.SignatureDefMap.FromString(data)
+            except DecodeError as error:
+                raise invalid_response(self.address, str(error)) from error
             items = table.signature_def.items()
             return read_signatures({name: _to_dict(each) for name, each in items})
 
@@ -113,18 +118,22 @@ class GrpcMessages:
 class _Grpc:
     """What both transports share; `library` is `grpc` or `grpc.aio`."""
 
-    def __init__(self, options: Options, library: Any) -> None:
+    def __init__(self, options: Options) -> None:
         self._address = options.address
         self._metadata = tuple(options.all_headers().items())
+        self._credentials = _credentials(options) if options.encrypted else None
         compression = grpc.Compression.Gzip if options.gzip else None
-        settings = (list(_OPTIONS.items()), compression)
-        if options.encrypted:
-            credentials = _credentials(options)
-            self._channel = library.secure_channel(
-                options.address, credentials, *settings
-            )
+        self._settings = (list(_OPTIONS.items()), compression)
+        self._channel: Any = None
+
+    def _open(self, library):
+        place = self._address
+        if self._credentials is None:
+            self._channel = library.insecure_channel(place, *self._settings)
         else:
-            self._channel = library.insecure_channel(options.address, *settings)
+            self._channel = library.secure_channel(
+                place, self._credentials, *self._settings
+            )
         self._methods = {
             name: self._channel.unary_unary(
                 name,
@@ -156,7 +165,8 @@ class GrpcTransport(_Grpc):
     """Sends requests with blocking calls; may be used by several threads."""
 
     def __init__(self, options: Options, _: GrpcMessages) -> None:
-        super().__init__(options, grpc)
+        super().__init__(options)
+        self._open(grpc)
 
     def close(self) -> None:
         self._channel.close()
@@ -173,13 +183,17 @@ class AsyncGrpcTransport(_Grpc):
     """Sends requests in an event loop; a cancelled one is cancelled on the server."""
 
     def __init__(self, options: Options, _: GrpcMessages) -> None:
-        super().__init__(options, grpc.aio)
+        super().__init__(options)
 
     async def close(self) -> None:
-        await self._channel.close()
+        if self._channel is not None:
+            await self._channel.close()
 
     async def send(self, request: _GrpcRequest, deadline: float) -> Any:
         """As `GrpcTransport.send`."""
+        if self._channel is None:
+            # not before: a channel belongs to the loop that it is opened in
+            self._open(grpc.aio)
         try:
             return await self._call(request, deadline)
         except grpc.RpcError as error:

@@ -37,7 +37,7 @@ class ImageIndex:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a `.npz` file; an older one is replaced once the new is whole."""
-        part = f"{os.fspath(path)}.part"
+        part = _part(path)
         try:
             with open(part, "wb") as file:
                 np.savez(file, **vars(self))
@@ -129,14 +129,28 @@ class ImageIndex:
         return found[:top]
 
 
+def _part(path):
+    return f"{os.fspath(path)}.part"
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises `OSError` where `ImageIndex.save` could not write."""
+    part = Path(_part(path))
+    part.touch()
+    part.unlink()
+
+
 def index_folder(
     client: Client,
     folder: str | os.PathLike[str],
     known: ImageIndex | None = None,
     skipped: Callable[[str, Exception], object] = lambda path, error: None,
-    unfinished: Callable[[IndexArrays], object] = lambda arrays: None,
+    unfinished: Callable[[IndexArrays, int], object] = lambda arrays, kept: None,
 ) -> IndexArrays:
-    """Embeds the images below a folder; returns paths, embeddings and stamps."""
+    """Embeds the images below a folder; returns paths, embeddings and stamps.
+
+    An interrupted run gives `unfinished` what is there, and how many of it were known.
+    """
     signatures = client.metadata()
     if SIGNATURE not in signatures:
         how = (
@@ -158,7 +172,7 @@ def index_folder(
     except BaseException:  # Ctrl-C among them
         if len(vectors) > kept:
             # saves what is there before the error
-            unfinished(_to_arrays(vectors, files))
+            unfinished(_to_arrays(vectors, files), kept)
         raise
     return _to_arrays(vectors, files)
 

@@ -9,6 +9,8 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+from mae_server.errors import shortened
+
 # a page sends these without asking first, and no client of this protocol does
 _PLAIN = ("text/plain", "multipart/form-data")
 _CROSS_ORIGIN = (
@@ -26,11 +28,14 @@ def refusal(method, headers, names, any_page=False):
     """Returns `(status, message)` of a request to refuse, `None` of one to answer."""
     host = headers.get("host", "")
     if not _is_known(host, names):
-        return 403, "Host must be an IP address or a name in --allowed_hosts"
+        return 403, (
+            "Host must be an IP address, localhost, this machine's name, --host or a "
+            f"name in --allowed_hosts. Received: {shortened(host)}"
+        )
     if any_page:
         return None
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+    if origin is not None and origin.lower().partition("://")[2] != host.lower():
         return 403, _CROSS_ORIGIN
     if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         return 403, _CROSS_ORIGIN

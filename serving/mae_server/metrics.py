@@ -7,10 +7,8 @@ TensorFlow itself, of batching and of warm-up are missing here.
 
 import bisect
 import contextlib
-import re
 import threading
 import time
-from urllib.parse import unquote
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
@@ -25,11 +23,6 @@ _TIMES = [10 * 1.8**power for power in range(33)]
 _COUNTS = [2.0**power for power in range(15)]
 # of label values, which requests choose; others are not counted
 _MOST_SERIES, _MOST_CHARACTERS = 1000, 200
-_REST_PATH = re.compile(
-    r"/v1/models/([^/:]+)(?:/versions/\d+|/labels/[^/:]+)?"
-    r"(?::(classify|regress|predict)|/metadata)?",
-    re.IGNORECASE | re.ASCII,
-)
 
 
 class Metric:
@@ -140,15 +133,6 @@ class Metrics:
                 lines.append(f"# TYPE {_PREFIX}{name} {metric.kind}")
                 lines += metric.lines(f"{_PREFIX}{name}")
         return "\n".join(lines) + "\n"
-
-
-def rest_labels(method, path):
-    """Returns model name and API of a REST request; `""` where it names none."""
-    found = _REST_PATH.fullmatch(path)
-    if found is None or method not in ("GET", "POST"):
-        return "", ""
-    verb = found[2] if method == "POST" else ""
-    return ("", "") if verb is None else (unquote(found[1]), verb)
 
 
 def monitoring_config():

@@ -13,15 +13,19 @@ import tensorflow as tf
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from mae_server import errors, json_documents, json_inputs, json_outputs, metrics
+from mae_server import errors, json_documents, json_inputs, json_outputs
 from mae_server.errors import RequestError, invalid
 from mae_server.json_documents import kind_of, text_of
 from mae_server.tensor_protos import with_context
 
 _WHICH = r"(?:/versions/(\d+)|/labels/([^/:]+))?"
 _FLAGS = re.IGNORECASE | re.ASCII
-_POST = re.compile(rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS)
-_GET = re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", _FLAGS)
+_PATHS = {
+    "POST": re.compile(
+        rf"/v1/models/([^/:]+){_WHICH}:(classify|regress|predict)", _FLAGS
+    ),
+    "GET": re.compile(rf"/v1/models(?:/([^/:]+))?{_WHICH}(?:/(metadata))?", _FLAGS),
+}
 
 
 class RestApi:
@@ -32,8 +36,7 @@ class RestApi:
 
     def __call__(self, method, path, body, call):
         try:
-            labels = metrics.rest_labels(method, path)
-            with self._service.metrics.request(*labels, "REST"):
+            with self._service.metrics.request(*labels(method, path), "REST"):
                 return 200, self._answer(method, path, body, call)
         except RequestError as error:
             return refused(error)
@@ -44,8 +47,8 @@ class RestApi:
             return refused(errors.internal_error())
 
     def _answer(self, method, path, body, call):
-        match = {"POST": _POST, "GET": _GET}.get(method, _GET).fullmatch(path)
-        if match is None or method not in ("POST", "GET"):
+        match = _match(method, path)
+        if match is None:
             raise invalid(errors.MALFORMED_REQUEST, method=method, path=path)
         name, version, label, verb = match.groups()
         if version is not None:
@@ -124,6 +127,18 @@ class RestApi:
             "metadata": {"signature_def": described},
         }
         return json.dumps(document, indent=1).encode()
+
+
+def _match(method, path):
+    return _PATHS[method].fullmatch(path) if method in _PATHS else None
+
+
+def labels(method, path):
+    """Returns model name and API of a request for metrics, `""` of what has none."""
+    match = _match(method, path)
+    if match is None:
+        return "", ""
+    return unquote(match[1] or ""), match[4] if method == "POST" else ""
 
 
 def refused(error):

@@ -500,7 +500,7 @@ def test_pages_of_strangers_are_refused():
     for host in ("evil.example", "evil.example:8501", "127.0.0.1.evil.example", "[::1"):
         assert status(host=host) == status("GET", host=host) == 403, host
     assert status(origin="http://localhost:8501") is None
-    for origin in ("http://evil.example", "null", "http://localhost:3000"):
+    for origin in ("http://evil.example", "null", "http://localhost:3000", "http://["):
         assert status(origin=origin) == status("GET", origin=origin) == 403
     assert status(sec_fetch_site="cross-site") == 403
     assert status(sec_fetch_site="same-origin") is None
@@ -510,6 +510,8 @@ def test_pages_of_strangers_are_refused():
     assert status(content_type="application/x-www-form-urlencoded") is None
     assert status(content_type="application/json") is None
     assert browsers.refusal("GET", {"host": "any"}, {"*"}) is None
+    _, text = browsers.refusal("GET", {"host": "evil.example:8501"}, names)
+    assert "--allowed_hosts. Received: evil.example:8501" in text
     _, text = browsers.refusal("GET", {"sec-fetch-site": "cross-site"}, names)
     assert "CORS" in text and "--rest_api_enable_cors_support" in text
 

@@ -33,6 +33,17 @@ def ask(stub, method, **options):
     return asyncio.run(main())
 
 
+def test_a_client_may_be_made_outside_of_the_loop(stub):
+    client = mae_client.AsyncClient(stub.address, grpc=stub.grpc)
+
+    async def main():
+        async with client:
+            return await client.features(grey(3))
+
+    assert asyncio.run(main()).features[0, 0, 0] == 3
+    asyncio.run(mae_client.AsyncClient(grpc=stub.grpc).close())
+
+
 def test_methods_are_those_of_the_blocking_client(stub):
     images = [grey(value) for value in range(5)]
     levels = np.stack(images)

@@ -72,6 +72,7 @@ def test_commands_print_results(stub, picture, tmp_path, capsys):
         ("features", "{picture}", "--version=1", "--label=a"),
         ("reconstruct", "{picture}", "--mask={text}"),
         ("reconstruct", "{picture}", "--mask={empty}"),
+        ("reconstruct", "{picture}", "--mask={zip}"),
         ("reconstruct", "{picture}", "--mask={empty}", "--seed=1"),
         ("reconstruct", "{picture}", "--out={missing}.xyz"),
         ("reconstruct", "{picture}", "--png_folder={text}"),
@@ -81,14 +82,24 @@ def test_commands_print_results(stub, picture, tmp_path, capsys):
     ],
 )
 def test_wrong_commands_are_one_line_and_code_2(arguments, picture, capsys):
-    paths = {name: picture.with_name(name) for name in ("missing", "text", "empty")}
+    names = ("missing", "text", "empty", "zip")
+    paths = {name: picture.with_name(name) for name in names}
     paths["text"].write_text("no picture")
     paths["empty"].write_bytes(b"")
+    paths["zip"].write_bytes(b"PK\x03\x04 no archive")
     words = [word.format(picture=picture, **paths) for word in arguments]
     with RestStub() as stub, pytest.raises(SystemExit) as stop:
         client.main([*words, *(["--address", stub.address] if words else [])])
     assert stop.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_images_whose_files_would_have_the_same_name_are_told(picture, capsys):
+    other = picture.with_suffix(".jpg")
+    with pytest.raises(SystemExit):
+        client.main(["reconstruct", str(picture), str(other), "--png_folder=x"])
+    told = f"Received: {picture} and {other}, both for cat-reconstruction.png"
+    assert told in capsys.readouterr().err
 
 
 def test_a_missing_package_is_one_line_and_code_2(monkeypatch, capsys):

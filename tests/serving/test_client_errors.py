@@ -20,6 +20,7 @@ from tests.stand_ins import (
     grey,
     mae_client,
 )
+from tests.waiting import until
 
 ServingError = mae_client.ServingError
 stub, stub_class = stand_ins.stub, stand_ins.stub_class
@@ -53,6 +54,8 @@ def test_wrong_arguments(stub, arguments, message):
         {"concurrency": 0},
         {"timeout": 0},
         {"timeout": float("nan")},
+        {"timeout": float("inf")},
+        {"timeout": 1e10},
         {"retries": -1},
         {"version": 1, "label": "stable"},
         {"address": "ftp://host"},
@@ -71,6 +74,17 @@ def test_grpc_without_its_package_is_an_import_error(monkeypatch):
     monkeypatch.setitem(sys.modules, "grpc", None)
     with pytest.raises(ImportError, match="needs grpcio"):
         mae_client.Client(grpc=True)
+
+
+def test_no_proxy_of_the_environment_is_used(stub_class, monkeypatch):
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with stub_class() as stub:
+        address = f"localhost:{stub.address.partition(':')[2]}"
+        with mae_client.Client(address, grpc=stub.grpc, retries=0) as asked:
+            assert asked.status()
 
 
 def test_unavailable_is_retried(stub, monkeypatch):
@@ -226,6 +240,34 @@ def delay(source, target, seconds):
         while data := source.recv(2**16):
             time.sleep(seconds)
             target.sendall(data)
+
+
+@pytest.mark.parametrize("moment", ["call", "pause"])
+def test_closing_ends_calls_of_other_threads(stub, monkeypatch, moment):
+    gate, errors = Gate(), []
+    if moment == "call":
+        stub.brain.hold = gate
+    else:
+        monkeypatch.setattr(mae_client.retries, "FIRST_PAUSE", 3 * PATIENCE)
+        monkeypatch.setattr(mae_client.retries, "LONGEST_PAUSE", 3 * PATIENCE)
+        stub.brain.refusals = [("UNAVAILABLE", "busy")]
+
+    def ask():
+        with pytest.raises(ServingError) as error:
+            asked.features([grey(1), grey(2)])
+        errors.append(error.value)
+
+    asked = connect(stub, batch_size=1, concurrency=1, timeout=9 * PATIENCE)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    until(lambda: stub.brain.calls)
+    asked.close()
+    thread.join(PATIENCE)
+    gate.go.set()
+    (error,) = errors
+    assert (error.code, str(error)) == ("CANCELLED", "The client was closed")
+    with pytest.raises(ServingError, match="The client was closed"):
+        asked.features(grey(1))
 
 
 @pytest.mark.slow

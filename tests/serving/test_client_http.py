@@ -69,6 +69,63 @@ def test_retry_after_may_be_a_date(monkeypatch):
         assert least <= error.value.retry_after <= most
 
 
+def test_a_strange_retry_after_is_passed_over(monkeypatch):
+    for text in ("9" * 400, "31 Dec 9999999999999999999 23:59:59 -0000"):
+        monkeypatch.setattr(Busy, "replies", [(503, text)])
+        with (
+            RestStub(handler=Busy) as stub,
+            connect(stub, retries=0) as asked,
+            pytest.raises(ServingError) as error,
+        ):
+            asked.status()
+        assert error.value.retry_after is None
+
+
+class Odd(RestHandler):
+    """Answers in JSON that no client of Python can take."""
+
+    body: ClassVar = b""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+
+@pytest.mark.parametrize(
+    "body, ask",
+    [
+        (b"[" * 100_000, lambda asked: asked.status()),
+        (b'{"model_spec": {"version": 1e400}}', lambda it: it.answering_version()),
+        (
+            b'{"outputs": {"class_ids": [[1e400]], "probabilities": [[1]], '
+            b'"labels": [["a"]]}}',
+            lambda asked: asked.classify(b"\xff\xd8\xff"),
+        ),
+        (
+            b'{"outputs": {"class_ids": [[%d]], "probabilities": [[1]], '
+            b'"labels": [["a"]]}}' % 2**70,
+            lambda asked: asked.classify(b"\xff\xd8\xff"),
+        ),
+    ],
+    ids=["nested", "version", "infinite", "large"],
+)
+def test_answers_that_python_cannot_take_are_errors(monkeypatch, body, ask):
+    monkeypatch.setattr(Odd, "body", body)
+    with (
+        RestStub(handler=Odd) as stub,
+        connect(stub) as asked,
+        pytest.raises(ServingError, match="invalid response") as error,
+    ):
+        ask(asked)
+    assert error.value.code == "INTERNAL"
+
+
 def test_a_pause_beyond_the_deadline_is_the_error(monkeypatch):
     monkeypatch.setattr(Busy, "replies", [(429, "3600")])
     start = time.monotonic()

@@ -79,6 +79,18 @@ def test_other_images_become_png(stub, tmp_path):
             )
 
 
+def test_of_an_animation_the_first_frame_is_sent():
+    """TensorFlow fails on a WebP that moves without alpha."""
+    file, frames = io.BytesIO(), [Image.fromarray(grey(n)) for n in (100, 200)]
+    options = {"save_all": True, "append_images": frames[1:], "lossless": True}
+    frames[0].save(file, "WEBP", **options)
+    data = mae_client.images.encode(file.getvalue())
+    # TensorFlow itself could write past its buffer
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(image, grey(100))
+
+
 def test_the_orientation_of_an_opened_image_is_sent(tmp_path):
     """A model with `exif_orientation` turns it, as `MAEImageProcessor` does."""
     exif = Image.Exif()

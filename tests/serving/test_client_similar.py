@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests import stand_ins
-from tests.scripts import ROOT, load
+from tests.scripts import ROOT, command, load
 from tests.stand_ins import grey
 
 client = load("serving/client.py")
@@ -288,6 +289,76 @@ def test_an_interrupted_run_keeps_what_it_has(
     stub.brain.calls.clear()
     ask(stub, "index", folder, f"--out={out}")
     assert len(ImageIndex.load(out).paths) == 4 and len(stub.brain.calls) == 2
+
+
+@pytest.mark.slow
+def test_a_signal_ends_a_run_that_keeps_what_it_has(stub, tmp_path):
+    for index in range(65):
+        Image.fromarray(grey(index)).save(tmp_path / f"{index:02}.png")
+    gate, asked = stand_ins.Gate(), []
+
+    def hold(inputs):
+        asked.extend(inputs["image_bytes"])
+        return gate(inputs) if len(asked) > 64 else 0
+
+    stub.brain.hold = hold
+    out = tmp_path / "index.npz"
+    words = ("index", tmp_path, f"--out={out}", f"--address={stub.address}")
+    process = subprocess.Popen(
+        command(
+            *("serving/client.py", *words, "--timeout=9999"),
+            *(["--grpc"] if stub.grpc else []),
+        ),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert gate.begun.wait(stand_ins.PATIENCE)
+    number = signal.SIGHUP if stub.grpc else signal.SIGTERM
+    process.send_signal(number)
+    # the request is still on its way
+    _, told = process.communicate(timeout=stand_ins.PATIENCE)
+    gate.go.set()
+    assert process.returncode == 128 + number
+    assert told == f"kept 64 images in {out}; run again for the rest\n"
+    assert len(ImageIndex.load(out).paths) == 64
+
+
+def test_a_part_does_not_replace_a_whole_index(
+    stub, folder, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    before = out.read_bytes()
+    monkeypatch.setattr(sys.modules["mae_client.similar"], "_WINDOW", 3)
+    stub.brain.version = 3
+    stub.brain.refusals = [None, ("NOT_FOUND", "gone")]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        ask(stub, "index", folder, f"--out={out}")
+    assert "stays as it was, of version 2" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def test_an_index_of_other_images_is_not_written_over(stub, folder, tmp_path, capsys):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    before = out.read_bytes()
+    stub.brain.calls.clear()
+    capsys.readouterr()
+    for asked in ((folder / "far",), (folder, "--model=m")):
+        with pytest.raises(SystemExit) as stop:
+            ask(stub, "index", *asked, f"--out={out}")
+        (line,) = capsys.readouterr().err.splitlines()
+        assert stop.value.code == 2
+        assert f"index of {folder} by model mae; give another --out" in line
+    assert out.read_bytes() == before and not stub.brain.calls
+
+
+def test_a_place_that_cannot_be_written_is_refused_first(stub, folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ask(stub, "index", folder, "--out=/proc/index.npz")
+    assert stop.value.code == 2 and "/proc" in capsys.readouterr().err
+    assert not stub.brain.calls
 
 
 def test_indexes_of_other_models_are_refused(stub, folder, tmp_path, capsys):

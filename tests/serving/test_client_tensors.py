@@ -10,7 +10,8 @@ from tensorflow_serving.apis import (
     predict_pb2,
 )
 
-from tests.stand_ins import mae_client  # noqa: F401
+from tests import stand_ins
+from tests.stand_ins import GrpcStub, mae_client
 
 from mae_client import messages, tensors  # isort: skip
 
@@ -117,6 +118,17 @@ def test_a_repeated_value_is_written_once():
     np.testing.assert_array_equal(read(proto), np.full((2, 3), 7))
     proto.float_val.append(8)
     np.testing.assert_array_equal(read(proto), tf.make_ndarray(proto))
+
+
+def test_metadata_that_cannot_be_read_is_an_error_of_the_server(monkeypatch):
+    metadata = get_model_metadata_pb2.GetModelMetadataResponse()
+    metadata.metadata["signature_def"].value = b"\xff"
+    servicer = stand_ins.PredictionServicer
+    monkeypatch.setattr(servicer, "GetModelMetadata", lambda *_: metadata)
+    with GrpcStub() as stub, stand_ins.connect(stub) as asked:
+        with pytest.raises(mae_client.ServingError, match="invalid") as error:
+            asked.metadata()
+        assert error.value.code == "INTERNAL"
 
 
 def test_what_cannot_be_read_is_an_error():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mae_server import metrics
+from mae_server import metrics, rest
 from mae_server.errors import RequestError
 from mae_server.rpc import make_grpc_server
 from mae_server.service import Service
@@ -108,7 +108,7 @@ def test_labels_of_rest_requests_and_their_text():
         ("GET", "/v1/nothing", ("", "")),
         ("DELETE", "/v1/models/mae", ("", "")),
     ):
-        assert metrics.rest_labels(method, path) == labels
+        assert rest.labels(method, path) == labels
     counted = metrics.Metrics()
     with counted.request('a"\\', "Predict", "GRPC"):
         pass

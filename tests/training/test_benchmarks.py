@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+import keras_mae
 from keras_mae.presets import preset_sizes
 from keras_mae.profiling import paired_runs
 from keras_mae.profiling.costs import flops_per_image
@@ -201,6 +202,22 @@ def test_unknown_growth_axis():
         ValueError, match=r"axes must be among .*memory\. Received: 'width'"
     ):
         growth.axis_values("width", growth.GrowthConfig())
+
+
+@pytest.mark.parametrize(
+    "script, flag",
+    [
+        ("benchmark", "batch_sizes"),
+        ("benchmark", "concurrency"),
+        ("benchmark_batching", "clients"),
+        ("benchmark_runtimes", "batch_sizes"),
+    ],
+)
+def test_numbers_of_the_serving_benchmarks_are_read_first(script, flag, monkeypatch):
+    monkeypatch.setattr(keras_mae.MAEEncoder, "from_preset", None)
+    monkeypatch.setattr(keras_mae.MAEPretrainer, "from_preset", None)
+    line = refusal(f"serving/{script}.py", f"--{flag}=1,x")
+    assert f"{flag} must be ints of at least 1, such as 1,8. Received: '1,x'" in line
 
 
 def test_wrong_flags_of_the_training_benchmark_are_one_line():

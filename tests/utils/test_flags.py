@@ -37,6 +37,15 @@ def test_wrong_flags_end_in_one_line_and_code_2(argv, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+def test_flags_of_ints():
+    assert flags.parse_ints("sizes", "1, 8 2") == [1, 8, 2]
+    for text in ("1,x", "", "0", "-1,2", "1.5"):
+        with pytest.raises(
+            ValueError, match="sizes must be ints of at least 1, such as"
+        ):
+            flags.parse_ints("sizes", text)
+
+
 def test_a_flag_instead_of_another(tmp_path, capsys):
     @dataclasses.dataclass
     class Both:
