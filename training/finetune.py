@@ -100,11 +100,16 @@ def main(config):
 
 
 def as_trained(config):
-    """Sets --crop_scale of --eval as of --model's run: held-out images go by it."""
-    if not config.eval or config.model is None or config.crop_scale is not None:
+    """Sets what --eval was not told of the held-out images as of --model's run."""
+    if not config.eval or config.model is None:
         return config
-    crop_scale = flag_of_run(config.model, "crop_scale")
-    return dataclasses.replace(config, crop_scale=crop_scale)
+    names = ["crop_scale"]
+    if flag_of_run(config.model, "dataset") == config.dataset:
+        names.append("held_out")
+    unset = [name for name in names if getattr(config, name) is None]
+    return dataclasses.replace(
+        config, **{name: flag_of_run(config.model, name) for name in unset}
+    )
 
 
 def build_model(training, given):
@@ -155,6 +160,12 @@ def load_evaluated(config, training):
             f"--model must be a classifier of the {num_classes} classes of "
             f"--dataset={config.dataset}. Received: {config.model}, "
             f"a {type(model).__name__} of {received}"
+        )
+    other = training.other_classes(config.model)
+    if other:
+        raise ValueError(
+            f"--model must be a classifier of the classes of --dataset="
+            f"{config.dataset}. Received: {config.model}, of {other}"
         )
     size = None if config.image_size is None else (config.image_size,) * 2
     check_unchanged("image_size", size, model.encoder.image_size)

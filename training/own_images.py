@@ -82,11 +82,11 @@ def read_folder(folder, size, seed, exif_orientation=False):
     source = data.Source(files, others or files, IMAGENET_MEAN, IMAGENET_STD, crop=True)
     source = data.with_labels(source)
     training, held_out = source.training, source.held_out
-    counts = np.bincount(training.labels)
-    if len(counts) < 2 or counts.min() < 5:
+    fewest = np.bincount(training.labels).min()
+    if fewest < 5:
         raise ValueError(
-            f"{training.root} must have two or more folders of five or more images. "
-            f"Received: {len(counts)}, the smallest of {counts.min()}"
+            f"{training.root} must have five or more images in each class folder. "
+            f"Received: {fewest}"
         )
     if others is None:
         training, held_out = every_fifth(training, seed)

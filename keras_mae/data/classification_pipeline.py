@@ -167,6 +167,9 @@ def evaluation_pipeline(
 ) -> tf.data.Dataset:
     """Yields each held-out image once per pass, without end, in full batches.
 
+    To `fit` and `evaluate` say how many batches a pass has: give `evaluation_steps` as
+    `validation_steps` or `steps`.
+
     The last batches are padded with images of weight 0. The other weights make up for
     them, so that a mean over `evaluation_steps` batches is the mean over the images. A
     corrupt image has weight 0 as well, for which nothing makes up: divide by the sum of
@@ -188,6 +191,10 @@ def evaluation_pipeline(
         A `tf.data.Dataset` of `(b, H, W, C)` images, `(b, K)` float32 labels and `(b,)`
         weights.
 
+    Raises:
+        ValueError: If the source has no classes, or images and processor don't have the
+            same number of channels.
+
     Example:
 
     ```python
@@ -199,6 +206,7 @@ def evaluation_pipeline(
     np.testing.assert_allclose(sums, [200 * 400 / 360, 160 * 400 / 360], rtol=1e-5)
     ```
     """
+    num_classes = source.num_classes
     order, per_replica = worker_order(batch_size, 0, 0, input_context)
     images = image_collection(source, training)
     check_channels(images, processor)
@@ -214,7 +222,7 @@ def evaluation_pipeline(
     def weighted(positions, loaded, good):
         image, label = loaded
         weight = tf.where(good, padded / count, 0.0)
-        batch = image, tf.one_hot(label, source.num_classes), weight
+        batch = image, tf.one_hot(label, num_classes), weight
         return tf.nest.map_structure(lambda part: _fill(part, per_replica), batch)
 
     items = images.held_out_items().take(count).enumerate().filter(is_mine)

@@ -8,12 +8,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_mae.data.encoded_images import IndexedImages
+from keras_mae.data.source import HELD_OUT_NAMES, TRAINING_NAMES
 from keras_mae.utils.text import first_names
 
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 # of images that are left out
 _OTHER_ENDINGS = (".avif", ".gif", ".heic", ".heif", ".jxl", ".tif", ".tiff")
-_HELD_OUT_FOLDERS = ("val", "validation", "test")
 
 _logger = logging.getLogger("keras_mae")
 
@@ -97,11 +97,12 @@ def class_names(root, names):
     if "" in classes:
         return None
     parts = {class_of(name) for name in names if name.count(os.sep) > 1}
-    parts &= {*_HELD_OUT_FOLDERS}
+    parts = [p for p in parts if p.lower() in (*TRAINING_NAMES, *HELD_OUT_NAMES)]
     if parts:
         raise ValueError(
-            f"{root} must have its other class folders in a folder `train`, beside "
-            f"`{min(parts)}`. Received: {first_names(classes)}"
+            f"{root} must hold class folders, or `train` and one of "
+            f"{', '.join(HELD_OUT_NAMES)} with class folders in each. "
+            f"Received: {first_names(classes)}, and folders in {min(parts)}"
         )
     return classes
 
@@ -143,11 +144,12 @@ def _find(root):
 
 def split_folders(root):
     """Returns the folders for training and held out (or `None`)."""
-    folders = [f.name for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
-    held_out = [name for name in _HELD_OUT_FOLDERS if name in folders]
+    folders = [f for f in root.iterdir() if f.is_dir() and f.name[0] != "."]
+    training, held_out = (
+        [f for name in names for f in folders if f.name.lower() == name]
+        for names in (TRAINING_NAMES, HELD_OUT_NAMES)
+    )
     # `train` among others is a split only beside a held-out folder, else a class
-    if "train" in folders and held_out:
-        return root / "train", root / held_out[0]
-    if folders == ["train"]:
-        return root / "train", None
+    if training and (held_out or len(folders) == 1):
+        return training[0], held_out[0] if held_out else None
     return root, None

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl
 
 from keras_mae.data.hf_stream import ImageStream, count_images
 from keras_mae.data.image_table import ImageTable, Table
+from keras_mae.data.source import HELD_OUT_NAMES
 
-_HELD_OUT_SPLITS = ("validation", "val", "test")
 _OPTIONS = ("config", "image", "label", "streaming")
 # files that `save_to_disk` writes
 _SAVED = ("dataset_dict.json", "state.json")
@@ -133,7 +133,7 @@ def load_hf(name, data_dir=None, divide=True):
         return images[0], images[1] if len(images) == 2 else None
     if isinstance(images[0], ImageStream):
         raise ValueError(
-            f"hf:{name} must have a split {' or '.join(_HELD_OUT_SPLITS)} to be "
+            f"hf:{name} must have a split {' or '.join(HELD_OUT_NAMES)} to be "
             "streamed, unless held_out names other images. "
             f"Received: {', '.join(sorted(splits))}"
         )
@@ -180,7 +180,7 @@ def _load(datasets, name, options, data_dir):
         return {
             key: Split(split, count_images(builder, key), files.get(key, ()), version)
             for key, split in builder.as_streaming_dataset().items()
-            if key in ("train", *_HELD_OUT_SPLITS)
+            if key in ("train", *HELD_OUT_NAMES)
         }
     builder.download_and_prepare()
     return {
@@ -209,7 +209,7 @@ def _names(splits, name):
             f"hf:{name} must have a split 'train' with images. "
             f"Received: {', '.join(sorted(sizes)) or 'none'}"
         )
-    return ["train", *[key for key in _HELD_OUT_SPLITS if sizes.get(key)][:1]]
+    return ["train", *[key for key in HELD_OUT_NAMES if sizes.get(key)][:1]]
 
 
 def _images(split, key, name, options):

@@ -29,7 +29,8 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
 
     Raises:
         ValueError: If images have no labels, training and held-out classes differ, only
-            one of the two is arrays, a class has no image, or a label is out of range.
+            one of the two is arrays, there are fewer than two classes, a class has no
+            image, or a label is out of range.
 
     Example:
 
@@ -55,6 +56,7 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
         names = [str(number) for number in range(num_classes or max(labels) + 1)]
         for labels in (source.training_labels, source.held_out_labels):
             _check_range("the data set", labels, names)
+        _check_several(names, "The data set")
         return source._replace(class_names=tuple(names))
     if all(isinstance(part, ImageFiles) for part in parts):
         names = _folder_classes(*parts)
@@ -68,6 +70,7 @@ def with_labels(source: Source, num_classes: int | None = None) -> Source:
         training, held_out = (_labelled(part, names) for part in parts)
     # a folder's name need not be UTF-8, as plots and files of names must be
     shown = tuple(name.encode(errors="replace").decode() for name in names)
+    _check_several(shown, getattr(source.training, "root", "The data set"))
     return source._replace(training=training, held_out=held_out, class_names=shown)
 
 
@@ -222,6 +225,14 @@ def _check_range(place, labels, names):
         raise ValueError(
             f"Labels of {place} must be in [0, {len(names)}), the number of classes. "
             f"Received: {labels[wrong[0]]}, of image {wrong[0]}"
+        )
+
+
+def _check_several(names, place):
+    if len(names) < 2:
+        raise ValueError(
+            f"{place} must have two or more classes: of image files, each a folder at "
+            f"the top. Received: {', '.join(names) or 'none'}"
         )
 
 

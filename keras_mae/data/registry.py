@@ -31,14 +31,15 @@ def load_source(
     """Loads a data set by name.
 
     - `digits`, `photos`: built in.
-    - `folder:PATH`: the files in it, or in its folder `train`; those in its folder
-      `val`, `validation` or `test` beside `train` are held out, else 2 % of the files.
+    - `folder:PATH`: the files in it, or in its folder `train` or `training`; those in a
+      folder `val`, `validation`, `valid`, `test` or `testing` (the first of these)
+      beside it are held out, else 2 % of the files. Capitals don't matter.
     - `tfrecord:GLOB`: the files that match; the last one is held out.
-    - `tfds:NAME`: the split `train`; held out is `validation` or `test`, else the last
-      2 % of `train`.
+    - `tfds:NAME`: the split `train`; held out is one of these names, else the last 2 %
+      of `train`.
     - `hf:NAME` of the Hugging Face hub, or `hf:PATH`, a folder or files that `datasets`
-      reads: the split `train`; held out is `validation`, `val` or `test`, else 2 % of
-      `train`. `hf:NAME?image=COLUMN&label=COLUMN&config=NAME` says what types don't.
+      reads: the split `train`; held out is one of these names, else 2 % of `train`.
+      `hf:NAME?image=COLUMN&label=COLUMN&config=NAME` says what types don't.
     - `webdataset:GLOB`: the images of the tar files that match, `{000..099}` included;
       2 % are held out.
 

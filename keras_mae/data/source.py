@@ -4,6 +4,10 @@ from typing import Any, NamedTuple
 
 from keras_mae.data.augmentation import PRETRAINING, WHOLE, Augmentation
 
+# of folders and splits; of several the first is taken
+TRAINING_NAMES = ("train", "training")
+HELD_OUT_NAMES = ("val", "validation", "valid", "test", "testing")
+
 
 class Source(NamedTuple):
     """A data set: training and held-out images, their statistics and labels.

@@ -2,9 +2,9 @@
 
 import math
 
+from keras_mae.data.source import HELD_OUT_NAMES
 from keras_mae.data.tfrecord import ImageRecords, Shard
 
-_HELD_OUT_SPLITS = ("validation", "test")
 # of the training split, where there is no other one
 _HELD_OUT_SHARE = 0.02
 
@@ -102,7 +102,7 @@ def _splits(builder, name, divide):
             f"tfds:{name} must have a split 'train' with images. "
             f"Received: {', '.join(sorted(sizes)) or 'none'}"
         )
-    for split in _HELD_OUT_SPLITS:
+    for split in HELD_OUT_NAMES:
         if sizes.get(split):
             return "train", split
     if not divide:

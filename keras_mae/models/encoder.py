@@ -222,7 +222,8 @@ class MAEEncoder(PatchMaskMixin, FusedInference, Pretrained, TransformerStack):
             raise ValueError(
                 "images must have a known height and width: keras.Input("
                 f"{wanted}), or dataset.map(lambda x: tf.ensure_shape(x, ...)). "
-                f"Received: images.shape={shape}"
+                f"After batches of {self.image_size}, some of another size may have "
+                f"come. Received: images.shape={shape}"
             )
         if not interpolate and shape[1:] != wanted:
             raise ValueError(

@@ -51,9 +51,18 @@ def extract_features(function, batches, steps=None):
         value = ops.convert_to_numpy(function(np.asarray(images))).astype("float32")
         targets = np.asarray(targets)
         one_hot = targets.ndim > 1 and targets.shape[-1] > 1
-        ids = targets.argmax(axis=-1) if one_hot else targets.reshape(-1)
+        ids = targets.argmax(axis=-1) if one_hot else _whole(targets.reshape(-1))
         # images of weight 0 are padding
         real = np.asarray(weights[0]) > 0 if weights else slice(None)
         features.append(value[real])
         labels.append(ids[real])
     return np.concatenate(features), np.concatenate(labels)
+
+
+def _whole(labels):
+    """Returns class ids as integers: `label_mode="binary"` of Keras gives floats."""
+    ids = labels.astype("int64")
+    wrong = labels[(ids != labels) | (ids < 0)]
+    if wrong.size:
+        raise ValueError(f"labels must be class ids or one-hot. Received: {wrong[0]}")
+    return ids

@@ -253,7 +253,9 @@ def _copy_pretrainer(model, **changes):
     return copy
 
 
-def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
+def load_classifier(
+    source, num_classes, pooling="mean", head=None, keep_head=True, **changes
+):
     """Puts a classifier around the encoder of a run, file or published weights."""
     # `head` has arguments of the classifier, `changes` those of the encoder
     options = {"pooling": pooling, "batch_norm": False, **(head or {})}
@@ -271,15 +273,15 @@ def load_classifier(source, num_classes, pooling="mean", head=None, **changes):
     )
     # a head is trained on one way of pooling
     if isinstance(model, MAEClassifier) and model.pooling == pooling:
-        _keep_head(model, classifier)
+        _keep_head(model, classifier, keep_head)
     return classifier
 
 
-def _keep_head(old, new):
+def _keep_head(old, new, same_classes):
     """Copies a head, and what its features go through, as far as it fits."""
     if new.head_norm is not None:
         new.head_norm.set_weights(old.head_norm.get_weights())
-    if old.num_classes != new.num_classes:
+    if old.num_classes != new.num_classes or not same_classes:
         return
     if new.batch_norm is None:
         new.head.set_weights(_without_batch_norm(old))

@@ -126,8 +126,9 @@ class Adaptable:
     def merge_lora(self) -> None:
         """Adds what LoRA has learned to the kernels, and drops LoRA's matrices.
 
-        Outputs stay the same, but for rounding. What LoRA had frozen stays frozen. A
-        compiled model must be compiled anew.
+        Outputs stay the same, but for rounding. The kernels that it adapted are trained
+        again; all else that it had frozen stays frozen. A compiled model must be
+        compiled anew.
 
         Example:
 

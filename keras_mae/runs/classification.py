@@ -9,10 +9,12 @@ from keras_mae.callbacks.checkpoints import BestCheckpoint
 from keras_mae.models import MAEClassifier
 from keras_mae.models.classifier import POOLINGS
 from keras_mae.models.loading import load_classifier
+from keras_mae.runs.run_folder import class_names_of_run
 from keras_mae.runs.training_config import TrainingConfig
 from keras_mae.runs.training_run import Training
 from keras_mae.utils.flags import flag
 from keras_mae.utils.labels_file import write_labels
+from keras_mae.utils.text import first_names
 
 
 def recipe_flag(text, choices=None):
@@ -86,11 +88,24 @@ class ClassifierTraining(Training):
         if config.residual_dtype is not None:
             changes["residual_dtype"] = config.residual_dtype
         if self.weights is not None:
+            other = self.other_classes(self.weights)
+            if other:
+                print(f"The head of {self.weights} is left out: it is for {other}")
             return load_classifier(
-                self.weights, classes, config.pooling, head, **changes
+                self.weights, classes, config.pooling, head, not other, **changes
             )
         head = {"num_classes": classes, "pooling": config.pooling, **head}
         return MAEClassifier.from_preset(config.preset, **head, **changes)
+
+    def other_classes(self, model):
+        """Says which classes of a model's run are others than the data's, or `""`."""
+        own, names = class_names_of_run(model), self.class_names
+        # of data that only numbers them
+        numbers = tuple(map(str, range(len(names))))
+        if own is None or len(own) != len(names) or numbers in (own, names):
+            return ""
+        pairs = [pair for pair in zip(own, names, strict=True) if len({*pair}) == 2]
+        return " instead of ".join(map(first_names, zip(*pairs, strict=True)))
 
     def compile(self, model, optimizer, **options):
         """Compiles with cross-entropy, top-1 and top-5 accuracy."""

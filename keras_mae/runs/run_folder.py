@@ -10,6 +10,7 @@ from keras_mae.callbacks.checkpoints import list_checkpoints
 from keras_mae.callbacks.history import read_history, write_history
 from keras_mae.preprocessing.pretrained_processor import CHECKPOINTS_NAME
 from keras_mae.utils.files import PART_PREFIX, atomic_write
+from keras_mae.utils.labels_file import LABELS_FILE, read_labels
 
 
 def saved_flags(config, not_saved):
@@ -20,14 +21,24 @@ def saved_flags(config, not_saved):
 
 def flag_of_run(model, name):
     """Returns a flag of the run that a folder or `.keras` file is of, or `None`."""
-    path = Path(os.path.abspath(os.path.expanduser(model)))
-    folder = path.parent if path.suffix == ".keras" else path
-    if folder.name == CHECKPOINTS_NAME:
-        folder = folder.parent
     try:
-        return json.loads(RunFolder(folder).config.read_text()).get(name)
+        return json.loads(_run_of(model).config.read_text()).get(name)
     except (OSError, ValueError, AttributeError):
         return None  # no run's
+
+
+def class_names_of_run(model):
+    """Returns the classes of the run that a path is of, as `flag_of_run`, or `None`."""
+    labels = _run_of(model).labels
+    # other models may have other names for the same classes
+    is_run = flag_of_run(model, "dataset") is not None
+    return read_labels(labels) if is_run and labels.is_file() else None
+
+
+def _run_of(model):
+    path = Path(os.path.abspath(os.path.expanduser(model)))
+    folder = path.parent if path.suffix == ".keras" else path
+    return RunFolder(folder.parent if folder.name == CHECKPOINTS_NAME else folder)
 
 
 class RunFolder:
@@ -41,6 +52,7 @@ class RunFolder:
         self.checkpoints = self.path / CHECKPOINTS_NAME
         self.config = self.path / "config.json"  # the flags
         self.data = self.path / "data.json"  # the number of images
+        self.labels = self.path / LABELS_FILE  # a classifier's class names
         self.history = self.path / "history.csv"
         self.logs = self.path / "logs"
         self.pictures = self.logs / "pictures"

@@ -76,6 +76,20 @@ def test_the_logs_have_what_the_features_give(make_model, labelled):
     assert few.evaluate() == top_accuracies(scores, labelled[1][12:])
 
 
+def test_labels_may_be_floats_and_must_be_whole(make_model, labelled):
+    """As of image_dataset_from_directory(label_mode="binary")."""
+    (images, labels), held_out = split(labelled)
+    probe = FeatureProbe((images, labels[:, None].astype("float32")), held_out, k=3)
+    probe.set_model(make_model(depth=1))
+    accuracies = probe.evaluate()
+    probe.training = images, labels
+    assert probe.evaluate() == accuracies
+    for wrong in (0.5, -1.0):
+        probe.training = images, np.full((12, 1), wrong)
+        with pytest.raises(ValueError, match=rf"ids or one-hot. Received: {wrong}"):
+            probe.evaluate()
+
+
 @pytest.mark.slow
 def test_only_some_epochs_are_probed_and_training_is_the_same(
     make_model, labelled, tmp_path

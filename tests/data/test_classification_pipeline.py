@@ -57,6 +57,14 @@ def test_replicas_and_a_later_start_see_the_same(digits, processor, start):
             np.testing.assert_array_equal(got, wanted)
 
 
+def test_files_without_classes_are_refused(tmp_path):
+    pictures.write_folder(tmp_path, range(4))
+    source = data.load_source(f"folder:{tmp_path}")
+    for pipeline in (data.evaluation_pipeline, data.labelled_pipeline):
+        with pytest.raises(ValueError, match=r"call with_labels\(source\) first"):
+            pipeline(source, pictures.processor_for(source), 2, 0)
+
+
 def test_an_odd_share_of_a_mixed_batch_is_refused(digits, processor):
     with pytest.raises(ValueError, match=r"must be even. Received: 3"):
         data.labelled_pipeline(

@@ -63,8 +63,33 @@ def test_held_out_classes_without_train_are_refused(folder):
         (folder / "train" / name).rename(folder / name)
     (folder / "train").rmdir()
     source = data.load_source(f"folder:{folder}")
-    with pytest.raises(ValueError, match=r"`train`, beside `val`. Received: ape, bee"):
+    with pytest.raises(ValueError, match=r"bee, cat, val, and folders in val$"):
         data.with_labels(source)
+
+
+def test_a_split_is_no_class(folder):
+    (folder / "val").rename(folder / "Dev")
+    source = data.load_source(f"folder:{folder}")
+    with pytest.raises(ValueError, match=r"Dev, train, and folders in train$"):
+        data.with_labels(source)
+
+
+def test_a_single_class_is_refused(folder):
+    (folder / "train" / "images").mkdir()
+    for name in ("ape", "bee", "cat"):
+        (folder / "train" / name).rename(folder / "train" / "images" / name)
+    source = data.load_source(f"folder:{folder}/train")
+    message = r"train must have two or more classes: .* at the top. Received: images$"
+    with pytest.raises(ValueError, match=message):
+        data.with_labels(source)
+    with pytest.raises(ValueError, match=r"two or more classes.*Received: 0$"):
+        labelled_tables([0, 0], [0], num_classes=1)
+    one = data.load_digits()
+    one = one._replace(
+        training_labels=0 * one.training_labels, held_out_labels=0 * one.held_out_labels
+    )
+    with pytest.raises(ValueError, match=r"two or more classes.*Received: 0$"):
+        data.with_labels(one)
 
 
 def test_folders_are_classes(folder):
@@ -190,11 +215,11 @@ class Labels(Table):
         return len(self.label_values)
 
 
-def labelled_tables(training, held_out):
+def labelled_tables(training, held_out, num_classes=None):
     training = ImageTable(Labels("training", training))
     held_out = ImageTable(Labels("held_out", held_out))
     source = data.Source(training, held_out, (0.5,) * 3, (0.5,) * 3, crop=True)
-    return data.with_labels(source)
+    return data.with_labels(source, num_classes)
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -147,6 +147,14 @@ def test_an_unknown_height_and_width_is_told_what_to_do(make_model):
         make_model().encoder(keras.Input((None, None, 3)), interpolate=True)
 
 
+@pytest.mark.tensorflow
+def test_batches_of_another_size_after_others_are_told(make_model, images):
+    encoder = make_model(depth=1).encoder
+    encoder.predict(images, verbose=0)
+    with pytest.raises(ValueError, match=r"After batches of \(32, 32\), some of"):
+        encoder.predict(np.zeros((4, 48, 48, 3), "float32"), verbose=0)
+
+
 def own_activation(x):
     return x
 

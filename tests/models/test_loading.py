@@ -89,6 +89,9 @@ def test_a_run_becomes_a_classifier_and_keeps_its_head(run, tmp_path):
     np.testing.assert_allclose(again(image), classifier(image), atol=1e-6)
     other = load_classifier(path, 4)
     assert other(image).shape == (2, 4)
+    fresh = load_classifier(path, 3, keep_head=False)
+    np.testing.assert_allclose(fresh.pooled(image), classifier.pooled(image), atol=1e-6)
+    assert np.abs(fresh(image) - classifier(image)).max() > 0.1
 
 
 def test_published_weights_become_a_classifier(make_model, images, tmp_path):

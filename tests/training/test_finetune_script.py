@@ -1,6 +1,7 @@
 """training/finetune.py on digits: outputs, evaluation, wrong flags, resuming."""
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -419,3 +420,48 @@ def test_eval_sees_images_as_the_runs_own_evaluation(name, bordered, monkeypatch
         config.write_text(json.dumps({"crop_scale": crop_scale}))
         assert evaluated_whole(bordered, monkeypatch, given) == whole
     assert evaluated_whole(bordered, monkeypatch, given, "--crop_scale=1")
+
+
+def test_eval_holds_out_what_the_run_did(tmp_path):
+    script, config = load(SCRIPT), config_class(SCRIPT)
+    flags = {"dataset": "folder:pets", "held_out": "folder:others"}
+    (tmp_path / "config.json").write_text(json.dumps(flags))
+    asked = config(model=str(tmp_path), dataset="folder:pets", eval=True)
+    assert script.as_trained(asked).held_out == "folder:others"
+    for change in ({"eval": False}, {"dataset": "folder:cars"}):
+        other = dataclasses.replace(asked, **change)
+        assert script.as_trained(other).held_out is None
+    given = dataclasses.replace(asked, held_out="folder:mine")
+    assert script.as_trained(given).held_out == "folder:mine"
+
+
+@pytest.mark.parametrize(
+    "written, kept",
+    [("black\nwhite\n", True), ("0\n1\n", True), ("black\nred\n", False)],
+)
+def test_a_head_is_for_classes_of_the_same_names(
+    written, kept, bordered, tmp_path, monkeypatch, capsys
+):
+    run = shutil.copytree(bordered / "run", tmp_path / "run")
+    (run / "best.keras").rename(run / "model.keras")
+    (run / "config.json").write_text(json.dumps({"dataset": "folder:pets"}))
+    (run / "labels.txt").write_text(written)
+    script, seen = load(SCRIPT), []
+    monkeypatch.setattr(script, "train", lambda _, model, processor: seen.append(model))
+    monkeypatch.setattr(script, "evaluate", lambda *_: None)
+    flags = [f"--model={run}", f"--dataset=folder:{bordered / 'data'}",
+             "--batch_size=4", f"--output={tmp_path / 'new'}"]  # fmt: skip
+    script.main(parse_flags(script.FinetuneConfig, "", flags))
+    heads = [
+        keras.ops.convert_to_numpy(model.head.kernel)
+        for model in (*seen, keras.models.load_model(run / "model.keras"))
+    ]
+    assert np.array_equal(*heads) == kept
+    said = f"The head of {run} is left out: it is for red instead of white\n"
+    assert capsys.readouterr().out == ("" if kept else said)
+    evaluation = parse_flags(script.FinetuneConfig, "", [*flags, "--eval"])
+    if kept:
+        script.main(evaluation)
+    else:
+        with pytest.raises(ValueError, match=f"Received: {run}, of red instead of wh"):
+            script.main(evaluation)
