@@ -58,17 +58,16 @@ def _index(client, options):
         relative = os.path.relpath(folder.resolve(), out.parent.resolve())
         ImageIndex(*arrays, options.model, version, relative).save(out)
 
-    def keep(arrays, kept):
-        if old is not None and not kept:
-            # a part must not replace what is whole
+    def keep(arrays):
+        if known is not old:
             told = f"kept nothing new; {out} stays as it was, of version {old.version}"
         else:
             save(arrays)
             told = f"kept {len(arrays[0])} images in {out}; run again for the rest"
         print(told, file=sys.stderr)
 
+    known = old if old is not None and old.version == version else None
     with _pinned(options, version) as client:
-        known = old if old is not None and old.version == version else None
         arrays = index_folder(client, folder, known, skip, keep)
     count = len(arrays[0])
     if not count:

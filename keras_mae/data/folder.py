@@ -96,9 +96,10 @@ def class_names(root, names):
     classes = sorted({class_of(name) for name in names})
     if "" in classes:
         return None
+    splits = (*TRAINING_NAMES, *HELD_OUT_NAMES)
     parts = {class_of(name) for name in names if name.count(os.sep) > 1}
-    parts = [p for p in parts if p.lower() in (*TRAINING_NAMES, *HELD_OUT_NAMES)]
-    if parts:
+    parts = [part for part in parts if part.lower() in splits]
+    if parts and Path(root).name.lower() not in splits:
         raise ValueError(
             f"{root} must hold class folders, or `train` and one of "
             f"{', '.join(HELD_OUT_NAMES)} with class folders in each. "

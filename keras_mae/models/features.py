@@ -49,13 +49,14 @@ def extract_features(function, batches, steps=None):
     for images, targets, *weights in itertools.islice(iter(batches), steps):
         # JAX's steps don't take the tensors of tf.data
         value = ops.convert_to_numpy(function(np.asarray(images))).astype("float32")
-        targets = np.asarray(targets)
-        one_hot = targets.ndim > 1 and targets.shape[-1] > 1
-        ids = targets.argmax(axis=-1) if one_hot else _whole(targets.reshape(-1))
         # images of weight 0 are padding
         real = np.asarray(weights[0]) > 0 if weights else slice(None)
+        targets = np.asarray(targets)[real]
+        one_hot = targets.ndim > 1 and targets.shape[-1] > 1
         features.append(value[real])
-        labels.append(ids[real])
+        labels.append(
+            targets.argmax(axis=-1) if one_hot else _whole(targets.reshape(-1))
+        )
     return np.concatenate(features), np.concatenate(labels)
 
 

@@ -61,8 +61,8 @@ class RunFolder:
         """Raises `ValueError` if a new run can't begin here, with these flags."""
         if not self._has_weights():
             others = [self.history]
-            if not self.data.exists():  # a run that was killed early has both
-                others.append(self.config)
+            if flag_of_run(self.path, "dataset") is None:
+                others.append(self.config)  # another library's
             for path in others:
                 if path.exists():  # maybe somebody else's
                     raise ValueError(

@@ -90,7 +90,7 @@ class Client(Connection):
         """Closes the connections; the client cannot be used afterwards.
 
         Calls that other threads still wait for end with a `ServingError` of code
-        `"CANCELLED"`.
+        `"CANCELLED"`; one that is still connecting does so at its timeout.
         """
         self._closed.set()
         self._transport.close()

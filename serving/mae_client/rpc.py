@@ -186,8 +186,9 @@ class AsyncGrpcTransport(_Grpc):
         super().__init__(options)
 
     async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+        if self._channel is None:
+            self._open(grpc.aio)  # closed, it refuses later calls
+        await self._channel.close()
 
     async def send(self, request: _GrpcRequest, deadline: float) -> Any:
         """As `GrpcTransport.send`."""

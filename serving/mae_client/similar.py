@@ -145,12 +145,9 @@ def index_folder(
     folder: str | os.PathLike[str],
     known: ImageIndex | None = None,
     skipped: Callable[[str, Exception], object] = lambda path, error: None,
-    unfinished: Callable[[IndexArrays, int], object] = lambda arrays, kept: None,
+    unfinished: Callable[[IndexArrays], object] = lambda arrays: None,
 ) -> IndexArrays:
-    """Embeds the images below a folder; returns paths, embeddings and stamps.
-
-    An interrupted run gives `unfinished` what is there, and how many of it were known.
-    """
+    """Embeds the images below a folder; returns paths, embeddings and stamps."""
     signatures = client.metadata()
     if SIGNATURE not in signatures:
         how = (
@@ -172,7 +169,7 @@ def index_folder(
     except BaseException:  # Ctrl-C among them
         if len(vectors) > kept:
             # saves what is there before the error
-            unfinished(_to_arrays(vectors, files), kept)
+            unfinished(_to_arrays(vectors, files))
         raise
     return _to_arrays(vectors, files)
 

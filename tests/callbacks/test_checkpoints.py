@@ -452,7 +452,8 @@ def test_another_librarys_configuration_is_not_replaced(tmp_path):
     run.config.write_text('{"model_type": "vit_mae"}')
     with pytest.raises(ValueError, match=r"config.json lies .* without a run"):
         run.check_free(overwrite=True)
-    run.data.touch()  # a run that was killed before it had weights
+    # of a run that was killed before it had weights, or copied for --config
+    run.config.write_text('{"dataset": "digits"}')
     run.check_free()
 
 

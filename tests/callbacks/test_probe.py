@@ -74,6 +74,9 @@ def test_the_logs_have_what_the_features_give(make_model, labelled):
     few.set_model(model)
     scores = knn_scores(features[10:12], labelled[1][10:12], features[12:], 2, k=3)
     assert few.evaluate() == top_accuracies(scores, labelled[1][12:])
+    ids = np.where([0, 0, 1, 1], labelled[1][8:12], -1)
+    few.training = tf.data.Dataset.from_tensors((labelled[0][8:12], ids, [0, 0, 1, 1]))
+    assert few.evaluate() == top_accuracies(scores, labelled[1][12:])
 
 
 def test_labels_may_be_floats_and_must_be_whole(make_model, labelled):

@@ -74,6 +74,16 @@ def test_a_split_is_no_class(folder):
         data.with_labels(source)
 
 
+def test_a_class_of_a_split_may_have_a_splits_name(folder):
+    (folder / "train" / "cat").rename(folder / "train" / "train")
+    (folder / "val" / "cat").rename(folder / "val" / "train")
+    for file in sorted((folder / "train" / "train").iterdir()):
+        (file.parent / "sub").mkdir(exist_ok=True)
+        file.rename(file.parent / "sub" / file.name)
+    source = data.with_labels(data.load_source(f"folder:{folder}"))
+    assert source.class_names == ("ape", "bee", "train")
+
+
 def test_a_single_class_is_refused(folder):
     (folder / "train" / "images").mkdir()
     for name in ("ape", "bee", "cat"):

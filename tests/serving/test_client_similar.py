@@ -311,6 +311,8 @@ def test_a_signal_ends_a_run_that_keeps_what_it_has(stub, tmp_path):
         ),
         stderr=subprocess.PIPE,
         text=True,
+        # pytest itself may run by nohup
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert gate.begun.wait(stand_ins.PATIENCE)
     number = signal.SIGHUP if stub.grpc else signal.SIGTERM
@@ -321,6 +323,22 @@ def test_a_signal_ends_a_run_that_keeps_what_it_has(stub, tmp_path):
     assert process.returncode == 128 + number
     assert told == f"kept 64 images in {out}; run again for the rest\n"
     assert len(ImageIndex.load(out).paths) == 64
+
+
+def test_a_part_of_the_same_version_keeps_what_is_new(
+    stub, folder, tmp_path, capsys, monkeypatch
+):
+    out = tmp_path / "index.npz"
+    ask(stub, "index", folder, f"--out={out}")
+    for level in range(5):
+        Image.fromarray(grey(level)).save(folder / f"new{level}.png")
+    monkeypatch.setattr(sys.modules["mae_client.similar"], "_WINDOW", 3)
+    stub.brain.refusals = [None, None, ("NOT_FOUND", "gone")]
+    with pytest.raises(SystemExit):
+        ask(stub, "index", folder, f"--out={out}")
+    # the four, and two of the first three, as one can't be read
+    assert "kept 6 images" in capsys.readouterr().err
+    assert len(ImageIndex.load(out).paths) == 6
 
 
 def test_a_part_does_not_replace_a_whole_index(
