@@ -115,9 +115,7 @@ class PretrainConfig(TrainingConfig):
         None,
     )
     num_classes: int | None = flag(
-        "number of classes of --probe_every, if its images only number them "
-        "(TFRecord, tar)",
-        None,
+        "number of classes of --probe_every, if its images only number them", None
     )
 
     def resolved(self, on_tpu=False):

@@ -35,6 +35,8 @@ class ImageFiles(IndexedImages):
     def paths(self):
         return [os.path.join(self.root, name) for name in self.names]
 
+    data_files = paths
+
     @property
     def keys(self):
         # the file system's own bytes, which need not be UTF-8

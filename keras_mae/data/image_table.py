@@ -21,7 +21,8 @@ class Table:
     """
 
     place: str
-    data_files: Collection[str] = ()  # that were converted to what the table reads
+    # paths that another kind of source may read too
+    data_files: Collection[str] = ()
 
     @cached_property
     def class_names(self):

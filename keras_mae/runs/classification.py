@@ -33,7 +33,7 @@ class ClassifierConfig(TrainingConfig):
     )
     preset: str = flag("model size where --model is not given", "mae_tiny")
     num_classes: int | None = flag(
-        "number of classes, if the dataset only numbers them (TFRecord, tar)", None
+        "number of classes, if the dataset only numbers them", None
     )
     labels_per_class: int | None = flag(
         "labelled training images per class; default: all", None

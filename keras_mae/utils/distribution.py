@@ -1,6 +1,7 @@
 """`tf.distribute` strategies of `--strategy`, and multi-worker helpers."""
 
 import json
+import logging
 import os
 import socket
 import urllib.parse
@@ -8,6 +9,8 @@ import urllib.parse
 import tensorflow as tf
 
 from keras_mae.utils.devices import check_tensorflow_backend
+
+_logger = logging.getLogger("keras_mae")
 
 STRATEGIES = ("cpu", "gpu", "mirrored", "multiworker", "tpu")
 
@@ -32,7 +35,9 @@ def make_strategy(name, replicas=None, tpu=None):
         # all GPUs, or so many; without GPUs logical CPU devices, by default two
         return tf.distribute.MirroredStrategy(_mirrored_devices(replicas))
     if name == "multiworker":
-        read_tf_config()  # raises where TF_CONFIG is wrong
+        # raises where TF_CONFIG is wrong
+        if read_tf_config()[0] == [None]:
+            _logger.warning("TF_CONFIG is not set: this process is the only worker")
         return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
         return _connect_to_tpu(tpu or "local")
@@ -51,7 +56,10 @@ def read_tf_config():
         return [None], 0  # one worker, without an address
     try:
         config = json.loads(text)
-        workers = config["cluster"].get("chief", []) + config["cluster"]["worker"]
+        workers = [
+            *config["cluster"].get("chief", []),
+            *config["cluster"].get("worker", []),
+        ]
         index = int(config["task"]["index"])
         if config["task"]["type"] == "worker":
             index += len(config["cluster"].get("chief", []))

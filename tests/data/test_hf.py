@@ -314,6 +314,18 @@ def test_what_cannot_be_left_out_of_training_is_refused(name, held_out, tmp_path
         load(f"{tmp_path}/{name}", tmp_path / "c", held_out=f"hf:{tmp_path}/{held_out}")
 
 
+def test_a_folder_and_hf_do_not_share_files(tmp_path):
+    folder_of_images(tmp_path)
+    names = [f"{kind}:{tmp_path}/train" for kind in ("folder", "hf")]
+    for name, held_out in (names, names[::-1]):
+        with pytest.raises(ValueError, match=r"other files than dataset.*both with"):
+            data.load_source(name, held_out=held_out, data_dir=tmp_path / "cache")
+    other = data.load_source(
+        names[0], held_out=f"hf:{tmp_path}/test", data_dir=tmp_path / "cache"
+    )
+    assert (len(other.training), len(other.held_out)) == (12, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

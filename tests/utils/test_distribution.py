@@ -290,8 +290,17 @@ def test_workers_behind_a_chief_are_counted_on(monkeypatch):
     }
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     assert read_tf_config() == (["a:1", "b:1", "c:1"], 2)
-    monkeypatch.delenv("TF_CONFIG")
+    alone = {"cluster": {"chief": ["a:1"]}, "task": {"type": "chief", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(alone))
+    assert read_tf_config() == (["a:1"], 0)
+
+
+def test_a_worker_without_a_cluster_says_so(monkeypatch, caplog):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: "one")
     assert read_tf_config() == ([None], 0)
+    assert make_strategy("multiworker") == "one"
+    assert "TF_CONFIG is not set" in caplog.text
 
 
 @pytest.mark.parametrize("address", [None, "no-such-tpu", "grpc://127.0.0.1:9"])
