@@ -47,6 +47,9 @@ def test_curl_commands_of_the_docs(server, tmp_path, command):
     answer = json.loads(finished.stdout)
     if "predictions" in answer:
         assert np.shape(answer["predictions"]) == (1, 17, 128)
+    elif "results" in answer:
+        (classes,) = answer["results"]
+        assert sum(score for _, score in classes) == pytest.approx(1, abs=1e-5)
     else:
         assert answer["model_version_status"][0]["state"] == "AVAILABLE"
 
