@@ -56,13 +56,12 @@ def read_tf_config():
         return [None], 0  # one worker, without an address
     try:
         config = json.loads(text)
-        workers = [
-            *config["cluster"].get("chief", []),
-            *config["cluster"].get("worker", []),
-        ]
+        cluster = config["cluster"]
+        chief = cluster.get("chief", [])
+        workers = [*chief, *cluster.get("worker", [])]
         index = int(config["task"]["index"])
         if config["task"]["type"] == "worker":
-            index += len(config["cluster"].get("chief", []))
+            index += len(chief)
         workers[index]
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(

@@ -52,6 +52,18 @@ def test_too_many_requests_are_retried_as_told(monkeypatch, replies, least):
     assert time.monotonic() - start > least and not replies
 
 
+def read_retry_after(monkeypatch, status, text):
+    """Returns what the client's error says of a `Retry-After` header."""
+    monkeypatch.setattr(Busy, "replies", [(status, text)])
+    with (
+        RestStub(handler=Busy) as stub,
+        connect(stub, retries=0) as asked,
+        pytest.raises(ServingError) as error,
+    ):
+        asked.status()
+    return error.value.retry_after
+
+
 def test_retry_after_may_be_a_date(monkeypatch):
     then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
     date = email.utils.format_datetime(then)
@@ -59,26 +71,12 @@ def test_retry_after_may_be_a_date(monkeypatch):
         (date, 3500, 3601),
         ("Thu, 01 Jan 2026 00:00:00 GMT", 0, 0),
     ):
-        monkeypatch.setattr(Busy, "replies", [(429, text)])
-        with (
-            RestStub(handler=Busy) as stub,
-            connect(stub, retries=0) as asked,
-            pytest.raises(ServingError) as error,
-        ):
-            asked.status()
-        assert least <= error.value.retry_after <= most
+        assert least <= read_retry_after(monkeypatch, 429, text) <= most
 
 
 def test_a_strange_retry_after_is_passed_over(monkeypatch):
     for text in ("9" * 400, "31 Dec 9999999999999999999 23:59:59 -0000"):
-        monkeypatch.setattr(Busy, "replies", [(503, text)])
-        with (
-            RestStub(handler=Busy) as stub,
-            connect(stub, retries=0) as asked,
-            pytest.raises(ServingError) as error,
-        ):
-            asked.status()
-        assert error.value.retry_after is None
+        assert read_retry_after(monkeypatch, 503, text) is None
 
 
 class Odd(RestHandler):
